@@ -1,0 +1,1 @@
+//! Stored bytes to text: base64 and charsets.

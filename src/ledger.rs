@@ -1,0 +1,1 @@
+//! What was accepted, in an SQLite file of this dispatcher's own.

@@ -1,0 +1,349 @@
+//! What can become of a mail: the smarthost's reply, whom a failure concerns, and what follows from it. No I/O.
+
+use std::fmt;
+
+use jiff::Timestamp;
+
+use crate::mail::Address;
+
+/// A complete reply of the smarthost (RFC 5321 §4.2), fit for a log line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reply {
+    pub code: u16,
+    /// RFC 3463 status code, where the reply has one.
+    pub enhanced: Option<(u8, u16, u16)>,
+    /// All lines joined by one blank, without the codes; control characters replaced; at most 500 bytes.
+    pub text: String,
+}
+
+impl Reply {
+    /// 2yz
+    pub fn is_positive(&self) -> bool {
+        self.code / 100 == 2
+    }
+
+    /// 5yz
+    pub fn is_permanent(&self) -> bool {
+        self.code / 100 == 5
+    }
+}
+
+impl fmt::Display for Reply {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.code)?;
+        if let Some((class, subject, detail)) = self.enhanced {
+            write!(f, " {class}.{subject}.{detail}")?;
+        }
+        if !self.text.is_empty() {
+            write!(f, " {}", self.text)?;
+        }
+        Ok(())
+    }
+}
+
+/// The step of the SMTP dialogue at which something happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Stage {
+    Connect,
+    Greeting,
+    Ehlo,
+    Tls,
+    Auth,
+    Mail,
+    Rcpt,
+    Data,
+    FinalDot,
+}
+
+impl Stage {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Connect => "connect",
+            Self::Greeting => "greeting",
+            Self::Ehlo => "ehlo",
+            Self::Tls => "tls",
+            Self::Auth => "auth",
+            Self::Mail => "mail",
+            Self::Rcpt => "rcpt",
+            Self::Data => "data",
+            Self::FinalDot => "final-dot",
+        }
+    }
+}
+
+/// Whom a failure concerns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Scope {
+    /// The smarthost as a whole: no mail is to blame.
+    Relay,
+    /// This mail, with all the recipients that it still has.
+    Message,
+    /// One recipient of this mail.
+    Recipient,
+}
+
+/// What went wrong, in the smarthost's words or in ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cause {
+    Reply(Reply),
+    /// The step's time ran out.
+    Timeout,
+    /// The connection could not be made or broke; the text says how.
+    Closed(String),
+    /// The peer does not speak SMTP as it should; the text says how.
+    Protocol(String),
+    /// We did not go on, for a reason of our own.
+    Local(Reason, String),
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Reply(reply) => reply.fmt(f),
+            Self::Timeout => f.write_str("no reply in time"),
+            Self::Closed(how) | Self::Protocol(how) | Self::Local(_, how) => f.write_str(how),
+        }
+    }
+}
+
+/// A failure with its place and the party that it concerns.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trouble {
+    pub stage: Stage,
+    pub scope: Scope,
+    pub cause: Cause,
+}
+
+impl fmt::Display for Trouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (at {})", self.cause, self.stage.as_str())
+    }
+}
+
+/// What one attempt did for one recipient.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RecipientOutcome {
+    /// The smarthost took responsibility: 250 after the final dot.
+    Accepted(Reply),
+    /// To be tried again later.
+    Deferred(Trouble),
+    /// Refused for good.
+    Refused(Trouble),
+    /// The link died between the final dot and our reading of the reply.
+    Unknown(Trouble),
+    /// Not offered at all, or in a transaction that never came to its dot for a reason that is not this mail's.
+    Untried,
+}
+
+/// What became of one offer of a mail to the smarthost. Each recipient that was to be reached has an outcome.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attempt {
+    pub outcomes: Vec<(Address, RecipientOutcome)>,
+    /// Trouble that concerns the relay and not, or not only, this mail. Where it stands beside outcomes that are all
+    /// `Untried` or `Accepted`, no attempt of the mail is used.
+    pub relay: Option<Trouble>,
+}
+
+/// Reason codes: a contract with monitoring and scripts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reason {
+    Base64Invalid,
+    Truncated,
+    NoRecipient,
+    NoSender,
+    AddressInvalid,
+    HeaderInvalid,
+    TooLarge,
+    Smtputf8Unsupported,
+    Refused,
+    Throttled,
+    RelayUnavailable,
+    Expired,
+    OutcomeUnknown,
+    AlreadyAccepted,
+    NotTransportable,
+    Operator,
+}
+
+impl Reason {
+    pub const ALL: [Self; 16] = [
+        Self::Base64Invalid,
+        Self::Truncated,
+        Self::NoRecipient,
+        Self::NoSender,
+        Self::AddressInvalid,
+        Self::HeaderInvalid,
+        Self::TooLarge,
+        Self::Smtputf8Unsupported,
+        Self::Refused,
+        Self::Throttled,
+        Self::RelayUnavailable,
+        Self::Expired,
+        Self::OutcomeUnknown,
+        Self::AlreadyAccepted,
+        Self::NotTransportable,
+        Self::Operator,
+    ];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Base64Invalid => "base64-invalid",
+            Self::Truncated => "truncated",
+            Self::NoRecipient => "no-recipient",
+            Self::NoSender => "no-sender",
+            Self::AddressInvalid => "address-invalid",
+            Self::HeaderInvalid => "header-invalid",
+            Self::TooLarge => "too-large",
+            Self::Smtputf8Unsupported => "smtputf8-unsupported",
+            Self::Refused => "refused",
+            Self::Throttled => "throttled",
+            Self::RelayUnavailable => "relay-unavailable",
+            Self::Expired => "expired",
+            Self::OutcomeUnknown => "outcome-unknown",
+            Self::AlreadyAccepted => "already-accepted",
+            Self::NotTransportable => "not-transportable",
+            Self::Operator => "operator",
+        }
+    }
+
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|reason| reason.as_str() == text)
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// States of a row: a contract. `Waiting` is a row that we hold no record of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum State {
+    Waiting,
+    Claimed,
+    Sending,
+    Deferred,
+    Failed,
+    Unreadable,
+    Held,
+}
+
+impl State {
+    pub const ALL: [Self; 7] =
+        [Self::Waiting, Self::Claimed, Self::Sending, Self::Deferred, Self::Failed, Self::Unreadable, Self::Held];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Claimed => "claimed",
+            Self::Sending => "sending",
+            Self::Deferred => "deferred",
+            Self::Failed => "failed",
+            Self::Unreadable => "unreadable",
+            Self::Held => "held",
+        }
+    }
+
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|state| state.as_str() == text)
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// States of a recipient: a contract.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RecipientState {
+    Open,
+    Accepted,
+    Deferred,
+    Refused,
+    Invalid,
+}
+
+impl RecipientState {
+    pub const ALL: [Self; 5] = [Self::Open, Self::Accepted, Self::Deferred, Self::Refused, Self::Invalid];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Accepted => "accepted",
+            Self::Deferred => "deferred",
+            Self::Refused => "refused",
+            Self::Invalid => "invalid",
+        }
+    }
+
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|state| state.as_str() == text)
+    }
+}
+
+/// What is remembered of one recipient over the attempts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecipientRecord {
+    /// As in the envelope; for `Invalid` as it was written.
+    pub address: String,
+    pub state: RecipientState,
+    /// The last reply or our own words, fit for a log line.
+    pub reply: Option<String>,
+    pub at: Timestamp,
+}
+
+/// What earlier attempts left behind.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct History {
+    /// Attempts that counted: those in which the mail or a recipient of it was put off or refused.
+    pub attempts: u32,
+    /// Attempts of which nobody knows the outcome.
+    pub unknowns: u32,
+    /// When the mail was first put off; expiry counts from here.
+    pub first_deferred: Option<Timestamp>,
+    /// Recipients that have an outcome of their own. The others are open.
+    pub recipients: Vec<RecipientRecord>,
+}
+
+/// What shall become of a claimed row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    pub fate: Fate,
+    /// The history including the attempt that led here.
+    pub history: History,
+    /// The last reply or trouble, fit for a log line.
+    pub last_reply: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// Every recipient was accepted: row and record are deleted.
+    Delivered,
+    Deferred {
+        reason: Reason,
+        next_attempt: Timestamp,
+    },
+    Failed {
+        reason: Reason,
+    },
+    Held {
+        reason: Reason,
+    },
+    /// The row cannot become a mail; `detail` says which column and what is wrong with it.
+    Unreadable {
+        reason: Reason,
+        detail: String,
+    },
+    /// Nothing happened: the row goes back to where it was before the claim, and no attempt was used.
+    Released,
+}
+
+impl Verdict {
+    /// A claim given back untouched.
+    pub fn released() -> Self {
+        Self { fate: Fate::Released, history: History::default(), last_reply: None }
+    }
+}

@@ -1,0 +1,172 @@
+//! The smarthost: offers a mail over SMTP and says what became of each recipient.
+//!
+//! A [`Relay`] holds the settings and what is known of the smarthost; each worker holds a [`Worker`] with a connection
+//! of its own. The order of events that the promises rest on is in [`Witness`].
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::mail::{Address, Mail};
+use crate::outcome::{Attempt, Reply, Trouble};
+
+/// `[relay]` of the configuration, checked.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub host: String,
+    pub port: u16,
+    pub tls: Tls,
+    /// PEM file with the only authorities to trust; the system's when absent.
+    pub ca_file: Option<PathBuf>,
+    pub login: Option<Login>,
+    /// The name in EHLO.
+    pub helo: String,
+    pub messages_per_connection: u32,
+    pub recipients_per_message: usize,
+    pub timeouts: Timeouts,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tls {
+    /// STARTTLS is required and the certificate is checked.
+    Starttls,
+    /// TLS from the first byte (RFC 8314), certificate checked.
+    Implicit,
+    /// STARTTLS when offered; the certificate is not checked.
+    Opportunistic,
+    None,
+}
+
+/// The password is read from its file whenever a connection is made, so that a changed one needs no restart.
+#[derive(Clone)]
+pub struct Login {
+    pub username: String,
+    pub password: Password,
+}
+
+#[derive(Clone)]
+pub enum Password {
+    File(PathBuf),
+    Value(String),
+}
+
+impl std::fmt::Debug for Login {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Login").field("username", &self.username).finish_non_exhaustive()
+    }
+}
+
+/// How long each step may take (RFC 5321 §4.5.3.2).
+#[derive(Clone, Copy, Debug)]
+pub struct Timeouts {
+    pub connect: Duration,
+    pub greeting: Duration,
+    pub ehlo: Duration,
+    pub tls: Duration,
+    pub auth: Duration,
+    pub mail: Duration,
+    pub rcpt: Duration,
+    pub data: Duration,
+    /// Between two chunks of the body that the peer takes.
+    pub body: Duration,
+    /// At most two thirds of the lease.
+    pub final_dot: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        let minutes = |n: u64| Duration::from_secs(n * 60);
+        Self {
+            connect: Duration::from_secs(30),
+            greeting: minutes(5),
+            ehlo: minutes(5),
+            tls: minutes(1),
+            auth: minutes(5),
+            mail: minutes(5),
+            rcpt: minutes(5),
+            data: minutes(2),
+            body: minutes(3),
+            final_dot: minutes(10),
+        }
+    }
+}
+
+/// Sees each transaction at the two moments that count, and can stop it at the first.
+///
+/// `relay` knows neither ledger nor queue; the dispatcher implements this with both.
+pub trait Witness: Send {
+    /// All replies to MAIL, RCPT and DATA are in, `recipients` (never empty) were accepted, and nothing of the body has
+    /// been written. An error stops the transaction here: no dot goes out, and the connection is dropped.
+    fn before_dot(&mut self, recipients: &[Address]) -> impl Future<Output = Result<(), Trouble>> + Send;
+
+    /// The smarthost answered the dot. Runs before the next final dot on this connection. `Ok` is a 2yz reply.
+    fn after_dot(&mut self, answer: Result<&Reply, &Trouble>) -> impl Future<Output = ()> + Send;
+}
+
+/// What every worker shares: settings, TLS configuration, and what the smarthost said of itself.
+#[derive(Debug)]
+pub struct Relay {
+    settings: Settings,
+}
+
+/// What the smarthost announced at the last EHLO.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Announced {
+    pub pipelining: bool,
+    pub eight_bit: bool,
+    pub smtputf8: bool,
+    pub starttls: bool,
+    /// RFC 1870; `Some(0)` or `None`: no limit is known.
+    pub size: Option<u64>,
+    pub auth: Vec<String>,
+}
+
+impl Relay {
+    /// Reads the CA file and makes the TLS configuration.
+    pub fn new(settings: Settings) -> anyhow::Result<Arc<Self>> {
+        Ok(Arc::new(Self { settings }))
+    }
+
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// What the smarthost announced at the newest EHLO over any connection; `None` before the first.
+    pub fn announced(&self) -> Option<Announced> {
+        todo!()
+    }
+
+    /// Connects, greets, starts TLS, logs in, and quits. Sends no mail.
+    pub async fn probe(&self) -> Result<Announced, Trouble> {
+        todo!()
+    }
+
+    pub fn worker(self: &Arc<Self>) -> Worker {
+        Worker { relay: self.clone() }
+    }
+}
+
+/// One connection's worth of sending. Dropping it drops the connection.
+#[derive(Debug)]
+pub struct Worker {
+    relay: Arc<Relay>,
+}
+
+impl Worker {
+    /// Makes sure that there is a connection, greeted and logged in, that can take a mail.
+    pub async fn ready(&mut self) -> Result<(), Trouble> {
+        let _ = &self.relay;
+        todo!()
+    }
+
+    /// Offers `mail` to `recipients`, in as many transactions as the limits want.
+    pub async fn send(&mut self, mail: &Mail, recipients: &[Address], witness: &mut impl Witness) -> Attempt {
+        let _ = (mail, recipients, witness);
+        todo!()
+    }
+
+    /// QUIT, if there is a connection; waits for the reply a short time only.
+    pub async fn quit(&mut self) {
+        todo!()
+    }
+}
