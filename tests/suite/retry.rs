@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use mailqueue::outcome::{
-    Attempt, Cause, Fate, History, Reason, RecipientOutcome, RecipientRecord, RecipientState, Reply, Scope, Stage, Trouble,
+    Attempt, Cause, Fate, History, Reason, RecipientOutcome, RecipientRecord, RecipientState, Reply, Scope, Stage,
+    Trouble,
 };
 use mailqueue::retry::{OnUnknown, Settings, decide, excused, pause, unknown};
 
@@ -61,8 +62,7 @@ const MIDDLE: f64 = 0.5;
 
 #[test]
 fn a_row_whose_recipients_were_all_accepted_is_delivered() {
-    let verdict =
-        decide(&Settings::default(), &History::default(), &attempt([accepted(), accepted()]), now(), MIDDLE);
+    let verdict = decide(&Settings::default(), &History::default(), &attempt([accepted(), accepted()]), now(), MIDDLE);
     assert_eq!(verdict.fate, Fate::Delivered);
     assert_eq!(verdict.history.attempts, 0, "an attempt counts where somebody was put off or refused");
     assert_eq!(verdict.last_reply.as_deref(), Some("250 2.0.0 words"));
@@ -123,7 +123,8 @@ fn a_mail_that_is_put_off_for_too_long_has_failed() {
         first_deferred: Some(now() - SignedDuration::try_from(age).unwrap()),
         ..History::default()
     };
-    let young = decide(&settings, &since(settings.expire - Duration::from_secs(1)), &attempt([deferred()]), now(), MIDDLE);
+    let young =
+        decide(&settings, &since(settings.expire - Duration::from_secs(1)), &attempt([deferred()]), now(), MIDDLE);
     assert!(matches!(young.fate, Fate::Deferred { .. }), "{:?}", young.fate);
     let old = decide(&settings, &since(settings.expire), &attempt([deferred()]), now(), MIDDLE);
     assert_eq!(old.fate, Fate::Failed { reason: Reason::Expired });
