@@ -1,1 +1,256 @@
-//! dispatch
+//! The loop around everything: claims, translates, relays, decides and settles, for all queues side by side.
+//!
+//! Each queue has a *lane*: a feeder that claims rows and makes mails of them, a settler that carries verdicts out, and a
+//! keeper that counts the heartbeat up. The workers, one for each connection, take ready mails from all lanes by weight.
+//! Nothing but [`queue::Claim`](crate::queue::Claim)s wanders between them, so that no row can be in two places.
+
+mod batch;
+mod events;
+mod feeder;
+mod health;
+mod keeper;
+mod lane;
+mod rate;
+mod recovery;
+mod settler;
+mod share;
+mod streak;
+mod witness;
+mod worker;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::ledger::Ledger;
+use crate::queue::Queue;
+use crate::relay::Relay;
+use crate::{retry, translate};
+
+pub use events::{Progress, Redact, Tally};
+pub use health::{State as RelayState, View as RelayView};
+pub use rate::Rate;
+
+use health::Health;
+use lane::{Job, Lane};
+use rate::Bucket;
+use share::Share;
+use streak::Streak;
+
+/// What the configuration says about the loop.
+#[derive(Clone)]
+pub struct Settings {
+    /// Look again this long after a table ran empty.
+    pub poll_interval: Duration,
+    /// Where ledger and dispatcher id are.
+    pub state_dir: PathBuf,
+    /// A dispatcher that shows no signs of life for so long loses its claims.
+    pub lease: Duration,
+    /// How long the ledger remembers settled mails.
+    pub ledger_keep: Duration,
+    /// For the content of rows under way.
+    pub max_in_flight_bytes: u64,
+    pub connections: usize,
+    pub rate: Option<Rate>,
+    pub message: translate::Settings,
+    pub retry: retry::Settings,
+    /// Turns text with addresses into what a log may show of it.
+    pub redact: Redact,
+}
+
+/// A queue with its share of the relay while several have work.
+pub struct Source {
+    pub queue: Queue,
+    pub weight: u32,
+}
+
+/// What keeps a dispatcher from starting.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Ledger(#[from] crate::ledger::Error),
+    /// The database knows of rows that this dispatcher was sending, and there is no ledger to tell what became of them.
+    #[error(
+        "the ledger in {} is missing, but queue {queue} has {rows} row(s) that this dispatcher was sending. Put {} back from \
+         a backup; or, if it is lost, remove {}: the rows are then taken over after a lease as of unknown outcome",
+        state_dir.display(), state_dir.join(crate::ledger::FILE).display(), state_dir.join("dispatcher").display()
+    )]
+    LedgerMissing { state_dir: PathBuf, queue: Arc<str>, rows: usize },
+}
+
+/// How one pass ended.
+#[derive(Debug, Default)]
+pub struct Pass {
+    pub tally: Tally,
+    /// The relay's trouble that ended the pass early.
+    pub relay: Option<String>,
+    /// Queues whose database was out of reach, with the reason.
+    pub databases: Vec<(Arc<str>, String)>,
+    /// The ledger or the rows' records kept the dispatcher from starting.
+    pub refused: Option<StartError>,
+}
+
+/// What all parts of a running dispatcher share.
+pub(crate) struct Shared {
+    settings: Settings,
+    relay: Arc<Relay>,
+    ledger: Ledger,
+    health: Health,
+    bucket: Bucket,
+    budget: Arc<Semaphore>,
+    ready: Share<Job>,
+    streak: Streak,
+    progress: Arc<Progress>,
+    /// One pass, then the end; trouble of the relay ends it too.
+    once: bool,
+    /// No new claims; what is ready goes back, what is on the wire is finished.
+    stop: CancellationToken,
+    /// Look at the tables now.
+    poll: tokio::sync::Notify,
+}
+
+/// A dispatcher that can be run.
+pub struct Dispatcher {
+    shared: Arc<Shared>,
+    lanes: Vec<Arc<Lane>>,
+    settlers: JoinSet<()>,
+}
+
+/// Steers a running dispatcher from outside. Cheap to clone.
+#[derive(Clone)]
+pub struct Handle {
+    shared: Arc<Shared>,
+}
+
+impl Handle {
+    /// Finishes what is on the wire, gives everything else back, and lets [`Dispatcher::run`] end.
+    pub fn stop(&self) {
+        self.shared.stop.cancel();
+    }
+
+    /// Looks at all tables now.
+    pub fn poll(&self) {
+        self.shared.poll.notify_waiters();
+    }
+
+    pub fn progress(&self) -> Arc<Progress> {
+        self.shared.progress.clone()
+    }
+
+    pub fn relay(&self) -> RelayView {
+        self.shared.health.watch().borrow().clone()
+    }
+}
+
+/// Memory is counted in these, because a semaphore's permits are 32 bits wide.
+const BUDGET_UNIT: u64 = 1024;
+
+impl Dispatcher {
+    /// Puts the parts together; starts nothing.
+    pub fn new(settings: Settings, sources: Vec<Source>, relay: Arc<Relay>, ledger: Ledger, once: bool) -> Self {
+        let budget = (settings.max_in_flight_bytes / BUDGET_UNIT).clamp(1, u64::from(u32::MAX)) as usize;
+        let shared = Arc::new(Shared {
+            health: Health::new(settings.connections),
+            bucket: Bucket::new(settings.rate),
+            budget: Arc::new(Semaphore::new(budget)),
+            ready: Share::new(sources.iter().map(|source| source.weight)),
+            streak: Streak::default(),
+            progress: Arc::new(Progress::default()),
+            stop: CancellationToken::new(),
+            poll: tokio::sync::Notify::new(),
+            settings,
+            relay,
+            ledger,
+            once,
+        });
+        let mut settlers = JoinSet::new();
+        let lanes = sources
+            .into_iter()
+            .enumerate()
+            .map(|(index, source)| {
+                let (lane, inbox) = Lane::new(index, source.queue, &shared);
+                settlers.spawn(settler::run(shared.clone(), lane.clone(), inbox));
+                lane
+            })
+            .collect();
+        Self { shared, lanes, settlers }
+    }
+
+    pub fn handle(&self) -> Handle {
+        Handle { shared: self.shared.clone() }
+    }
+
+    /// Runs until [`Handle::stop`], or for one pass if made so; everything that was claimed is settled or given back at
+    /// the end, as far as the databases can be reached.
+    pub async fn run(self) -> Pass {
+        let Self { shared, lanes, mut settlers } = self;
+        let background = CancellationToken::new();
+        let mut keepers = JoinSet::new();
+        for lane in &lanes {
+            keepers.spawn(background.clone().run_until_cancelled_owned(keeper::run(shared.clone(), lane.clone())));
+        }
+        if !shared.once {
+            let probe = keeper::probe(shared.clone(), lanes.clone());
+            keepers.spawn(background.clone().run_until_cancelled_owned(probe));
+        }
+        let work_is_over = CancellationToken::new();
+        let mut workers = JoinSet::new();
+        for connection in 0..shared.settings.connections {
+            workers.spawn(worker::run(shared.clone(), connection, work_is_over.clone()));
+        }
+        let mut feeders = JoinSet::new();
+        for lane in &lanes {
+            let (shared, lane) = (shared.clone(), lane.clone());
+            feeders.spawn(async move { feeder::run(&shared, &lane).await });
+        }
+
+        let mut pass = Pass::default();
+        while let Some(ended) = feeders.join_next().await {
+            match ended {
+                Ok(feeder::Ended::Done) => {}
+                Ok(feeder::Ended::OutOfReach(queue, why)) => pass.databases.push((queue, why)),
+                Ok(feeder::Ended::Refused(error)) => {
+                    shared.stop.cancel();
+                    pass.refused = Some(error);
+                }
+                Err(panic) => resume(panic),
+            }
+        }
+        work_is_over.cancel();
+        join_all(&mut workers).await;
+        shared.streak.flush(&shared);
+        for lane in &lanes {
+            lane.close();
+        }
+        join_all(&mut settlers).await;
+        background.cancel();
+        join_all(&mut keepers).await;
+        pass.relay = shared.progress.relay_trouble();
+        pass.tally = shared.progress.tally();
+        pass
+    }
+}
+
+async fn join_all<T: 'static>(tasks: &mut JoinSet<T>) {
+    while let Some(ended) = tasks.join_next().await {
+        if let Err(panic) = ended {
+            resume(panic);
+        }
+    }
+}
+
+/// A panic in one part would leave claims in nobody's hands: the process ends, and the next start recovers.
+fn resume(error: tokio::task::JoinError) {
+    if let Ok(panic) = error.try_into_panic() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// `jitter` for the policies, which take chance as an argument.
+fn jitter() -> f64 {
+    rand::random_range(0.0..1.0)
+}

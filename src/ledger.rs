@@ -1,1 +1,180 @@
-//! What was accepted, in an SQLite file of this dispatcher's own.
+//! What was accepted, in an SQLite file of this dispatcher's own: the one place that knows between the smarthost's
+//! 250 and the row's deletion that a mail is on its way.
+//!
+//! An entry stands for one transaction, that is one final dot. It is `transmitting` before the dot may go out, `accepted`
+//! after the 250, and `settled` once the row says so too. A dot that was refused leaves no entry. What a crash leaves
+//! open is answered by [`Ledger::open_entries`] and settled before anything is sent.
+
+mod schema;
+mod state_dir;
+mod trace;
+mod writer;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use sqlx::Row as _;
+
+use crate::mail::{Fingerprint, MailId, RecordId};
+
+pub use state_dir::StateDir;
+pub use trace::{Query, Traced, Tracer};
+use writer::{Op, Writer};
+
+/// The file's name below `state_dir`.
+pub const FILE: &str = "ledger.sqlite";
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Another process works with this `state_dir`.
+    #[error("{dir} is in use by another mailqueue{}: stop that one, or give this one a state_dir of its own",
+        pid.map(|pid| format!(", process {pid}")).unwrap_or_default())]
+    Busy { dir: String, pid: Option<u32> },
+    /// The ledger or its directory cannot be used as it is.
+    #[error("{path}: {what}. {remedy}")]
+    Unusable { path: String, what: String, remedy: &'static str },
+    /// A write did not succeed; the same write can be tried again.
+    #[error("the ledger cannot be written: {0}")]
+    Write(String),
+}
+
+/// Names an entry while this process lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct EntryId(i64);
+
+/// A transaction that is about to come to its final dot.
+#[derive(Clone, Debug)]
+pub struct Transmission {
+    pub id: MailId,
+    pub record: RecordId,
+    pub fingerprint: Fingerprint,
+    pub message_id: String,
+    /// Those that the dot is for.
+    pub recipients: Vec<String>,
+    /// With these accepted, the row waits for nobody any more.
+    pub complete: bool,
+    pub begun: Timestamp,
+}
+
+/// An entry that an earlier process, or a database that was out of reach, left open.
+#[derive(Clone, Debug)]
+pub struct OpenEntry {
+    pub entry: EntryId,
+    pub transmission: Transmission,
+    /// The smarthost's 250 and when it came; `None` where nobody knows whether the dot was answered.
+    pub accepted: Option<(String, Timestamp)>,
+}
+
+/// The open ledger. Cheap to clone; all clones write through one connection, in groups.
+#[derive(Clone, Debug)]
+pub struct Ledger {
+    writer: Writer,
+    next: Arc<AtomicI64>,
+    open: Arc<AtomicU64>,
+    created: bool,
+}
+
+impl Ledger {
+    /// Opens the ledger in a `state_dir` that is ours, and makes it where there is none.
+    pub async fn open(dir: &StateDir) -> Result<Self, Error> {
+        let path = dir.path().join(FILE);
+        let created = !path.exists();
+        let mut connection = schema::open(&path).await?;
+        let (last, open) =
+            schema::last_and_open(&mut connection).await.map_err(|error| schema::damaged(&path, &error))?;
+        Ok(Self {
+            writer: Writer::start(connection, schema::key(dir.path())?),
+            next: Arc::new(AtomicI64::new(last + 1)),
+            open: Arc::new(AtomicU64::new(open)),
+            created,
+        })
+    }
+
+    /// There was none before. An error where the database knows of claims that are this dispatcher's.
+    pub fn was_created(&self) -> bool {
+        self.created
+    }
+
+    /// Entries that are not settled yet.
+    pub fn open_count(&self) -> u64 {
+        self.open.load(Ordering::Relaxed)
+    }
+
+    /// Notes a transaction before its dot. No dot may go out unless this came back well; when it does, everything
+    /// that was handed to [`Ledger::accepted`] before is on file too.
+    pub async fn transmitting(&self, transmission: Transmission) -> Result<EntryId, Error> {
+        let entry = EntryId(self.next.fetch_add(1, Ordering::Relaxed));
+        self.writer.write(Op::Transmitting(entry.0, transmission)).await?;
+        self.open.fetch_add(1, Ordering::Relaxed);
+        Ok(entry)
+    }
+
+    /// Notes the 250. In the writer's hands at once and in order; the future tells when it is on file, which must be
+    /// awaited before the row is deleted.
+    pub fn accepted(
+        &self,
+        entry: EntryId,
+        reply: String,
+        now: Timestamp,
+    ) -> impl Future<Output = Result<(), Error>> + Send + use<> {
+        self.writer.write(Op::Accepted(entry.0, reply, now))
+    }
+
+    /// Forgets transactions whose dot was refused or never sent, or whose mail is settled as of unknown outcome.
+    pub async fn forget(&self, entries: &[EntryId]) -> Result<(), Error> {
+        self.close(entries, Op::Forget(entries.iter().map(|entry| entry.0).collect())).await
+    }
+
+    /// The database says it too now. Addresses become keyed hashes.
+    pub async fn settled(&self, entries: &[EntryId]) -> Result<(), Error> {
+        self.close(entries, Op::Settled(entries.iter().map(|entry| entry.0).collect())).await
+    }
+
+    async fn close(&self, entries: &[EntryId], op: Op) -> Result<(), Error> {
+        if entries.is_empty() {
+            return Ok(());
+        }
+        self.writer.write(op).await?;
+        let closed = entries.len() as u64;
+        // Two entries of one mail can be closed twice when a database comes back; the count must not wrap.
+        let _ = self.open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |open| Some(open.saturating_sub(closed)));
+        Ok(())
+    }
+
+    /// All entries of `queue` that are not settled, oldest first. Only while none of its mails is being sent.
+    pub async fn open_entries(&self, queue: &str) -> Result<Vec<OpenEntry>, Error> {
+        let rows = self.writer.read(schema::OPEN_ENTRIES, vec![queue.to_owned()]).await?;
+        rows.iter().map(|row| schema::open_entry(row).map_err(|error| Error::Write(error.to_string()))).collect()
+    }
+
+    /// Which of these rows were accepted as a whole before, with this very content, and when: a restored dump, or a
+    /// row that somebody put back.
+    pub async fn recognise(&self, rows: &[(MailId, Fingerprint)]) -> Result<Vec<(MailId, Timestamp)>, Error> {
+        let Some((first, _)) = rows.first() else { return Ok(Vec::new()) };
+        let wanted: Vec<_> = rows.iter().map(|(id, fingerprint)| (id.mid, fingerprint.to_hex())).collect();
+        let wanted = serde_json::to_string(&wanted).map_err(|error| Error::Write(error.to_string()))?;
+        let found = self.writer.read(schema::RECOGNISE, vec![wanted, first.queue.to_string()]).await?;
+        found
+            .iter()
+            .map(|row| {
+                let at = Timestamp::from_millisecond(row.try_get::<i64, _>("accepted").map_err(schema::unreadable)?);
+                let mid = row.try_get("mid").map_err(schema::unreadable)?;
+                Ok((MailId::new(first.queue.clone(), mid), at.unwrap_or(Timestamp::UNIX_EPOCH)))
+            })
+            .collect()
+    }
+
+    /// Drops settled entries that are older than `keep`.
+    pub async fn expire(&self, now: Timestamp, keep: Duration) -> Result<(), Error> {
+        let before = now.checked_sub(keep).unwrap_or(Timestamp::MIN);
+        self.writer.write(Op::Expire(before)).await
+    }
+}
+
+/// Whether there is a ledger in this directory.
+pub fn exists(dir: &Path) -> bool {
+    dir.join(FILE).exists()
+}

@@ -228,6 +228,11 @@ impl Queue {
 
     // --- what the dispatcher does ---
 
+    /// Ends when no claim of this queue is in anybody's hands in this process.
+    pub async fn all_settled(&self) {
+        todo!()
+    }
+
     /// Numbers of rows over `cursor` that no record stands for, ascending. `i64::MIN` begins anew.
     pub async fn find(&self, cursor: i64, limit: u32) -> Result<Vec<i64>, Error> {
         todo!()

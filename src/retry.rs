@@ -78,11 +78,7 @@ pub fn decide(settings: &Settings, history: &History, attempt: &Attempt, now: Ti
 
     let later = |attempts| later(now, pause(settings, attempts, jitter));
     let fate = if unknown {
-        if settings.on_unknown == OnUnknown::Hold || before.unknowns > 0 {
-            Fate::Held { reason: Reason::OutcomeUnknown }
-        } else {
-            Fate::Deferred { reason: Reason::OutcomeUnknown, next_attempt: later(1) }
-        }
+        unknown_fate(settings, before.unknowns, later(1))
     } else if !put_off.is_empty() {
         if expired(settings, &history, now) {
             Fate::Failed { reason: Reason::Expired }
@@ -103,6 +99,15 @@ pub fn decide(settings: &Settings, history: &History, attempt: &Attempt, now: Ti
     Verdict { fate, last_reply: last_words(attempt), history }
 }
 
+/// Decides what becomes of a row that its dispatcher was sending when it died. `history` is what was known before.
+pub fn unknown(settings: &Settings, mut history: History, now: Timestamp, jitter: f64) -> Verdict {
+    let fate = unknown_fate(settings, history.unknowns, later(now, pause(settings, 1, jitter)));
+    history.attempts = history.attempts.saturating_add(1);
+    history.unknowns = history.unknowns.saturating_add(1);
+    let last_reply = Some("the dispatcher died before the final dot was answered".to_owned());
+    Verdict { fate, history, last_reply }
+}
+
 /// How long to wait after so many attempts: doubling from `initial` to `maximum`, a quarter more or less by `jitter`.
 pub fn pause(settings: &Settings, attempts: u32, jitter: f64) -> Duration {
     let doublings = attempts.saturating_sub(1).min(31);
@@ -120,6 +125,14 @@ pub fn excused(attempt: &Attempt) -> Attempt {
         }
     }
     attempt
+}
+
+fn unknown_fate(settings: &Settings, unknowns_before: u32, next_attempt: Timestamp) -> Fate {
+    if settings.on_unknown == OnUnknown::Hold || unknowns_before > 0 {
+        Fate::Held { reason: Reason::OutcomeUnknown }
+    } else {
+        Fate::Deferred { reason: Reason::OutcomeUnknown, next_attempt }
+    }
 }
 
 fn record(outcome: &RecipientOutcome) -> Option<(RecipientState, Option<String>)> {

@@ -1,0 +1,207 @@
+//! From claimed rows to mails that are ready: loads within the memory, translates, marks `sending`.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::feeder::{Trouble, give_back, is_open};
+use super::lane::{Done, Job, Lane, Notes};
+use super::{BUDGET_UNIT, Shared, events, jitter};
+use crate::mail::{Address, ColumnLimits, Columns, Fingerprint, Mail};
+use crate::outcome::{Attempt, Fate, History, Reason, RecipientRecord, RecipientState, Verdict};
+use crate::queue::{Claim, Row, Settlement};
+use crate::retry;
+use crate::translate::{self, Stamp, Unreadable, Wire};
+
+/// Rows with more content are translated on a thread of their own, so that no heartbeat and no reply waits for them.
+const LARGE: usize = 256 * 1024;
+
+/// Loads claimed rows in groups that fit the memory, and passes them on as mails.
+pub async fn feed(shared: &Shared, lane: &Arc<Lane>, claims: Vec<Claim>, limits: ColumnLimits) -> Result<(), Trouble> {
+    let sizes = match lane.queue.sizes(&claims).await {
+        Ok(sizes) => sizes,
+        Err(error) => {
+            claims.into_iter().for_each(|claim| lane.release(claim));
+            return Err(error.into());
+        }
+    };
+    let all = u32::try_from(shared.settings.max_in_flight_bytes / BUDGET_UNIT).unwrap_or(u32::MAX).max(1);
+    let costs = sizes.into_iter().map(|size| cost(size.unwrap_or(0)).min(all));
+    let mut waiting: VecDeque<(Claim, u32)> = claims.into_iter().zip(costs).collect();
+    while !waiting.is_empty() {
+        let (group, costs) = next_group(&mut waiting, all / 4);
+        let permit = shared.budget.clone().acquire_many_owned(costs.values().sum());
+        let permit = match shared.stop.run_until_cancelled(permit).await {
+            Some(Ok(permit)) if is_open(shared, lane) => permit,
+            _ => {
+                let rest = waiting.into_iter().map(|(claim, _)| claim);
+                group.into_iter().chain(rest).for_each(|claim| lane.release(claim));
+                return Ok(());
+            }
+        };
+        if let Err(trouble) = feed_group(shared, lane, group, permit, &costs, limits).await {
+            waiting.into_iter().for_each(|(claim, _)| lane.release(claim));
+            return Err(trouble);
+        }
+    }
+    Ok(())
+}
+
+/// A row counts three times its columns: as it was stored, decoded, and rendered.
+fn cost(bytes: u64) -> u32 {
+    u32::try_from((bytes * 3).div_ceil(BUDGET_UNIT)).unwrap_or(u32::MAX).max(1)
+}
+
+/// The next claims that together cost no more than `most`; one that costs more goes alone.
+fn next_group(waiting: &mut VecDeque<(Claim, u32)>, most: u32) -> (Vec<Claim>, HashMap<i64, u32>) {
+    let mut group = Vec::new();
+    let mut costs = HashMap::new();
+    let mut sum = 0;
+    while let Some((claim, cost)) = waiting.pop_front_if(|(_, cost)| sum == 0 || sum + *cost <= most) {
+        sum += cost;
+        costs.insert(claim.id().mid, cost);
+        group.push(claim);
+    }
+    (group, costs)
+}
+
+async fn feed_group(
+    shared: &Shared,
+    lane: &Arc<Lane>,
+    group: Vec<Claim>,
+    mut permit: OwnedSemaphorePermit,
+    costs: &HashMap<i64, u32>,
+    limits: ColumnLimits,
+) -> Result<(), Trouble> {
+    let rows = match lane.queue.load(group).await {
+        Ok(rows) => rows,
+        Err((error, group)) => {
+            group.into_iter().for_each(|claim| lane.release(claim));
+            return Err(error.into());
+        }
+    };
+    let restored = match restored(shared, lane, &rows).await {
+        Ok(restored) => restored,
+        Err(trouble) => {
+            rows.into_iter().for_each(|row| lane.release(row.claim));
+            return Err(trouble);
+        }
+    };
+    let mut jobs = Vec::with_capacity(rows.len());
+    for Row { claim, columns, fingerprint } in rows {
+        let mid = claim.id().mid;
+        let share = costs.get(&mid).map_or(0, |cost| *cost as usize).min(permit.num_permits());
+        let Some(share) = permit.split(share) else { unreachable!("a permit holds as many as it says") };
+        if restored.contains(&mid) {
+            set_aside(lane, claim, fingerprint, Fate::Held { reason: Reason::AlreadyAccepted }, None);
+            continue;
+        }
+        let stamp = Stamp { record: claim.record().clone(), created: claim.created() };
+        match make_mail(shared, columns, limits, stamp).await {
+            Ok(mail) => jobs.extend(job(shared, lane, claim, fingerprint, mail, share)),
+            Err(Unreadable { reason, detail }) => {
+                let said = detail.clone();
+                set_aside(lane, claim, fingerprint, Fate::Unreadable { reason, detail }, Some(said));
+            }
+        }
+    }
+    push(shared, lane, jobs).await
+}
+
+/// Rows that were accepted before, number and content: a restored dump, or a row that somebody put back.
+async fn restored(shared: &Shared, lane: &Lane, rows: &[Row]) -> Result<HashSet<i64>, Trouble> {
+    let is_new = |row: &&Row| row.claim.history() == &History::default() && row.claim.fingerprint().is_none();
+    let new: Vec<_> = rows.iter().filter(is_new).map(|row| (row.claim.id().clone(), row.fingerprint)).collect();
+    if new.is_empty() || lane.queue.reuses_numbers().await? {
+        return Ok(HashSet::new());
+    }
+    let known = shared.ledger.recognise(&new).await?;
+    Ok(known.into_iter().map(|(id, _)| id.mid).collect())
+}
+
+async fn make_mail(shared: &Shared, columns: Columns, limits: ColumnLimits, stamp: Stamp) -> Result<Mail, Unreadable> {
+    let eight_bit = shared.relay.announced().is_none_or(|announced| announced.eight_bit);
+    let settings = &shared.settings.message;
+    if columns.len() < LARGE {
+        return translate::translate(&columns, &limits, &stamp, Wire { eight_bit }, settings);
+    }
+    let settings = settings.clone();
+    let work = move || translate::translate(&columns, &limits, &stamp, Wire { eight_bit }, &settings);
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+    }
+}
+
+/// The job, unless nobody is left to be reached.
+fn job(
+    shared: &Shared,
+    lane: &Arc<Lane>,
+    claim: Claim,
+    fingerprint: Fingerprint,
+    mail: Mail,
+    permit: OwnedSemaphorePermit,
+) -> Option<Job> {
+    let now = Timestamp::now();
+    let mut history = claim.history().clone();
+    for invalid in &mail.invalid {
+        if !history.recipients.iter().any(|known| known.address == invalid.written) {
+            history.recipients.push(RecipientRecord {
+                address: invalid.written.clone(),
+                state: RecipientState::Invalid,
+                reply: Some(invalid.why.clone()),
+                at: now,
+            });
+        }
+    }
+    let is_done = |address: &Address| {
+        let address = address.to_string();
+        let done = |state| matches!(state, RecipientState::Accepted | RecipientState::Refused);
+        history.recipients.iter().any(|known| known.address == address && done(known.state))
+    };
+    let recipients: Vec<_> = mail.envelope.recipients.iter().filter(|address| !is_done(address)).cloned().collect();
+    if recipients.is_empty() {
+        let nothing = Attempt { outcomes: Vec::new(), relay: None };
+        let verdict = retry::decide(&shared.settings.retry, &history, &nothing, now, jitter());
+        let settlement =
+            Settlement { claim, fingerprint: Some(fingerprint), message_id: Some(mail.message_id), verdict };
+        lane.settle(Done { settlement, notes: Notes::default() });
+        return None;
+    }
+    Some(Job { lane: lane.clone(), claim, fingerprint, mail: Arc::new(mail), recipients, history, permit })
+}
+
+/// The row stays as it is, for a reason of its own.
+fn set_aside(lane: &Lane, claim: Claim, fingerprint: Fingerprint, fate: Fate, last_reply: Option<String>) {
+    let verdict = Verdict { fate, history: claim.history().clone(), last_reply };
+    let settlement = Settlement { claim, fingerprint: Some(fingerprint), message_id: None, verdict };
+    lane.settle(Done { settlement, notes: Notes::default() });
+}
+
+/// Marks the mails `sending`, and gives those that are still ours to the workers.
+async fn push(shared: &Shared, lane: &Lane, jobs: Vec<Job>) -> Result<(), Trouble> {
+    if jobs.is_empty() {
+        return Ok(());
+    }
+    let marks: Vec<_> = jobs.iter().map(|job| (&job.claim, job.fingerprint, job.mail.message_id.as_str())).collect();
+    let ours = match lane.queue.sending(&marks).await {
+        Ok(ours) => ours,
+        Err(error) => {
+            jobs.into_iter().for_each(Job::release);
+            return Err(error.into());
+        }
+    };
+    for (job, ours) in jobs.into_iter().zip(ours) {
+        if ours {
+            shared.ready.push(lane.index, job);
+        } else {
+            events::claim_lost(job.id());
+        }
+    }
+    if !is_open(shared, lane) {
+        give_back(shared, lane);
+    }
+    Ok(())
+}

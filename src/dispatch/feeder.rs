@@ -1,0 +1,167 @@
+//! Finds and claims rows of one queue, makes mails of them, and keeps the workers fed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::lane::Lane;
+use super::{Shared, StartError, batch, events, recovery};
+use crate::{ledger, queue};
+
+/// The most rows of one claim. Deferred ones get half of it while there are new ones too, so that neither starves.
+const BATCH: u32 = 100;
+
+/// The next batch is claimed when fewer than so many mails of the queue are ready.
+const LOW: usize = 60;
+
+/// The longest wait for a database that is out of reach.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+
+pub enum Ended {
+    Done,
+    /// One pass was wanted, and the database was not there for it.
+    OutOfReach(Arc<str>, String),
+    Refused(StartError),
+}
+
+pub enum Trouble {
+    Database(queue::Error),
+    Ledger(ledger::Error),
+    Start(StartError),
+}
+
+impl From<queue::Error> for Trouble {
+    fn from(error: queue::Error) -> Self {
+        Self::Database(error)
+    }
+}
+
+impl From<ledger::Error> for Trouble {
+    fn from(error: ledger::Error) -> Self {
+        Self::Ledger(error)
+    }
+}
+
+/// Feeds until the order to stop, or for one pass.
+pub async fn run(shared: &Shared, lane: &Arc<Lane>) -> Ended {
+    let mut recovered = false;
+    let mut wait = Duration::from_secs(1);
+    while !shared.stop.is_cancelled() {
+        match pass(shared, lane, &mut recovered).await {
+            Ok(()) => wait = Duration::from_secs(1),
+            Err(Trouble::Start(error)) => return Ended::Refused(error),
+            Err(trouble) => {
+                recovered = false;
+                let why = report(shared, lane, trouble);
+                if shared.once {
+                    settle_all(shared, lane).await;
+                    return Ended::OutOfReach(lane.name().clone(), why);
+                }
+                // Claims whose making or giving back went unheard are taken back by the recovery, which must not see
+                // those that somebody still works on.
+                let both = async { tokio::join!(lane.queue.all_settled(), tokio::time::sleep(wait)) };
+                shared.stop.run_until_cancelled(both).await;
+                wait = (wait * 2).min(LONGEST_WAIT);
+                continue;
+            }
+        }
+        if shared.once {
+            settle_all(shared, lane).await;
+            break;
+        }
+        shared.stop.run_until_cancelled(rest(shared, lane)).await;
+    }
+    give_back(shared, lane);
+    Ended::Done
+}
+
+fn report(shared: &Shared, lane: &Lane, trouble: Trouble) -> String {
+    match trouble {
+        Trouble::Database(error) => {
+            events::database(shared, lane, &error);
+            error.to_string()
+        }
+        Trouble::Ledger(error) => {
+            tracing::error!(target: events::MAIL, queue = %lane.name(), %error, "nothing is sent");
+            error.to_string()
+        }
+        Trouble::Start(error) => error.to_string(),
+    }
+}
+
+/// Waits until nothing of the lane is under way. A relay in trouble is waited for by nobody: the keeper gives back.
+async fn settle_all(shared: &Shared, lane: &Lane) {
+    if !is_open(shared, lane) {
+        give_back(shared, lane);
+    }
+    lane.queue.all_settled().await;
+}
+
+/// Until there may be something to do.
+async fn rest(shared: &Shared, lane: &Lane) {
+    let poll = shared.poll.notified();
+    let now = Timestamp::now();
+    let interval = shared.settings.poll_interval;
+    let due = lane.queue.next_due().await.ok().flatten();
+    let until_due = due.and_then(|due| Duration::try_from(due.duration_since(now)).ok());
+    let pause = until_due.map_or(interval, |until| until.clamp(Duration::from_millis(50), interval));
+    let _ = tokio::time::timeout(pause, poll).await;
+}
+
+/// Everything that is due now.
+async fn pass(shared: &Shared, lane: &Arc<Lane>, recovered: &mut bool) -> Result<(), Trouble> {
+    if !*recovered {
+        recovery::run(shared, lane).await?;
+        *recovered = true;
+    }
+    lane.queue.sweep().await?;
+    events::database_is_back(shared, lane);
+    shared.progress.note_poll(Timestamp::now());
+    let limits = lane.queue.limits().await?;
+    let started = Timestamp::now();
+    let mut cursor = i64::MIN;
+    while opened(shared, lane).await {
+        let now = if shared.once { started } else { Timestamp::now() };
+        let due = lane.queue.claim_due(now, BATCH / 2).await?;
+        let mids = lane.queue.find(cursor, BATCH - due.len() as u32).await?;
+        if due.is_empty() && mids.is_empty() {
+            break;
+        }
+        cursor = mids.last().copied().unwrap_or(cursor);
+        let mut claims = due;
+        claims.extend(lane.queue.claim(&mids, Timestamp::now()).await?);
+        claims.iter().for_each(|claim| events::claimed(shared, claim));
+        batch::feed(shared, lane, claims, limits).await?;
+    }
+    Ok(())
+}
+
+/// Waits until mails of this lane are wanted. False where they will not be in this pass.
+async fn opened(shared: &Shared, lane: &Lane) -> bool {
+    let ready = async {
+        let mut view = shared.health.watch();
+        while !is_open(shared, lane) {
+            if shared.once || lane.is_paused() {
+                return false;
+            }
+            if view.changed().await.is_err() {
+                return false;
+            }
+        }
+        shared.ready.room(lane.index, LOW).await;
+        is_open(shared, lane)
+    };
+    shared.stop.run_until_cancelled(ready).await.unwrap_or(false)
+}
+
+pub fn is_open(shared: &Shared, lane: &Lane) -> bool {
+    shared.health.is_up() && !lane.is_paused() && !shared.stop.is_cancelled()
+}
+
+/// Gives back what is ready and not on the wire.
+pub fn give_back(shared: &Shared, lane: &Lane) {
+    for job in shared.ready.clear(lane.index) {
+        job.release();
+    }
+}

@@ -1,0 +1,133 @@
+//! Keeps a lane's claims alive, obeys the operators' stop, takes over from dispatchers that show no signs of life, and
+//! tries a relay that is paused.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+use super::feeder::{give_back, is_open};
+use super::health::State;
+use super::lane::{Done, Lane, Notes};
+use super::{Shared, events, jitter};
+use crate::queue::{self, DispatcherId, Settlement};
+use crate::{queue::Claim, retry};
+
+/// How often the operators' stop is looked up: it must be obeyed within a second.
+const LOOK: Duration = Duration::from_millis(600);
+
+/// Other dispatchers' counters, and since when each stands as it does by our own monotonic clock.
+type Sightings = HashMap<DispatcherId, (i64, Instant)>;
+
+/// Runs until it is dropped.
+pub async fn run(shared: Arc<Shared>, lane: Arc<Lane>) {
+    let beat_every = (shared.settings.lease / 30).max(Duration::from_millis(50));
+    let mut beats = interval(beat_every);
+    let mut looks = interval(LOOK);
+    let mut health = shared.health.watch();
+    beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut sightings = Sightings::new();
+    loop {
+        // Databases that do not answer are the feeder's to report; here the next tick tries again.
+        let result = tokio::select! {
+            _ = beats.tick() => beat(&shared, &lane, &mut sightings).await,
+            _ = looks.tick() => look(&shared, &lane).await,
+            _ = health.changed() => Ok(()),
+        };
+        if let Err(error) = result {
+            tracing::debug!(target: events::DATABASE, queue = %lane.name(), %error, "keeper");
+        }
+        if !is_open(&shared, &lane) {
+            give_back(&shared, &lane);
+        }
+    }
+}
+
+async fn beat(shared: &Shared, lane: &Lane, sightings: &mut Sightings) -> Result<(), queue::Error> {
+    let sent_off = Instant::now();
+    lane.queue.beat().await?;
+    lane.has_beaten(sent_off);
+
+    let others = lane.queue.others().await?;
+    let now = Instant::now();
+    sightings.retain(|id, _| others.iter().any(|(other, _)| other == id));
+    for (other, counter) in others {
+        let seen = sightings.entry(other.clone()).or_insert((counter, now));
+        if seen.0 != counter {
+            *seen = (counter, now);
+        } else if now - seen.1 >= shared.settings.lease {
+            take_over(shared, lane, &other, counter).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn take_over(shared: &Shared, lane: &Lane, other: &DispatcherId, counter: i64) -> Result<(), queue::Error> {
+    let now = Timestamp::now();
+    let recovered = lane.queue.take_over(other, counter, now).await?;
+    tracing::warn!(target: events::DATABASE, queue = %lane.name(), dispatcher = other, released = recovered.released,
+        unknown = recovered.unknown.len(), "took over from a dispatcher that shows no signs of life");
+    for claim in recovered.unknown {
+        settle_unknown(shared, lane, claim, now);
+    }
+    Ok(())
+}
+
+fn settle_unknown(shared: &Shared, lane: &Lane, claim: Claim, now: Timestamp) {
+    events::unknown(&claim, None);
+    let verdict = retry::unknown(&shared.settings.retry, claim.history().clone(), now, jitter());
+    let fingerprint = claim.fingerprint();
+    let settlement = Settlement { claim, fingerprint, message_id: None, verdict };
+    lane.settle(Done { settlement, notes: Notes::default() });
+}
+
+async fn look(shared: &Shared, lane: &Lane) -> Result<(), queue::Error> {
+    let paused = lane.queue.paused().await?;
+    if lane.set_paused(paused.queue) {
+        let word = if paused.queue { "queue paused by an operator" } else { "queue resumed by an operator" };
+        tracing::info!(target: events::DATABASE, queue = %lane.name(), "{word}");
+        shared.poll.notify_waiters();
+    }
+    if shared.health.stop(lane.index, paused.relay) {
+        let word = if paused.relay { "relay stopped by an operator" } else { "relay resumed by an operator" };
+        tracing::info!(target: events::RELAY, "{word}");
+        shared.poll.notify_waiters();
+    }
+    Ok(())
+}
+
+/// Tries a relay that is paused, at the times that its health says. Runs until it is dropped.
+pub async fn probe(shared: Arc<Shared>, lanes: Vec<Arc<Lane>>) {
+    let mut view = shared.health.watch();
+    loop {
+        let until = match &view.borrow_and_update().state {
+            State::Paused { until, .. } => Some(*until),
+            State::Up | State::Stopped => None,
+        };
+        let Some(until) = until else {
+            if view.changed().await.is_err() {
+                return;
+            }
+            continue;
+        };
+        tokio::time::sleep_until(until).await;
+        match shared.relay.probe().await {
+            Ok(_) => {
+                let down = shared.health.reachable(Instant::now());
+                tracing::info!(target: events::RELAY, seconds = down.as_secs(), "relay up again");
+                shared.progress.clear_relay_trouble();
+                for lane in &lanes {
+                    if let Err(error) = lane.queue.excuse(down).await {
+                        tracing::warn!(target: events::DATABASE, queue = %lane.name(), %error,
+                            "deferred mails may expire earlier by as long as the relay was paused");
+                    }
+                }
+                shared.poll.notify_waiters();
+            }
+            Err(trouble) => super::worker::relay_trouble(&shared, &trouble.to_string()),
+        }
+    }
+}

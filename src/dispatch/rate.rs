@@ -1,0 +1,46 @@
+//! `rate`: at most so many mails in so much time, over all connections.
+
+use std::sync::Mutex;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// So many mails in so much time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    pub mails: u32,
+    pub per: Duration,
+}
+
+/// A token bucket that holds the tokens of one second, or one token at least.
+#[derive(Debug)]
+pub struct Bucket {
+    interval: Option<Duration>,
+    burst: u32,
+    /// When the bucket would be full again; later than now by what has been taken.
+    next: Mutex<Option<Instant>>,
+}
+
+impl Bucket {
+    pub fn new(rate: Option<Rate>) -> Self {
+        let interval = rate.map(|rate| rate.per / rate.mails.max(1));
+        let burst = interval.map_or(1, |interval| (1.0 / interval.as_secs_f64()).clamp(1.0, 1e6) as u32);
+        Self { interval, burst, next: Mutex::new(None) }
+    }
+
+    /// Waits for a token and takes it.
+    pub async fn take(&self) {
+        if let Some(moment) = self.reserve(Instant::now()) {
+            tokio::time::sleep_until(moment).await;
+        }
+    }
+
+    /// Takes the next token there will be, and answers when that is.
+    fn reserve(&self, now: Instant) -> Option<Instant> {
+        let interval = self.interval?;
+        let mut next = self.next.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let full = next.unwrap_or(now).max(now);
+        *next = Some(full + interval);
+        Some(full.checked_sub(interval * (self.burst - 1)).unwrap_or(now))
+    }
+}

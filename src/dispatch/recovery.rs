@@ -1,0 +1,131 @@
+//! What an earlier process left behind is settled before anything is sent.
+
+use std::collections::HashMap;
+
+use jiff::Timestamp;
+use tokio::time::Instant;
+
+use super::feeder::Trouble;
+use super::lane::Lane;
+use super::{Shared, StartError, events, jitter};
+use crate::ledger::{EntryId, OpenEntry};
+use crate::mail::RecordId;
+use crate::outcome::{Fate, History, Reason, RecipientRecord, RecipientState, Verdict};
+use crate::queue::{Claim, Settlement};
+use crate::retry;
+
+/// Takes our own claims back and replays the ledger, at start and whenever the database comes back.
+pub async fn run(shared: &Shared, lane: &Lane) -> Result<(), Trouble> {
+    let sent_off = Instant::now();
+    lane.queue.beat().await?;
+    lane.has_beaten(sent_off);
+
+    let now = Timestamp::now();
+    let recovered = lane.queue.recover_own(now).await?;
+    if shared.ledger.was_created() && !recovered.unknown.is_empty() && !lane.was_recovered() {
+        return Err(Trouble::Start(StartError::LedgerMissing {
+            state_dir: shared.settings.state_dir.clone(),
+            queue: lane.name().clone(),
+            rows: recovered.unknown.len(),
+        }));
+    }
+    let mut entries: HashMap<RecordId, Vec<OpenEntry>> = HashMap::new();
+    for entry in shared.ledger.open_entries(lane.name()).await? {
+        entries.entry(entry.transmission.record.clone()).or_default().push(entry);
+    }
+
+    let mut settlements = Vec::new();
+    let mut closed = Closed::default();
+    for claim in recovered.unknown {
+        let entries = entries.remove(claim.record()).unwrap_or_default();
+        closed.add(&entries);
+        settlements.push(settlement(shared, claim, entries, now));
+    }
+    let stories: Vec<_> = settlements.iter().map(|settlement| events::story(shared, settlement)).collect();
+    // What cannot be settled now is found again: the claims are still ours.
+    let results = lane.queue.settle(settlements).await.map_err(|(error, _)| error)?;
+    for (story, (_, settled)) in stories.into_iter().zip(&results) {
+        events::settled(shared, story, settled);
+    }
+    for entry in entries.into_values().flatten() {
+        closed.add(std::slice::from_ref(&entry));
+        replay(lane, entry).await?;
+    }
+    shared.ledger.settled(&closed.accepted).await?;
+    shared.ledger.forget(&closed.other).await?;
+    lane.set_recovered();
+    Ok(())
+}
+
+#[derive(Default)]
+struct Closed {
+    accepted: Vec<EntryId>,
+    other: Vec<EntryId>,
+}
+
+impl Closed {
+    fn add(&mut self, entries: &[OpenEntry]) {
+        for entry in entries {
+            let list = if entry.accepted.is_some() { &mut self.accepted } else { &mut self.other };
+            list.push(entry.entry);
+        }
+    }
+}
+
+/// A row that we were sending: what the ledger knows decides.
+fn settlement(shared: &Shared, claim: Claim, entries: Vec<OpenEntry>, now: Timestamp) -> Settlement {
+    let mut history = claim.history().clone();
+    let mut last_reply = None;
+    for (reply, at, entry) in entries.iter().filter_map(|entry| entry.accepted.as_ref().map(|(r, at)| (r, at, entry))) {
+        last_reply = Some(reply.clone());
+        note_accepted(&mut history, &entry.transmission.recipients, reply, *at);
+    }
+    let fingerprint = entries.first().map(|entry| entry.transmission.fingerprint).or(claim.fingerprint());
+    let message_id = entries.first().map(|entry| entry.transmission.message_id.clone());
+    let verdict = if entries.iter().any(|entry| entry.accepted.is_none()) {
+        events::unknown(&claim, message_id.as_deref());
+        retry::unknown(&shared.settings.retry, history, now, jitter())
+    } else if entries.iter().any(|entry| entry.transmission.complete) {
+        Verdict { fate: Fate::Delivered, history, last_reply }
+    } else if entries.is_empty() {
+        Verdict::released()
+    } else {
+        let fate = Fate::Deferred { reason: Reason::RelayUnavailable, next_attempt: now };
+        Verdict { fate, history, last_reply }
+    };
+    Settlement { claim, fingerprint, message_id, verdict }
+}
+
+/// An entry whose row is no longer in our hands. An acceptance counts all the same; for the rest, whoever has the row
+/// has dealt with it.
+async fn replay(lane: &Lane, entry: OpenEntry) -> Result<(), Trouble> {
+    let Some((reply, at)) = entry.accepted else { return Ok(()) };
+    let transmission = entry.transmission;
+    let mut history = History::default();
+    note_accepted(&mut history, &transmission.recipients, &reply, at);
+    let stood = lane
+        .queue
+        .replay(
+            transmission.id.mid,
+            &transmission.record,
+            transmission.fingerprint,
+            &history.recipients,
+            transmission.complete,
+        )
+        .await?;
+    tracing::info!(target: events::MAIL, id = %transmission.id, message_id = transmission.message_id, stood,
+        "acceptance settled from the ledger");
+    Ok(())
+}
+
+fn note_accepted(history: &mut History, recipients: &[String], reply: &str, at: Timestamp) {
+    for address in recipients {
+        history.recipients.retain(|known| known.address != *address);
+        history.recipients.push(RecipientRecord {
+            address: address.clone(),
+            state: RecipientState::Accepted,
+            reply: Some(reply.to_owned()),
+            at,
+        });
+    }
+}

@@ -1,0 +1,86 @@
+//! Carries verdicts out, in groups, and does not give up.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::lane::{Done, Lane, Notes};
+use super::{Shared, events};
+use crate::ledger::EntryId;
+use crate::queue::Settlement;
+
+/// The most verdicts of one transaction.
+const GROUP: usize = 100;
+
+/// How long a verdict waits for company.
+const LINGER: Duration = Duration::from_millis(15);
+
+/// After the order to stop, so long for a database that is out of reach; the ledger remembers.
+const LAST_TRIES: Duration = Duration::from_secs(10);
+
+pub async fn run(shared: Arc<Shared>, lane: Arc<Lane>, mut inbox: mpsc::UnboundedReceiver<Done>) {
+    let mut group = Vec::with_capacity(GROUP);
+    while inbox.recv_many(&mut group, GROUP).await > 0 {
+        if group.len() < GROUP && !inbox.is_closed() {
+            let more = async { while group.len() < GROUP && inbox.recv_many(&mut group, 1).await > 0 {} };
+            // Whether the group filled up or the time ran out, it goes now.
+            let _ = tokio::time::timeout(LINGER, more).await;
+        }
+        settle(&shared, &lane, group.drain(..)).await;
+    }
+}
+
+async fn settle(shared: &Shared, lane: &Lane, group: impl Iterator<Item = Done>) {
+    let (mut settlements, notes): (Vec<Settlement>, Vec<Notes>) =
+        group.map(|Done { settlement, notes }| (settlement, notes)).unzip();
+    let mut accepted = Vec::new();
+    let mut other = Vec::new();
+    for notes in notes {
+        accepted.extend(notes.accepted);
+        other.extend(notes.other);
+        for on_file in notes.on_file {
+            if let Err(error) = on_file.await {
+                // The row is deleted all the same: the database then is what remembers the acceptance.
+                tracing::error!(target: events::MAIL, queue = %lane.name(), %error, "acceptance is not in the ledger");
+            }
+        }
+    }
+    let stories: Vec<_> = settlements.iter().map(|settlement| events::story(shared, settlement)).collect();
+    let mut pause = Duration::from_millis(200);
+    let mut give_up = None;
+    let results = loop {
+        match lane.queue.settle(settlements).await {
+            Ok(results) => break results,
+            Err((error, back)) => {
+                settlements = back;
+                events::database(shared, lane, &error);
+                let now = Instant::now();
+                let ending = shared.once || shared.stop.is_cancelled();
+                if ending && now >= *give_up.get_or_insert(now + LAST_TRIES) {
+                    let rows = settlements.len();
+                    tracing::error!(target: events::MAIL, queue = %lane.name(), rows, %error,
+                        "not settled before the end; the next start settles from the ledger");
+                    return;
+                }
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(Duration::from_secs(10));
+            }
+        }
+    };
+    for (story, (_, settled)) in stories.into_iter().zip(&results) {
+        events::settled(shared, story, settled);
+    }
+    close_entries(shared, &accepted, &other).await;
+}
+
+/// The database knows everything now; the ledger need not hold it open.
+async fn close_entries(shared: &Shared, accepted: &[EntryId], other: &[EntryId]) {
+    for closed in [shared.ledger.settled(accepted).await, shared.ledger.forget(other).await] {
+        if let Err(error) = closed {
+            // Harmless: replay at the next start finds that the row is settled.
+            tracing::warn!(target: events::MAIL, %error, "settled entries stay open in the ledger");
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! Stands between the relay and the promises: no final dot without a note in the ledger and a lease that lasts.
+
+use jiff::Timestamp;
+use tokio::time::Instant;
+
+use super::Shared;
+use super::lane::{Job, Notes};
+use crate::ledger::{EntryId, Transmission};
+use crate::mail::Address;
+use crate::outcome::{Cause, Reason, RecipientState, Reply, Scope, Stage, Trouble};
+use crate::relay;
+
+/// Watches over the transactions of one mail.
+pub struct Witness<'a> {
+    shared: &'a Shared,
+    job: &'a Job,
+    notes: Notes,
+    current: Option<(EntryId, usize)>,
+    /// Recipients that need no further attempt.
+    accepted: usize,
+    /// A dot was stopped for a reason that is ours: neither mail nor relay is to blame.
+    stopped: bool,
+}
+
+impl<'a> Witness<'a> {
+    pub fn new(shared: &'a Shared, job: &'a Job) -> Self {
+        let is_accepted = |address: &Address| {
+            let address = address.to_string();
+            let mut known = job.history.recipients.iter();
+            known.any(|known| known.address == address && known.state == RecipientState::Accepted)
+        };
+        let accepted = job.mail.envelope.recipients.iter().filter(|address| is_accepted(address)).count();
+        Self { shared, job, notes: Notes::default(), current: None, accepted, stopped: false }
+    }
+
+    /// What was noted, and whether we stopped a dot ourselves.
+    pub fn into_notes(mut self) -> (Notes, bool) {
+        // A transaction that was cut off between the two calls: nobody knows.
+        self.notes.other.extend(self.current.take().map(|(entry, _)| entry));
+        (self.notes, self.stopped)
+    }
+
+    fn stop(&mut self, why: String) -> Trouble {
+        self.stopped = true;
+        Trouble { stage: Stage::FinalDot, scope: Scope::Relay, cause: Cause::Local(Reason::RelayUnavailable, why) }
+    }
+}
+
+impl relay::Witness for Witness<'_> {
+    async fn before_dot(&mut self, recipients: &[Address]) -> Result<(), Trouble> {
+        let job = self.job;
+        let everybody = job.mail.envelope.recipients.len();
+        let complete = job.mail.invalid.is_empty() && self.accepted + recipients.len() == everybody;
+        let transmission = Transmission {
+            id: job.id().clone(),
+            record: job.claim.record().clone(),
+            fingerprint: job.fingerprint,
+            message_id: job.mail.message_id.clone(),
+            recipients: recipients.iter().map(Address::to_string).collect(),
+            complete,
+            begun: Timestamp::now(),
+        };
+        match self.shared.ledger.transmitting(transmission).await {
+            Ok(entry) => self.current = Some((entry, recipients.len())),
+            Err(error) => return Err(self.stop(error.to_string())),
+        }
+        // Last of all, and after everything that can take time: the process may have been stopped for an hour.
+        if !job.lane.dot_allowed(Instant::now()) {
+            return Err(self.stop("our heartbeat could not be written for too long".to_owned()));
+        }
+        Ok(())
+    }
+
+    async fn after_dot(&mut self, answer: Result<&Reply, &Trouble>) {
+        let Some((entry, recipients)) = self.current.take() else { return };
+        match answer {
+            Ok(reply) => {
+                let on_file = self.shared.ledger.accepted(entry, reply.to_string(), Timestamp::now());
+                self.notes.on_file.push(Box::pin(on_file));
+                self.notes.accepted.push(entry);
+                self.accepted += recipients;
+            }
+            Err(_) => self.notes.other.push(entry),
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! The ledger's file: how it is opened, what stands in it.
+
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use jiff::Timestamp;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteRow, SqliteSynchronous};
+use sqlx::{ConnectOptions, Connection, Row};
+
+use super::{EntryId, Error, OpenEntry, Transmission};
+use crate::mail::{Fingerprint, MailId, RecordId};
+
+const KEY_FILE: &str = "ledger.key";
+
+const TABLES: &str = "
+CREATE TABLE IF NOT EXISTS entry (
+    id          INTEGER PRIMARY KEY,
+    queue       TEXT    NOT NULL,
+    mid         INTEGER NOT NULL,
+    record      TEXT    NOT NULL,
+    fingerprint TEXT    NOT NULL,
+    message_id  TEXT    NOT NULL,
+    recipients  TEXT    NOT NULL, -- JSON array: addresses, and keyed hashes of them once settled
+    complete    INTEGER NOT NULL, -- 1: with these accepted the row waits for nobody any more
+    state       TEXT    NOT NULL CHECK (state IN ('transmitting', 'accepted', 'settled')),
+    reply       TEXT,
+    begun       INTEGER NOT NULL, -- milliseconds since 1970, like every time here
+    accepted    INTEGER
+) STRICT;
+CREATE INDEX IF NOT EXISTS entry_row ON entry (queue, mid);
+CREATE INDEX IF NOT EXISTS entry_open ON entry (queue) WHERE state <> 'settled';
+";
+
+pub const OPEN_ENTRIES: &str = "SELECT * FROM entry WHERE queue = ?1 AND state <> 'settled' ORDER BY id";
+
+pub const RECOGNISE: &str = "
+SELECT e.mid AS mid, max(e.accepted) AS accepted
+FROM json_each(?1) AS wanted
+JOIN entry AS e ON e.queue = ?2 AND e.mid = wanted.value ->> 0 AND e.fingerprint = wanted.value ->> 1
+WHERE e.state = 'settled' AND e.complete = 1
+GROUP BY e.mid";
+
+/// Opens the file for the dispatcher, makes the tables, and looks whether it is sound.
+pub async fn open(path: &Path) -> Result<SqliteConnection, Error> {
+    make_private(path)?;
+    let options = SqliteConnectOptions::new()
+        .filename(path)
+        .journal_mode(SqliteJournalMode::Wal)
+        .synchronous(SqliteSynchronous::Normal)
+        .pragma("secure_delete", "on")
+        .disable_statement_logging();
+    let look = async || {
+        let mut connection = SqliteConnection::connect_with(&options).await?;
+        let verdict: String = sqlx::query_scalar("PRAGMA quick_check(1)").fetch_one(&mut connection).await?;
+        if verdict != "ok" {
+            return Err(sqlx::Error::Protocol(verdict));
+        }
+        sqlx::raw_sql(TABLES).execute(&mut connection).await?;
+        // A ledger that can be read but not written must be noticed now, not at the first dot.
+        sqlx::raw_sql("BEGIN IMMEDIATE; PRAGMA user_version = 1; COMMIT").execute(&mut connection).await?;
+        Ok(connection)
+    };
+    look().await.map_err(|error| damaged(path, &error))
+}
+
+/// Opens the file to look only, beside a dispatcher that may be writing.
+pub async fn open_read_only(path: &Path) -> Result<SqliteConnection, Error> {
+    let options = SqliteConnectOptions::new().filename(path).read_only(true).disable_statement_logging();
+    SqliteConnection::connect_with(&options).await.map_err(|error| damaged(path, &error))
+}
+
+/// The highest id ever given, and the number of open entries.
+pub async fn last_and_open(connection: &mut SqliteConnection) -> Result<(i64, u64), sqlx::Error> {
+    let row = sqlx::query(
+        "SELECT coalesce((SELECT max(id) FROM entry), 0) AS last,
+                (SELECT count(*) FROM entry WHERE state <> 'settled') AS open",
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok((row.try_get("last")?, row.try_get::<i64, _>("open")?.unsigned_abs()))
+}
+
+pub fn open_entry(row: &SqliteRow) -> Result<OpenEntry, sqlx::Error> {
+    let bad = |what: &str| sqlx::Error::Protocol(format!("an entry's {what} is not what mailqueue writes"));
+    let time = |millis| Timestamp::from_millisecond(millis).map_err(|_| bad("time"));
+    let text = |name: &str| row.try_get::<String, _>(name);
+    let accepted = match row.try_get::<Option<i64>, _>("accepted")? {
+        Some(at) => Some((row.try_get::<Option<String>, _>("reply")?.unwrap_or_default(), time(at)?)),
+        None => None,
+    };
+    Ok(OpenEntry {
+        entry: EntryId(row.try_get("id")?),
+        transmission: Transmission {
+            id: MailId::new(text("queue")?, row.try_get("mid")?),
+            record: RecordId::parse(&text("record")?).ok_or_else(|| bad("record id"))?,
+            fingerprint: Fingerprint::from_hex(&text("fingerprint")?).ok_or_else(|| bad("fingerprint"))?,
+            message_id: text("message_id")?,
+            recipients: serde_json::from_str(&text("recipients")?).map_err(|_| bad("recipients"))?,
+            complete: row.try_get("complete")?,
+            begun: time(row.try_get("begun")?)?,
+        },
+        accepted,
+    })
+}
+
+/// The key for the hashes of addresses, in a file of its own, so that a copy of the ledger alone gives none away.
+pub fn key(dir: &Path) -> Result<[u8; 32], Error> {
+    if let Some(key) = existing_key(dir)? {
+        return Ok(key);
+    }
+    let path = dir.join(KEY_FILE);
+    let key: [u8; 32] = rand::random();
+    private(&path)
+        .and_then(|mut file| file.write_all(&key).and_then(|()| file.sync_all()))
+        .map_err(|error| bad_key(&path, error.to_string()))?;
+    Ok(key)
+}
+
+/// `None` where there is none yet: nothing was hashed then.
+pub fn existing_key(dir: &Path) -> Result<Option<[u8; 32]>, Error> {
+    let path = dir.join(KEY_FILE);
+    match std::fs::read(&path) {
+        Ok(bytes) => bytes.try_into().map(Some).map_err(|_| bad_key(&path, "is not 32 bytes long".to_owned())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(bad_key(&path, error.to_string())),
+    }
+}
+
+fn bad_key(path: &Path, what: String) -> Error {
+    Error::Unusable {
+        path: path.display().to_string(),
+        what,
+        remedy: "Put it back from a backup, or remove it: `trace --to` then no longer finds the older mails",
+    }
+}
+
+/// SQLite would make the file readable for the group; addresses stand in it.
+fn make_private(path: &Path) -> Result<(), Error> {
+    match private(path) {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(damaged(path, &sqlx::Error::Io(error))),
+    }
+}
+
+fn private(path: &Path) -> std::io::Result<std::fs::File> {
+    std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
+}
+
+pub fn damaged(path: &Path, error: &sqlx::Error) -> Error {
+    Error::Unusable {
+        path: path.display().to_string(),
+        what: format!("the ledger cannot be used: {error}"),
+        remedy: "Make room or mend the rights; if the file is damaged, put it back from a backup. Moving it away makes \
+                 mailqueue forget which mails the smarthost accepted but the database does not know of yet",
+    }
+}
+
+pub fn unreadable(error: sqlx::Error) -> Error {
+    Error::Write(error.to_string())
+}

@@ -1,0 +1,82 @@
+# Where the servers' programs come from: the machine, or Debian packages that are downloaded and unpacked, not installed.
+# So no service starts, no user is made, no configuration is touched, and two mail servers whose packages exclude each
+# other can stand side by side.
+
+cache= # what was unpacked is in $cache/root
+
+# Packages, and one file that each cannot do without.
+needed=(
+    "openssl                 usr/bin/openssl"
+    "mariadb-server-core     usr/sbin/mariadbd"
+    "mariadb-client-core     usr/bin/my_print_defaults"
+    "postgresql              usr/lib/postgresql/*/bin/initdb"
+    "postfix                 usr/lib/postfix/sbin/master"
+    "sasl2-bin               usr/sbin/saslpasswd2"
+    "libsasl2-modules        usr/lib/*/sasl2/libplain.so"
+    "libsasl2-modules-db     usr/lib/*/sasl2/libsasldb.so"
+    "exim4-daemon-light      usr/sbin/exim4"
+)
+
+# provide_packages: sees to it that every needed file is on the machine or in the cache.
+provide_packages() {
+    local package file missing=() line
+    cache=${MAILQUEUE_TEST_CACHE:-${CARGO_TARGET_DIR:-$root/target}/servers}
+    mkdir -p "$cache"
+    # A checkout in a home directory that only its owner may enter is of no use to servers that run as someone else.
+    if ((EUID == 0)) && ! "${unprivileged[@]}" test -x "$cache"; then
+        cache=/var/cache/mailqueue-tests
+        mkdir -p "$cache"
+    fi
+    cache=$(cd "$cache" && pwd)
+    exec 9>"$cache/lock"
+    flock 9
+    for line in "${needed[@]}"; do
+        read -r package file <<<"$line"
+        compgen -G "/$file" >/dev/null || [[ -e $cache/unpacked/$package ]] || missing+=("$package")
+    done
+    if ((${#missing[@]} > 0)); then
+        download "${missing[@]}"
+    fi
+    exec 9>&-
+
+    local libraries
+    libraries=$(find "$cache/root" -maxdepth 3 -path '*/lib/*-linux-gnu*' -type d -printf '%p:' 2>/dev/null || true)
+    export LD_LIBRARY_PATH=${libraries}$cache/root/usr/lib/postfix${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+}
+
+# installed FILE: the absolute path of a file that a needed package has, on the machine or in the cache. Of several the
+# last, which is the highest version.
+installed() {
+    local paths
+    paths=$(compgen -G "/$1" || compgen -G "$cache/root/$1") || fail "$1 is neither on the machine nor in $cache"
+    sort -V <<<"$paths" | tail -n 1
+}
+
+# apt with lists and archives of our own: needs no rights, and does not depend on how old the machine's lists are.
+apt() {
+    apt-get -qq -o Dir::State="$cache/apt" -o Dir::State::status=/var/lib/dpkg/status -o Dir::Cache="$cache/apt" \
+        -o APT::Sandbox::User="$(id -un)" --no-install-recommends "$@"
+}
+
+# download PACKAGE…: each with all that it depends on and the machine lacks, into the cache.
+download() {
+    local package packages
+    type apt-get >/dev/null 2>&1 ||
+        fail "missing programs: install what Debian has as $*, or run tests/run --embedded-only"
+    echo "tests/run: downloading $*" >&2
+    mkdir -p "$cache"/{root,unpacked,debs,apt/lists/partial,apt/archives/partial}
+    apt update || true # a repository of somebody else's that is out of reach matters only if it is needed
+    for package; do
+        # The C library belongs to the machine: a second one cannot be loaded beside it.
+        packages=$(apt -s install "$package" | awk '$1 == "Inst" && $2 !~ /^libc(6|-bin)$/ { print $2 }')
+        rm -f "$cache"/debs/*
+        # shellcheck disable=SC2086 # one word a package
+        (cd "$cache/debs" && apt download $packages "$package") ||
+            fail "could not download $package from Debian's archive; what needs no server: tests/run --embedded-only"
+        for deb in "$cache"/debs/*.deb; do
+            dpkg -x "$deb" "$cache/root"
+        done
+        touch "$cache/unpacked/$package"
+    done
+    rm -rf "$cache/debs" "$cache/apt"
+}
