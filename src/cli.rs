@@ -1,1 +1,184 @@
-//! cli
+//! The commands. Each file below has one; here they are taken apart, run, and their end turned into an exit status.
+
+mod change;
+mod check;
+mod enqueue;
+mod list;
+mod migrate;
+mod output;
+mod packaging;
+mod pause;
+mod render;
+mod select;
+mod show;
+mod status;
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::{Config, DEFAULT_FILE, Invalid};
+use crate::observe::logs;
+use crate::queue;
+use output::Out;
+
+/// Sends the mails that other programs leave in database tables.
+#[derive(Debug, Parser)]
+#[command(name = "mailqueue", version, propagate_version = true, max_term_width = 100)]
+#[command(after_help = "Begin with `mailqueue demo`. Mail ids are QUEUE/NUMBER, as in newsletter/1234.\n\
+    Exit status: 0 done, 1 something is left over or was not done, 2 usage or configuration, 69 database or \
+    smarthost out of reach, 75 another dispatcher is at work.")]
+pub struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Global {
+    /// The configuration file
+    #[arg(long, global = true, value_name = "FILE", env = "MAILQUEUE_CONFIG", default_value = DEFAULT_FILE)]
+    config: PathBuf,
+    /// What to log to standard error: error, warn, info, debug, trace; by module: info,mailqueue::relay=debug
+    #[arg(long, global = true, value_name = "LEVEL", value_parser = level)]
+    log_level: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Say of each part whether it is ready; send nothing
+    Check(check::Args),
+    /// Create mailqueue's tables where they do not exist
+    Migrate(migrate::Args),
+    /// Insert a mail as a producer would
+    Enqueue(enqueue::Args),
+    /// List rows
+    List(list::Args),
+    /// Explain one row: headers, recipients with their outcomes, history
+    Show(show::Args),
+    /// Make rows due now; who has the mail already does not get it again
+    Retry(change::Args),
+    /// Set rows aside until they are released
+    Hold(change::Args),
+    /// Give held rows back, due now
+    Release(change::Args),
+    /// Delete rows for good, without sending them
+    Delete(change::DeleteArgs),
+    /// Stop a queue, or the relay, before its next mail
+    Pause(pause::Args),
+    /// Let a paused queue, or the relay, go on
+    Resume(pause::Args),
+    /// Count rows by queue and state
+    Status(status::Args),
+    /// Write what would go out as .eml files; send and change nothing
+    Render(render::Args),
+    /// Print a completion script for a shell
+    Completions(packaging::CompletionsArgs),
+    /// Print the manual page, or write one for each command
+    Man(packaging::ManArgs),
+}
+
+/// How a command ended that did not fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    Done,
+    /// Something is left over, or was not done.
+    LeftOver,
+}
+
+/// The command line cannot be carried out as it is; the text says what to write instead.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Usage(pub String);
+
+/// Parses the command line, runs the command, and says how it ended (sysexits.h where it has a number for it).
+pub fn main() -> ExitCode {
+    let Cli { global, command } = Cli::parse();
+    let mut out = Out::standard();
+    let ended = run(&global, command, &mut out).and_then(|ending| {
+        out.flush()?;
+        Ok(ending)
+    });
+    match ended {
+        Ok(Ending::Done) => ExitCode::SUCCESS,
+        Ok(Ending::LeftOver) => ExitCode::from(1),
+        // Whoever reads our output has seen enough.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = out.flush();
+            complain(&error);
+            ExitCode::from(status(&error))
+        }
+    }
+}
+
+fn run(global: &Global, command: Command, out: &mut Out) -> anyhow::Result<Ending> {
+    match command {
+        Command::Completions(args) => return packaging::completions(&args, out),
+        Command::Man(args) => return packaging::man(&args, out),
+        _ => {}
+    }
+    let config = Config::load(&global.config)?;
+    logs::start(&global.logs())?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        match command {
+            Command::Check(args) => check::run(&args, &config, out).await,
+            Command::Migrate(args) => migrate::run(&args, &config, out).await,
+            Command::Enqueue(args) => enqueue::run(&args, &config, out).await,
+            Command::List(args) => list::run(&args, &config, out).await,
+            Command::Show(args) => show::run(&args, &config, out).await,
+            Command::Retry(args) => change::run(queue::Wish::Retry, &args, &config, out).await,
+            Command::Hold(args) => change::run(queue::Wish::Hold, &args, &config, out).await,
+            Command::Release(args) => change::run(queue::Wish::Release, &args, &config, out).await,
+            Command::Delete(args) => change::delete(&args, &config, out).await,
+            Command::Pause(args) => pause::run(&args, true, &config, out).await,
+            Command::Resume(args) => pause::run(&args, false, &config, out).await,
+            Command::Status(args) => status::run(&args, &config, out).await,
+            Command::Render(args) => render::run(&args, &config, out).await,
+            Command::Completions(_) | Command::Man(_) => Ok(Ending::Done),
+        }
+    })
+}
+
+impl Global {
+    /// Commands that a person waits for say little, and in words; the daemon logs as configured.
+    fn logs(&self) -> logs::Settings {
+        logs::Settings {
+            format: logs::Format::Text,
+            level: self.log_level.clone().unwrap_or_else(|| "warn,sqlx=error".to_owned()),
+            ..logs::Settings::default()
+        }
+    }
+}
+
+fn level(text: &str) -> Result<String, String> {
+    logs::check_level(text).map(|()| text.to_owned())
+}
+
+fn complain(error: &anyhow::Error) {
+    let mut stderr = io::stderr().lock();
+    // A configuration's problems begin with file and line, as editors and people know it from compilers.
+    let _ = match error.downcast_ref::<Invalid>() {
+        Some(invalid) => writeln!(stderr, "{invalid}"),
+        None => writeln!(stderr, "mailqueue: {}", output::safe(&format!("{error:#}"))),
+    };
+}
+
+/// EX_UNAVAILABLE and our own few; see the table of exit statuses in the README.
+fn status(error: &anyhow::Error) -> u8 {
+    if error.is::<Invalid>() || error.is::<Usage>() {
+        2
+    } else if matches!(error.downcast_ref(), Some(queue::Error::Unreachable { .. })) {
+        69
+    } else {
+        1
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}

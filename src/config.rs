@@ -1,1 +1,84 @@
-//! config
+//! The configuration: what the file says, checked. Each part's settings belong to that part; this fills them.
+
+mod check;
+mod database;
+mod file;
+mod problem;
+mod reader;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+pub use database::database;
+pub use problem::{Invalid, Problem};
+
+use crate::mail::Address;
+use crate::observe::logs;
+use crate::{queue, relay, retry, translate};
+
+/// Where the file is when nobody says otherwise.
+pub const DEFAULT_FILE: &str = "/etc/mailqueue/mailqueue.toml";
+
+/// Everything that the file says, with defaults put in. Secrets have not been read.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub file: PathBuf,
+    /// At least one.
+    pub queues: Vec<Queue>,
+    pub relay: relay::Settings,
+    pub message: translate::Settings,
+    pub retry: retry::Settings,
+    /// Connections to the smarthost at the same time, at most.
+    pub connections: u32,
+    pub rate: Option<Rate>,
+    pub poll_interval: Duration,
+    pub state_dir: PathBuf,
+    pub lease: Duration,
+    pub ledger_keep: Duration,
+    pub max_in_flight_bytes: u64,
+    pub log: logs::Settings,
+    pub monitor: Option<SocketAddr>,
+    pub notify: Option<Address>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Queue {
+    pub settings: queue::Settings,
+    /// Share of the relay while several queues have work.
+    pub weight: u32,
+}
+
+/// At most this many messages in this time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    pub messages: u32,
+    pub per: Duration,
+}
+
+impl Config {
+    pub fn load(path: &Path) -> Result<Self, Invalid> {
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            let (what, remedy) = match error.kind() {
+                std::io::ErrorKind::NotFound => {
+                    ("there is no such file", "name it with --config FILE or $MAILQUEUE_CONFIG, or create it")
+                }
+                std::io::ErrorKind::PermissionDenied => {
+                    ("you may not read this file", "run this as its owner, or as a member of its group")
+                }
+                std::io::ErrorKind::InvalidData => ("this is not UTF-8", "save it as UTF-8"),
+                _ => ("this file cannot be read", "look at what stands there"),
+            };
+            let problem = Problem { at: None, key: String::new(), what: what.into(), remedy: remedy.into() };
+            Invalid::new(path.to_owned(), "", vec![problem])
+        })?;
+        Self::parse(path, &text)
+    }
+
+    /// `path` is for messages only.
+    pub fn parse(path: &Path, text: &str) -> Result<Self, Invalid> {
+        let invalid = |problems| Invalid::new(path.to_owned(), text, problems);
+        let file = file::File::parse(text).map_err(|problem| invalid(vec![problem]))?;
+        check::check(path, file).map_err(invalid)
+    }
+}

@@ -24,4 +24,5 @@ pub mod outcome;
 pub mod queue;
 pub mod relay;
 pub mod retry;
+pub mod secret;
 pub mod translate;

@@ -1,0 +1,197 @@
+//! `mailqueue enqueue`: inserts a mail as a producer would, each column in base64.
+
+use std::io::{self, IsTerminal, Read, Write};
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+
+use super::output::Out;
+use super::{Ending, Usage, migrate, select};
+use crate::config::Config;
+use crate::mail::{Columns, MailId};
+use crate::queue;
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Without --to, --subject and --body a whole mail (RFC 5322) is read from standard input.\n\
+    Examples:\n  mailqueue enqueue --queue newsletter < mail.eml\n  \
+    mailqueue enqueue --from a@example.org --to b@example.org --subject Test --body 'Does it arrive?'")]
+pub struct Args {
+    /// To whom; several times, or with commas
+    #[arg(long, value_name = "ADDRESS")]
+    to: Vec<String>,
+    /// The From header
+    #[arg(long, value_name = "ADDRESS", requires = "to")]
+    from: Option<String>,
+    #[arg(long, value_name = "TEXT", requires = "to")]
+    subject: Option<String>,
+    /// The text; `-` reads it from standard input
+    #[arg(long, value_name = "TEXT", requires = "to")]
+    body: Option<String>,
+    #[command(flatten)]
+    target: migrate::Target,
+}
+
+pub async fn run(args: &Args, config: &Config, out: &mut Out) -> anyhow::Result<Ending> {
+    let settings = target(args, config)?;
+    let message = if args.to.is_empty() { from_stdin()? } else { from_options(args, config)? };
+    let columns = message.columns();
+    let queue = select::open(&settings)?;
+    fits(&queue, &settings, &columns).await?;
+    let mid = queue.insert(&columns).await?;
+    writeln!(out, "{}", MailId::new(settings.name, mid))?;
+    Ok(Ending::Done)
+}
+
+fn target(args: &Args, config: &Config) -> anyhow::Result<queue::Settings> {
+    let mut candidates = args.target.settings(config)?;
+    match candidates.len() {
+        1 => Ok(candidates.remove(0)),
+        _ => {
+            let names: Vec<&str> = candidates.iter().map(|settings| &*settings.name).collect();
+            Err(Usage(format!("into which queue? add --queue with one of {}", names.join(", "))).into())
+        }
+    }
+}
+
+/// A mail as PHP's `mail()` takes it.
+struct Message {
+    to: Vec<u8>,
+    subject: Vec<u8>,
+    body: Vec<u8>,
+    headers: Vec<u8>,
+}
+
+impl Message {
+    fn columns(&self) -> Columns {
+        let encode = |bytes: &[u8]| Some(BASE64_STANDARD.encode(bytes).into_bytes());
+        Columns {
+            mto: encode(&self.to),
+            msubject: encode(&self.subject),
+            mbody: encode(&self.body),
+            mheaders: encode(&self.headers),
+            mparams: None,
+        }
+    }
+}
+
+fn from_options(args: &Args, config: &Config) -> anyhow::Result<Message> {
+    let mut headers = String::new();
+    match &args.from {
+        Some(from) => headers += &format!("From: {}\r\n", one_line(from)?),
+        None if config.message.default_from.is_some() => {}
+        None => {
+            let text = "a mail needs a sender: add --from ADDRESS, or set message.default_from in the configuration";
+            return Err(Usage(text.to_owned()).into());
+        }
+    }
+    headers += "MIME-Version: 1.0\r\nContent-Type: text/plain; charset=UTF-8\r\n";
+    let body = match args.body.as_deref() {
+        Some("-") => stdin()?,
+        Some(text) => text.as_bytes().to_vec(),
+        None => Vec::new(),
+    };
+    let subject = one_line(args.subject.as_deref().unwrap_or_default())?;
+    let subject = match subject.is_ascii() {
+        true => subject.to_owned(),
+        false => format!("=?UTF-8?B?{}?=", BASE64_STANDARD.encode(subject)),
+    };
+    Ok(Message { to: one_line(&args.to.join(", "))?.into(), subject: subject.into(), body, headers: headers.into() })
+}
+
+fn one_line(text: &str) -> Result<&str, Usage> {
+    if text.contains(char::is_control) {
+        return Err(Usage("an address or a subject must stand on one line, without control characters".to_owned()));
+    }
+    Ok(text)
+}
+
+fn stdin() -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    io::stdin().lock().read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn from_stdin() -> anyhow::Result<Message> {
+    if io::stdin().is_terminal() {
+        eprintln!("Type the mail, header first, then an empty line and the text; end with Ctrl-D.");
+    }
+    Ok(split(&stdin()?)?)
+}
+
+/// Takes a mail apart as PHP's `mail()` has it: To and Subject for themselves, the other headers, the body.
+fn split(mail: &[u8]) -> Result<Message, Usage> {
+    let mut message = Message { to: Vec::new(), subject: Vec::new(), body: Vec::new(), headers: Vec::new() };
+    let mut rest = mail;
+    let mut number = 0;
+    let mut fields: Vec<Vec<u8>> = Vec::new();
+    while !rest.is_empty() {
+        let (line, behind) = match rest.iter().position(|byte| *byte == b'\n') {
+            Some(end) => (&rest[..end], &rest[end + 1..]),
+            None => (rest, &rest[rest.len()..]),
+        };
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
+        rest = behind;
+        number += 1;
+        match fields.last_mut() {
+            _ if line.is_empty() => break,
+            Some(field) if line.starts_with(b" ") || line.starts_with(b"\t") => {
+                field.extend_from_slice(b"\r\n");
+                field.extend_from_slice(line);
+            }
+            _ if is_field(line) => fields.push(line.to_vec()),
+            _ => {
+                return Err(Usage(format!(
+                    "line {number} of the mail is no header; write headers as NAME: VALUE, then an empty line, then the text"
+                )));
+            }
+        }
+    }
+    if fields.is_empty() {
+        return Err(Usage("there is no mail on standard input; its headers come first".to_owned()));
+    }
+    message.body = rest.to_vec();
+    for field in fields {
+        let colon = field.iter().position(|byte| *byte == b':').unwrap_or(field.len());
+        let value = field.get(colon + 1..).unwrap_or_default().trim_ascii();
+        match field[..colon].trim_ascii().to_ascii_lowercase().as_slice() {
+            b"to" => {
+                if !message.to.is_empty() {
+                    message.to.extend_from_slice(b", ");
+                }
+                message.to.extend_from_slice(value);
+            }
+            b"subject" if message.subject.is_empty() => message.subject = value.to_vec(),
+            _ => {
+                message.headers.extend_from_slice(&field);
+                message.headers.extend_from_slice(b"\r\n");
+            }
+        }
+    }
+    Ok(message)
+}
+
+/// A field's name and a colon (RFC 5322 §2.2).
+fn is_field(line: &[u8]) -> bool {
+    match line.iter().position(|byte| *byte == b':') {
+        Some(colon) => colon > 0 && line[..colon].trim_ascii_end().iter().all(|byte| matches!(byte, b'!'..=b'~')),
+        None => false,
+    }
+}
+
+/// A value that its column would cut, or that is just as long as the column, would be taken for damaged.
+async fn fits(queue: &queue::Queue, settings: &queue::Settings, columns: &Columns) -> anyhow::Result<()> {
+    let limits = queue.limits().await?;
+    let limits = [limits.mto, limits.msubject, limits.mbody, limits.mheaders, limits.mparams];
+    let cuts = settings.database.url.scheme() != "sqlite";
+    for ((column, value), limit) in columns.each().into_iter().zip(limits) {
+        let length = value.map_or(0, <[u8]>::len) as u64;
+        if length == limit || (cuts && length > limit) {
+            return Err(Usage(format!(
+                "{column} would be {length} bytes in base64, and its column holds {limit}: shorten the mail{}, or widen the column",
+                if column == "mto" { ", or move recipients into a Bcc header" } else { "" }
+            ))
+            .into());
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,36 @@
+//! `mailqueue pause` and `resume`: the emergency stop.
+
+use std::io::Write;
+
+use super::output::Out;
+use super::{Ending, select};
+use crate::config::Config;
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Every dispatcher obeys within a second, before its next mail. Rows stay where they are.")]
+pub struct Args {
+    /// A queue's name, or `relay` for all queues
+    #[arg(required = true, value_name = "QUEUE or relay")]
+    targets: Vec<String>,
+}
+
+/// `stop`: pause, else resume.
+pub async fn run(args: &Args, stop: bool, config: &Config, out: &mut Out) -> anyhow::Result<Ending> {
+    let done = if stop { "paused" } else { "goes on" };
+    for target in args.targets.iter().filter(|target| *target != "relay") {
+        select::named(config, target)?;
+    }
+    for target in &args.targets {
+        if target == "relay" {
+            // The flag stands in each database, so that a dispatcher needs to look only at its own.
+            for queue in &config.queues {
+                select::open(&queue.settings)?.pause(true, stop).await?;
+            }
+        } else {
+            select::named(config, target)?.pause(false, stop).await?;
+        }
+        tracing::info!(target = %target, user = %super::change::user(), "{}", if stop { "paused" } else { "resumed" });
+        writeln!(out, "{target}: {done}")?;
+    }
+    Ok(Ending::Done)
+}

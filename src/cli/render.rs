@@ -1,0 +1,103 @@
+//! `mailqueue render`: what would go out for each row, as files. Sends nothing and changes nothing.
+
+use std::fs;
+use std::io::Write;
+use std::path::PathBuf;
+
+use anyhow::Context;
+use jiff::Timestamp;
+
+use super::output::{Out, count, safe};
+use super::select::{self, Filters};
+use super::{Ending, Usage};
+use crate::config::Config;
+use crate::mail::Mail;
+use crate::queue::Listed;
+
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "For each row QUEUE-NUMBER.eml with the exact mail and QUEUE-NUMBER.json with its envelope are \
+    written. The exit status is 1 when some row cannot become a mail."
+)]
+pub struct Args {
+    /// Every row of every queue
+    #[arg(long, conflicts_with_all = ["queue", "state", "reason", "to", "subject", "older_than"])]
+    all: bool,
+    #[command(flatten)]
+    filters: Filters,
+    /// The folder to write into; made where it does not exist
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+}
+
+#[derive(Default)]
+struct Summary {
+    written: usize,
+    mended: usize,
+    unreadable: usize,
+}
+
+pub async fn run(args: &Args, config: &Config, out: &mut Out) -> anyhow::Result<Ending> {
+    if !args.all && args.filters.is_empty() {
+        return Err(Usage("which rows? add --all, or a filter such as --queue newsletter".to_owned()).into());
+    }
+    fs::create_dir_all(&args.out).with_context(|| format!("cannot make the folder {}", args.out.display()))?;
+    let now = Timestamp::now();
+    let mut summary = Summary::default();
+    for queue in args.filters.queues(config)? {
+        let mut walk = args.filters.walk(config, queue.clone(), now);
+        while let Some(page) = walk.next().await? {
+            for listed in page {
+                let Some((listed, columns)) = queue.look(listed.id.mid).await? else { continue };
+                match select::translated(config, &queue, &listed, &columns).await? {
+                    Ok(mail) => {
+                        write(args, &listed, &mail)?;
+                        summary.written += 1;
+                        summary.mended += usize::from(!mail.mendings.is_empty());
+                        for mending in &mail.mendings {
+                            writeln!(out, "{}: {}", listed.id, safe(mending))?;
+                        }
+                        for invalid in &mail.invalid {
+                            writeln!(
+                                out,
+                                "{}: leaves out {}: {}",
+                                listed.id,
+                                safe(&invalid.written),
+                                safe(&invalid.why)
+                            )?;
+                        }
+                    }
+                    Err(unreadable) => {
+                        summary.unreadable += 1;
+                        writeln!(out, "{}: no mail: {}", listed.id, safe(&unreadable.to_string()))?;
+                    }
+                }
+            }
+        }
+    }
+    writeln!(
+        out,
+        "{} written to {}, {} of them mended; {} cannot become a mail",
+        count(summary.written, "mail"),
+        args.out.display(),
+        summary.mended,
+        count(summary.unreadable, "row")
+    )?;
+    Ok(if summary.unreadable == 0 { Ending::Done } else { Ending::LeftOver })
+}
+
+fn write(args: &Args, listed: &Listed, mail: &Mail) -> anyhow::Result<()> {
+    let stem = format!("{}-{}", listed.id.queue, listed.id.mid);
+    let envelope = serde_json::json!({
+        "id": listed.id.to_string(),
+        "sender": mail.envelope.sender.as_ref().map(ToString::to_string).unwrap_or_default(),
+        "recipients": mail.envelope.recipients.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "invalid": mail.invalid.iter().map(|invalid| &invalid.written).collect::<Vec<_>>(),
+        "mendings": mail.mendings,
+    });
+    for (end, bytes) in [("eml", &mail.content[..]), ("json", format!("{envelope:#}\n").as_bytes())] {
+        let path = args.out.join(format!("{stem}.{end}"));
+        fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
+}

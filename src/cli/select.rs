@@ -1,0 +1,192 @@
+//! Which rows a command means: ids, or a filter over the queues, page by page.
+
+use std::time::Duration;
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use jiff::Timestamp;
+
+use super::Usage;
+use crate::config::Config;
+use crate::mail::{Columns, MailId};
+use crate::outcome::{Reason, State};
+use crate::queue::{self, Listed, Queue};
+use crate::translate;
+
+/// Rows a page; a command holds no more than these, and one row's content, at a time.
+const PAGE: u32 = 500;
+
+#[derive(Debug, Default, clap::Args)]
+#[command(next_help_heading = "Which rows")]
+pub struct Filters {
+    /// Rows of this queue; may be given several times
+    #[arg(long, value_name = "QUEUE")]
+    pub queue: Vec<String>,
+    /// Rows in this state; several with commas
+    #[arg(long, value_delimiter = ',', value_parser = states())]
+    pub state: Vec<State>,
+    /// Rows with this reason
+    #[arg(long, value_parser = reasons())]
+    pub reason: Option<Reason>,
+    /// Rows with this recipient, an address; or @DOMAIN for all of a domain
+    #[arg(long, value_name = "ADDRESS")]
+    pub to: Option<String>,
+    /// Rows whose subject has this in it
+    #[arg(long, value_name = "TEXT")]
+    pub subject: Option<String>,
+    /// Rows first seen longer ago than this, as in 2h or 3d
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub older_than: Option<Duration>,
+}
+
+fn states() -> impl TypedValueParser<Value = State> {
+    PossibleValuesParser::new(State::ALL.map(State::as_str)).try_map(|text| State::parse(&text).ok_or("no state"))
+}
+
+fn reasons() -> impl TypedValueParser<Value = Reason> {
+    PossibleValuesParser::new(Reason::ALL.map(Reason::as_str)).try_map(|text| Reason::parse(&text).ok_or("no reason"))
+}
+
+impl Filters {
+    pub fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+            && self.state.is_empty()
+            && self.reason.is_none()
+            && self.to.is_none()
+            && self.subject.is_none()
+            && self.older_than.is_none()
+    }
+
+    /// The queues that are meant.
+    pub fn queues(&self, config: &Config) -> anyhow::Result<Vec<Queue>> {
+        if self.queue.is_empty() {
+            return config.queues.iter().map(|queue| open(&queue.settings)).collect();
+        }
+        self.queue.iter().map(|name| named(config, name)).collect()
+    }
+
+    /// Begins at the first row of `queue`.
+    pub fn walk<'a>(&'a self, config: &'a Config, queue: Queue, now: Timestamp) -> Walk<'a> {
+        let seen_before = self.older_than.map(|age| now.checked_sub(age).unwrap_or(Timestamp::MIN));
+        let filter = queue::Filter { states: self.state.clone(), reason: self.reason, seen_before };
+        Walk { filters: self, config, queue, filter, cursor: Some(i64::MIN) }
+    }
+
+    /// Whether the conditions on decoded content hold.
+    fn fits(&self, content: &Content) -> bool {
+        let subject =
+            self.subject.as_ref().is_none_or(|text| content.subject.to_lowercase().contains(&text.to_lowercase()));
+        let to =
+            self.to.as_ref().is_none_or(|wanted| content.recipients.iter().any(|address| is_meant(wanted, address)));
+        subject && to
+    }
+}
+
+/// An address, or with a leading `@` a domain; case does not matter.
+fn is_meant(wanted: &str, address: &str) -> bool {
+    let (wanted, address) = (wanted.to_lowercase(), address.to_lowercase());
+    if wanted.starts_with('@') { address.ends_with(&wanted) } else { address == wanted }
+}
+
+/// The rows of a queue that a filter lets through, ascending.
+pub struct Walk<'a> {
+    filters: &'a Filters,
+    config: &'a Config,
+    pub queue: Queue,
+    filter: queue::Filter,
+    /// `None` after the last page.
+    cursor: Option<i64>,
+}
+
+impl Walk<'_> {
+    /// The next page; `None` at the end. A page can be empty.
+    pub async fn next(&mut self) -> Result<Option<Vec<Listed>>, queue::Error> {
+        let Some(cursor) = self.cursor else { return Ok(None) };
+        let page = self.queue.list(&self.filter, cursor, PAGE).await?;
+        self.cursor = page.last().filter(|_| page.len() >= PAGE as usize).map(|last| last.id.mid);
+        if self.filters.to.is_none() && self.filters.subject.is_none() {
+            return Ok(Some(page));
+        }
+        let mut fitting = Vec::new();
+        for listed in page {
+            if let Some((_, columns)) = self.queue.look(listed.id.mid).await? {
+                let content = Content::of(self.config, &self.queue, &listed, &columns).await?;
+                if self.filters.fits(&content) {
+                    fitting.push(listed);
+                }
+            }
+        }
+        Ok(Some(fitting))
+    }
+}
+
+/// What a row says of itself, as far as it can be read.
+struct Content {
+    subject: String,
+    recipients: Vec<String>,
+}
+
+impl Content {
+    async fn of(config: &Config, queue: &Queue, listed: &Listed, columns: &Columns) -> Result<Self, queue::Error> {
+        let known = listed.history.recipients.iter().map(|recipient| recipient.address.clone());
+        Ok(match translated(config, queue, listed, columns).await? {
+            Ok(mail) => Self {
+                subject: mail.subject,
+                recipients: mail
+                    .envelope
+                    .recipients
+                    .iter()
+                    .map(ToString::to_string)
+                    .chain(mail.invalid.into_iter().map(|invalid| invalid.written))
+                    .chain(known)
+                    .collect(),
+            },
+            Err(_) => Self { subject: String::new(), recipients: known.collect() },
+        })
+    }
+}
+
+/// The row as it would go out. A row without a record has no Message-ID of ours yet, and gets one that is all zeros.
+pub async fn translated(
+    config: &Config,
+    queue: &Queue,
+    listed: &Listed,
+    columns: &Columns,
+) -> Result<Result<crate::mail::Mail, translate::Unreadable>, queue::Error> {
+    let stamp = translate::Stamp {
+        record: listed.record.clone().unwrap_or_else(|| crate::mail::RecordId::new([0; 16])),
+        created: listed.first_seen.unwrap_or_else(Timestamp::now),
+    };
+    let wire = translate::Wire { eight_bit: true };
+    let limits = queue.limits().await?;
+    Ok(translate::translate(columns, &limits, &stamp, wire, &config.message))
+}
+
+/// The queue that an id or an option names.
+pub fn named(config: &Config, name: &str) -> anyhow::Result<Queue> {
+    match config.queues.iter().find(|queue| &*queue.settings.name == name) {
+        Some(queue) => open(&queue.settings),
+        None => Err(no_such_queue(config, name).into()),
+    }
+}
+
+pub fn no_such_queue(config: &Config, name: &str) -> Usage {
+    let known: Vec<&str> = config.queues.iter().map(|queue| &*queue.settings.name).collect();
+    Usage(format!("there is no queue \"{name}\" in {}; there is {}", config.file.display(), known.join(", ")))
+}
+
+/// Each id with its queue.
+pub fn by_id(config: &Config, ids: &[MailId]) -> anyhow::Result<Vec<(Queue, Vec<i64>)>> {
+    let mut groups: Vec<(Queue, Vec<i64>)> = Vec::new();
+    for id in ids {
+        match groups.iter_mut().find(|(queue, _)| *queue.name() == id.queue) {
+            Some((_, mids)) => mids.push(id.mid),
+            None => groups.push((named(config, &id.queue)?, vec![id.mid])),
+        }
+    }
+    Ok(groups)
+}
+
+/// Commands claim nothing, so they need no dispatcher's id.
+pub fn open(settings: &queue::Settings) -> anyhow::Result<Queue> {
+    Ok(Queue::new(settings.clone(), String::new())?)
+}

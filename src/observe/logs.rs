@@ -1,0 +1,142 @@
+//! Logs: one event for each thing that happens to a mail, on standard error or in the journal.
+
+use std::io::IsTerminal;
+
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
+use tracing_subscriber::filter::EnvFilter;
+use tracing_subscriber::prelude::*;
+
+/// `[log]` of the configuration, checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    pub format: Format,
+    /// `info`, or by module: `info,mailqueue::relay=debug`.
+    pub level: String,
+    pub addresses: Addresses,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { format: Format::Json, level: "info".to_owned(), addresses: Addresses::Domain }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    Text,
+    /// The systemd journal's own protocol, with fields.
+    Journald,
+}
+
+pub const FORMATS: [(&str, Format); 3] =
+    [("json", Format::Json), ("text", Format::Text), ("journald", Format::Journald)];
+
+/// How much of a mail address a log may show.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Addresses {
+    Full,
+    /// `…@example.org`
+    Domain,
+    /// A keyed hash, so that two mentions of one address can be seen to be the same, and no more.
+    Hash,
+}
+
+pub const ADDRESSES: [(&str, Addresses); 3] =
+    [("full", Addresses::Full), ("domain", Addresses::Domain), ("hash", Addresses::Hash)];
+
+/// Whether `level` is one that [`start`] takes.
+pub fn check_level(level: &str) -> Result<(), String> {
+    let known = |word: &str| {
+        ["off", "error", "warn", "info", "debug", "trace"].iter().any(|level| level.eq_ignore_ascii_case(word.trim()))
+    };
+    // The filter takes any single word for a module's name, which hides a typing error such as `inof`.
+    let word = |part: &str| part.contains(['=', ':', '[']) || known(part);
+    if level.is_empty() || !level.split(',').all(word) {
+        return Err(format!("{level} is no log level"));
+    }
+    EnvFilter::try_new(level).map(drop).map_err(|error| error.to_string())
+}
+
+/// Starts logging for the whole process. The first call counts.
+pub fn start(settings: &Settings) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(&settings.level)?;
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let registry = tracing_subscriber::registry().with(filter);
+    // A second start (a test in the same process) changes nothing, and is no failure.
+    let _ = match settings.format {
+        Format::Json => registry.with(lines.json().flatten_event(true).with_current_span(false)).try_init(),
+        Format::Text => registry.with(lines.with_ansi(std::io::stderr().is_terminal())).try_init(),
+        Format::Journald => {
+            let journal = tracing_journald::layer()?.with_syslog_identifier("mailqueue".to_owned());
+            registry.with(journal).try_init()
+        }
+    };
+    Ok(())
+}
+
+/// Takes out of addresses what a log may not show.
+#[derive(Clone)]
+pub struct Redactor {
+    addresses: Addresses,
+    key: [u8; 32],
+}
+
+impl Redactor {
+    /// `key` matters for [`Addresses::Hash`] only; it must be secret, and stay the same for hashes to be comparable.
+    pub fn new(addresses: Addresses, key: [u8; 32]) -> Self {
+        Self { addresses, key }
+    }
+
+    /// The address as a log may show it.
+    pub fn address(&self, address: &str) -> String {
+        match self.addresses {
+            Addresses::Full => address.to_owned(),
+            Addresses::Domain => match address.rsplit_once('@') {
+                Some((_, domain)) => format!("…@{domain}"),
+                None => "…".to_owned(),
+            },
+            Addresses::Hash => self.hash(address),
+        }
+    }
+
+    /// A text of the smarthost's or ours in which any of `addresses` may stand, with each shown as a log may show it.
+    pub fn text(&self, text: &str, addresses: &[&str]) -> String {
+        if self.addresses == Addresses::Full {
+            return text.to_owned();
+        }
+        addresses
+            .iter()
+            .filter(|address| !address.is_empty())
+            .fold(text.to_owned(), |text, address| replace_ignoring_case(&text, address, &self.address(address)))
+    }
+
+    fn hash(&self, address: &str) -> String {
+        // A key of any length does, so this cannot fail; without it nothing is shown.
+        let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(&self.key) else { return "…".to_owned() };
+        mac.update(address.to_lowercase().as_bytes());
+        mac.finalize().into_bytes().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+impl std::fmt::Debug for Redactor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Redactor({:?})", self.addresses)
+    }
+}
+
+fn replace_ignoring_case(text: &str, what: &str, with: &str) -> String {
+    let (small_text, small_what) = (text.to_ascii_lowercase(), what.to_ascii_lowercase());
+    let mut replaced = String::with_capacity(text.len());
+    let mut from = 0;
+    while let Some(at) = small_text[from..].find(&small_what) {
+        replaced.push_str(&text[from..from + at]);
+        replaced.push_str(with);
+        from += at + small_what.len();
+    }
+    replaced.push_str(&text[from..]);
+    replaced
+}
