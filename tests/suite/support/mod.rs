@@ -21,6 +21,7 @@
 pub mod binary;
 pub mod catcher;
 pub mod database;
+pub mod house;
 pub mod postfix;
 
 use std::time::Duration;
