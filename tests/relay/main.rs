@@ -1,0 +1,6 @@
+//! The session with the smarthost, seen from the wire.
+
+mod dialogs;
+mod script;
+mod server;
+mod support;
