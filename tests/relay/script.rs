@@ -65,7 +65,8 @@ impl Letter {
     pub fn content(&self) -> String {
         let mut content = format!("Subject: {}\r\n\r\n.\r\n..two\r\nlast\r\n", self.name);
         while content.len() < self.size {
-            content.push_str("a line that makes the mail larger and larger\r\n.and one with a dot\r\n");
+            content.push_str(&"a line that makes the mail larger and larger\r\n".repeat(self.size.min(50_000) / 50));
+            content.push_str(".and one with a dot\r\n");
         }
         content
     }

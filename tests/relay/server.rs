@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
@@ -15,7 +15,11 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Serves the script's connections, and one at most beyond them, which is a mistake.
 pub async fn serve(script: Script, mode: Mode) -> (SocketAddr, JoinHandle<Vec<String>>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let socket = TcpSocket::new_v4().expect("a socket");
+    // Small, so that a content which nobody reads soon comes to a halt.
+    socket.set_recv_buffer_size(16 * 1024).expect("a buffer");
+    socket.bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a port");
+    let listener = socket.listen(64).expect("a listener");
     let address = listener.local_addr().expect("an address");
     let served = tokio::spawn(async move {
         let mut mistakes = Vec::new();
