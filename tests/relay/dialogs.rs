@@ -4,9 +4,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use mailqueue::mail::{Address, Mail};
-use mailqueue::relay::{Offer, Relay, Settings};
+use mailqueue::relay::{Login, Offer, Password, Relay, Settings, Tls};
 use tokio::time::timeout;
 
+use crate::certificates;
 use crate::script::{self, Mode, Script};
 use crate::server;
 use crate::support::{self, Notes};
@@ -92,6 +93,23 @@ fn set(settings: &mut Settings, key: &str, value: &str) {
     let limit = match key {
         "messages" => return settings.messages_per_connection = value.parse().unwrap(),
         "recipients" => return settings.recipients_per_message = value.parse().unwrap(),
+        "host" => return settings.host = value.to_owned(),
+        "login" => {
+            let password = Password::Value(value.to_owned());
+            return settings.login = Some(Login { username: "user".into(), password });
+        }
+        "tls" => {
+            settings.ca_file = Some(certificates::authority_file());
+            return settings.tls = match value {
+                "starttls" => Tls::Starttls,
+                "implicit" => Tls::Implicit,
+                "opportunistic" => Tls::Opportunistic,
+                _ => panic!("no such way: {value}"),
+            };
+        }
+        "connect" => &mut limits.connect,
+        "tls_timeout" => &mut limits.tls,
+        "auth" => &mut limits.auth,
         "greeting" => &mut limits.greeting,
         "ehlo" => &mut limits.ehlo,
         "mail" => &mut limits.mail,

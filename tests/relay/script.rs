@@ -7,12 +7,14 @@
 //! ```text
 //! mail one a@x.test b@x.test      a mail to send, in order; `size=N`, `8bit`, `utf8` before the recipients
 //! modes off on                    in which modes the file is played; all three without this line
-//! set rcpt=200ms                  a timeout, `messages=N`, `recipients=N`, `stop=N` (the Nth before_dot says no)
+//! set rcpt=200ms                  a timeout, `messages=N`, `recipients=N`, `stop=N` (the Nth before_dot says no),
+//!                                 `tls=starttls`, `host=localhost`, `login=PASSWORD`
 //!
 //! connection
 //! greet SIZE 1000|8BITMIME        220, EHLO, and 250 with PIPELINING, as the mode has it, and these
 //! whole one                       a transaction of that mail in which everything goes well
 //! C: MAIL                         a command that must begin so
+//! C= QUIT                         a command that must be just so
 //! S: 250 ok                       a reply
 //! S~ 250 ok                       the same, byte by byte
 //! S! \x00garbage\r\n              raw bytes
@@ -22,6 +24,7 @@
 //! wait                            leaves the connection open, and reads nothing more either
 //! close                           closes the connection; `reset` breaks it
 //! gone                            the peer closes the connection, without a word
+//! tls                             the handshake; `tls other` with another name, `tls foreign` of a foreign authority
 //! bye                             QUIT, 221, closed
 //!
 //! expect
@@ -77,6 +80,7 @@ pub enum Act {
     Greet(String),
     Whole(String),
     Command(String),
+    Exactly(String),
     Say(Vec<u8>),
     Pieces(Vec<u8>),
     Content(String),
@@ -86,6 +90,7 @@ pub enum Act {
     Close,
     Reset,
     Gone,
+    Tls(String),
     Bye,
 }
 
@@ -147,6 +152,7 @@ fn act(word: &str, rest: &str) -> Act {
         "greet" => Act::Greet(rest.to_owned()),
         "whole" => Act::Whole(rest.to_owned()),
         "C:" => Act::Command(rest.to_owned()),
+        "C=" => Act::Exactly(rest.to_owned()),
         "S:" => Act::Say(format!("{rest}\r\n").into_bytes()),
         "S~" => Act::Pieces(format!("{rest}\r\n").into_bytes()),
         "S!" => Act::Say(unescape(rest)),
@@ -157,6 +163,7 @@ fn act(word: &str, rest: &str) -> Act {
         "close" => Act::Close,
         "reset" => Act::Reset,
         "gone" => Act::Gone,
+        "tls" => Act::Tls(rest.to_owned()),
         "bye" => Act::Bye,
         _ => panic!("no such line: {word} {rest}"),
     }

@@ -3,15 +3,40 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
+use tokio_rustls::server::TlsStream;
 
+use crate::certificates;
 use crate::script::{Act, Mode, Script};
 
 /// Longer than everything that a script waits for.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Clear or encrypted.
+trait Link: AsyncRead + AsyncWrite + Send + Unpin {
+    /// Makes the end of the connection a break of it.
+    fn break_at_end(&self);
+}
+
+impl Link for TcpStream {
+    fn break_at_end(&self) {
+        self.set_zero_linger().expect("a connection");
+    }
+}
+
+impl Link for TlsStream<Box<dyn Link>> {
+    fn break_at_end(&self) {
+        self.get_ref().0.break_at_end();
+    }
+}
+
+/// Stands in for a connection during the handshake.
+impl Link for tokio::io::Empty {
+    fn break_at_end(&self) {}
+}
 
 /// Serves the script's connections, and one at most beyond them, which is a mistake.
 pub async fn serve(script: Script, mode: Mode) -> (SocketAddr, JoinHandle<Vec<String>>) {
@@ -50,7 +75,8 @@ async fn play(
     acts: &[Act],
     script: &Script,
     mode: Mode,
-) -> Result<Option<BufReader<TcpStream>>, String> {
+) -> Result<Option<BufReader<Box<dyn Link>>>, String> {
+    let stream: Box<dyn Link> = Box::new(stream);
     let mut peer = Peer { stream: BufReader::new(stream), script, mode, left_open: false };
     for act in acts {
         let step = timeout(PATIENCE, peer.act(act)).await;
@@ -67,7 +93,7 @@ async fn play(
 }
 
 struct Peer<'a> {
-    stream: BufReader<TcpStream>,
+    stream: BufReader<Box<dyn Link>>,
     script: &'a Script,
     mode: Mode,
     left_open: bool,
@@ -80,6 +106,7 @@ impl Peer<'_> {
             Act::Greet(extensions) => self.greet(extensions).await?,
             Act::Whole(name) => self.whole(name).await?,
             Act::Command(start) => self.command(start).await?,
+            Act::Exactly(command) => self.command(&format!("{command}\r\n")).await?,
             Act::Say(bytes) => self.say(bytes).await?,
             Act::Pieces(bytes) => {
                 for byte in bytes {
@@ -104,12 +131,22 @@ impl Peer<'_> {
             }
             Act::Close => return Ok(false),
             Act::Reset => {
-                self.stream.get_ref().set_zero_linger().map_err(|error| error.to_string())?;
+                self.stream.get_ref().break_at_end();
                 return Ok(false);
             }
             Act::Gone => {
                 self.gone().await?;
                 return Ok(false);
+            }
+            Act::Tls(certificate) => {
+                // Nothing but the handshake can come here, so an empty buffer takes nothing along.
+                let ended: Box<dyn Link> = Box::new(tokio::io::empty());
+                let clear = std::mem::replace(&mut self.stream, BufReader::new(ended)).into_inner();
+                match certificates::acceptor(certificate).accept(clear).await {
+                    Ok(encrypted) => self.stream = BufReader::new(Box::new(encrypted)),
+                    // The peer refused the certificate; what it says of that is in its trouble.
+                    Err(_) => return Ok(false),
+                }
             }
             Act::Bye => {
                 self.command("QUIT").await?;
