@@ -7,13 +7,13 @@
 mod batch;
 mod events;
 mod feeder;
-mod health;
+pub mod health;
 mod keeper;
 mod lane;
-mod rate;
+pub mod rate;
 mod recovery;
 mod settler;
-mod share;
+pub mod share;
 mod streak;
 mod witness;
 mod worker;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
 
 use super::feeder::{Trouble, give_back, is_open};
 use super::lane::{Done, Job, Lane, Notes};
@@ -170,7 +171,16 @@ fn job(
         lane.settle(Done { settlement, notes: Notes::default() });
         return None;
     }
-    Some(Job { lane: lane.clone(), claim, fingerprint, mail: Arc::new(mail), recipients, history, permit })
+    Some(Job {
+        lane: lane.clone(),
+        claim,
+        fingerprint,
+        mail: Arc::new(mail),
+        recipients,
+        confirmed: Instant::now(),
+        history,
+        permit,
+    })
 }
 
 /// The row stays as it is, for a reason of its own.
@@ -185,6 +195,7 @@ async fn push(shared: &Shared, lane: &Lane, jobs: Vec<Job>) -> Result<(), Troubl
     if jobs.is_empty() {
         return Ok(());
     }
+    let confirmed = Instant::now();
     let marks: Vec<_> = jobs.iter().map(|job| (&job.claim, job.fingerprint, job.mail.message_id.as_str())).collect();
     let ours = match lane.queue.sending(&marks).await {
         Ok(ours) => ours,
@@ -195,7 +206,7 @@ async fn push(shared: &Shared, lane: &Lane, jobs: Vec<Job>) -> Result<(), Troubl
     };
     for (job, ours) in jobs.into_iter().zip(ours) {
         if ours {
-            shared.ready.push(lane.index, job);
+            shared.ready.push(lane.index, Job { confirmed, ..job });
         } else {
             events::claim_lost(job.id());
         }

@@ -31,17 +31,19 @@ pub async fn run(shared: Arc<Shared>, connection: usize, over: CancellationToken
             next_job(&shared, &mut worker).await
         };
         let Some(job) = over.run_until_cancelled(next).await else { break };
-        if job.lane.is_paused() || !job.lane.dot_allowed(Instant::now()) {
+        if job.lane.is_paused() || !job.lane.dot_allowed(job.confirmed, Instant::now()) {
             job.release();
             continue;
         }
         shared.bucket.take().await;
-        if let Err(trouble) = worker.ready().await {
-            relay_trouble(&shared, &trouble.to_string());
-            job.release();
-            continue;
+        match shared.stop.run_until_cancelled(worker.ready()).await {
+            Some(Ok(())) => offer(&shared, &mut worker, job).await,
+            Some(Err(trouble)) => {
+                relay_trouble(&shared, &trouble.to_string());
+                job.release();
+            }
+            None => job.release(),
         }
-        offer(&shared, &mut worker, job).await;
     }
     worker.quit().await;
 }
@@ -112,6 +114,8 @@ fn throttled(shared: &Shared) {
 pub fn relay_trouble(shared: &Shared, reason: &str) {
     if let Opened::Now(pause) = shared.health.trouble(reason, Instant::now(), jitter()) {
         shared.progress.note_relay_trouble(reason);
+        // Nothing more comes that could make a streak longer.
+        shared.streak.flush(shared);
         let reason = (shared.settings.redact)(reason);
         if shared.once {
             tracing::warn!(target: events::RELAY, %reason, "relay in trouble: the pass ends here");
