@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use mailqueue::config::{Config, Rate};
+use mailqueue::config::Config;
+use mailqueue::dispatch::Rate;
 use mailqueue::observe::logs::{Addresses, Format};
 use mailqueue::queue;
 use mailqueue::relay::{self, Tls};
@@ -138,7 +139,7 @@ fn the_example_shows_every_key_and_what_it_comments_out_can_be_used() {
     assert_eq!(config.relay.ca_file.as_deref(), Some(Path::new("/etc/ssl/certs/our-ca.pem")));
     assert_eq!(config.relay.login.as_ref().map(|login| login.username.as_str()), Some("mailqueue"));
     assert_eq!(config.relay.helo, "mail.example.org");
-    assert_eq!(config.rate, Some(Rate { messages: 600, per: Duration::from_secs(60) }));
+    assert_eq!(config.rate, Some(Rate { mails: 600, per: Duration::from_secs(60) }));
     assert_eq!(config.message.envelope_from.map(|address| address.to_string()).as_deref(), Some("bounces@example.org"));
     assert_eq!(config.message.default_from.map(|address| address.to_string()).as_deref(), Some("noreply@example.org"));
     assert_eq!(config.monitor.map(|address| address.to_string()).as_deref(), Some("127.0.0.1:9925"));
@@ -210,8 +211,8 @@ fn units_of_size_and_rate_are_understood() {
     assert_eq!([size("1B"), size("2kB"), size("3 MB"), size("1GB")], [1, 2_000, 3_000_000, 1_000_000_000]);
     assert_eq!([size("1KiB"), size("1MiB")], [1_024, 1_048_576]);
     let rate = |text: &str| parse(&format!("{SHORTEST}\nrate = \"{text}\"\n")).rate;
-    assert_eq!(rate("10/s"), Some(Rate { messages: 10, per: Duration::from_secs(1) }));
-    assert_eq!(rate("5000 / h"), Some(Rate { messages: 5_000, per: Duration::from_secs(3_600) }));
+    assert_eq!(rate("10/s"), Some(Rate { mails: 10, per: Duration::from_secs(1) }));
+    assert_eq!(rate("5000 / h"), Some(Rate { mails: 5_000, per: Duration::from_secs(3_600) }));
 }
 
 #[test]
