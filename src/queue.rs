@@ -25,6 +25,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use tokio::sync::{Mutex, RwLock};
+use tokio_util::task::TaskTracker;
 
 pub use self::claim::{Claim, Recovered, Row, Settled, Settlement};
 pub use self::error::Error;
@@ -50,6 +51,8 @@ struct Inner {
     schema: RwLock<Option<Arc<schema::Schema>>>,
     doubts: Mutex<Doubts>,
     sweep: Mutex<sweep::Position>,
+    /// Claims that are in somebody's hands.
+    claims: TaskTracker,
 }
 
 /// Acts of claiming that were begun, each with its token and the records that it may have won.
@@ -85,7 +88,9 @@ impl Queue {
         }
         let connections = connect::Connections::new(settings.database.clone()).map_err(refused)?;
         let (schema, doubts, sweep) = (RwLock::default(), Mutex::default(), Mutex::default());
-        Ok(Self { inner: Arc::new(Inner { settings, dispatcher, connections, schema, doubts, sweep }) })
+        let claims = TaskTracker::new();
+        claims.close();
+        Ok(Self { inner: Arc::new(Inner { settings, dispatcher, connections, schema, doubts, sweep, claims }) })
     }
 
     pub fn name(&self) -> &Arc<str> {
@@ -96,7 +101,7 @@ impl Queue {
 
     /// Ends when no claim of this queue is in anybody's hands in this process.
     pub async fn all_settled(&self) {
-        todo!()
+        self.inner.claims.wait().await;
     }
 
     /// Numbers of rows over `cursor` that no record stands for, ascending. `i64::MIN` begins anew.

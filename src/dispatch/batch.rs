@@ -179,7 +179,7 @@ fn job(
         recipients,
         confirmed: Instant::now(),
         history,
-        permit,
+        _permit: permit,
     })
 }
 

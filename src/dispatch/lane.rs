@@ -52,7 +52,7 @@ pub struct Job {
     /// What was known before this attempt, recipients that cannot be an address included.
     pub history: History,
     /// Its share of the memory.
-    pub permit: OwnedSemaphorePermit,
+    pub _permit: OwnedSemaphorePermit,
 }
 
 /// A claim with its verdict, for the settler.

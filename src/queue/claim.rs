@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::mail::{Columns, Fingerprint, MailId, RecordId};
 use crate::outcome::{History, Verdict};
@@ -19,6 +20,8 @@ pub struct Claim {
     /// From an earlier attempt.
     pub(super) fingerprint: Option<Fingerprint>,
     pub(super) history: History,
+    /// Counts the claims that are in somebody's hands.
+    pub(super) _alive: TaskTrackerToken,
 }
 
 impl Claim {

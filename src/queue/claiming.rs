@@ -54,6 +54,7 @@ impl Inner {
                 created: now,
                 fingerprint: None,
                 history: History::default(),
+                _alive: self.claims.token(),
             }));
         }
         Ok(claims)
@@ -110,7 +111,7 @@ impl Inner {
             let ours = persist!(self, self.claim_due_once(&mut group, &token, now))?;
             doubts.pop();
             let won = group.into_iter().filter(|record| ours.contains(&record.id));
-            claims.extend(won.map(|record| record.into_claim(self.name(), &token)));
+            claims.extend(won.map(|record| record.into_claim(self.name(), &token, &self.claims)));
         }
         Ok(claims)
     }

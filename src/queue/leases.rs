@@ -94,7 +94,7 @@ impl Inner {
         link.commit().await?;
         Ok(Recovered {
             released: released.len(),
-            unknown: unknown.into_iter().map(|record| record.into_claim(self.name(), token)).collect(),
+            unknown: unknown.into_iter().map(|record| record.into_claim(self.name(), token, &self.claims)).collect(),
         })
     }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
+use tokio_util::task::TaskTracker;
 
 use super::claim::Claim;
 use super::dialect::{GROUP, padded, places, tuples};
@@ -61,7 +62,7 @@ impl Record {
         })
     }
 
-    pub(super) fn into_claim(self, queue: &Arc<str>, token: &Arc<str>) -> Claim {
+    pub(super) fn into_claim(self, queue: &Arc<str>, token: &Arc<str>, alive: &TaskTracker) -> Claim {
         Claim {
             id: MailId::new(Arc::clone(queue), self.mid),
             record: self.id,
@@ -69,6 +70,7 @@ impl Record {
             created: self.created,
             fingerprint: self.fingerprint,
             history: self.history,
+            _alive: alive.token(),
         }
     }
 }
