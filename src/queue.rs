@@ -109,7 +109,7 @@ impl Queue {
         self.inner.find(cursor, limit).await
     }
 
-    /// Claims waiting rows; those that somebody else was quicker with are left out. `records` gives an unused id a row.
+    /// Claims waiting rows; those that somebody else was quicker with are left out.
     pub async fn claim(&self, mids: &[i64], now: Timestamp) -> Result<Vec<Claim>, Error> {
         self.inner.claim(mids, now).await
     }
