@@ -11,7 +11,8 @@ pub(super) struct Answers {
     pub mail: Option<Reply>,
     pub rcpt: Vec<Reply>,
     pub data: Option<Reply>,
-    /// Where and why nothing more could be read. A 421 also ends the reading, and is no loss.
+    /// Where and why nothing more could be read. A reply of which [`is_over`] is true also ends the reading, and is no
+    /// loss.
     pub lost: Option<(Stage, Cause)>,
     /// The commands went out together.
     pub pipelined: bool,
@@ -55,6 +56,15 @@ pub(super) struct Judgement {
     pub breaks_pipelining: bool,
 }
 
+/// Whether nothing that follows in this flight could count. `refused`: something before was refused, which explains a 503.
+pub(super) fn is_over(meaning: &Meaning, refused: bool) -> bool {
+    match meaning {
+        Meaning::Ending(_) | Meaning::NotLoggedIn(_) | Meaning::Nonsense(_) => true,
+        Meaning::OutOfTurn(_) => !refused,
+        Meaning::Yes | Meaning::No(_) | Meaning::Enough(_) => false,
+    }
+}
+
 pub(super) fn judge(answers: &Answers, recipients: usize) -> Judgement {
     let mut judge = Judge {
         fates: vec![None; recipients],
@@ -96,10 +106,11 @@ impl Judge {
             }
         }
         for (index, reply) in answers.rcpt.iter().enumerate() {
-            if self.message.is_some() && reply.code != 421 {
+            let meaning = meaning(Stage::Rcpt, reply);
+            if self.message.is_some() && !is_over(&meaning, self.refused) {
                 continue;
             }
-            match meaning(Stage::Rcpt, reply) {
+            match meaning {
                 Meaning::Yes => self.fates[index] = Some(Fate::Taken),
                 // Each transaction settles or takes its first recipient, so that there is an end to transactions.
                 Meaning::Enough(_) if index > 0 => {
@@ -121,6 +132,9 @@ impl Judge {
             let trouble = Trouble { stage: *stage, scope: Scope::Message, cause: cause.clone() };
             self.put_off(trouble);
             self.breaks_pipelining |= self.pipelined && matches!(cause, Cause::Protocol(_));
+            self.next = Next::Drop;
+        } else if self.pipelined && answers.data.is_none() {
+            // Replies are due that nobody reads.
             self.next = Next::Drop;
         }
     }
@@ -248,5 +262,78 @@ pub(super) fn judge_dot(dot_out: bool, answer: Result<Reply, Cause>) -> DotJudge
             negative(RecipientOutcome::Unknown(trouble.clone()), trouble, false, false)
         }
         Meaning::Nonsense(trouble) => negative(RecipientOutcome::Deferred(trouble.clone()), trouble, false, false),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Replies to MAIL, two RCPTs and DATA of one flight; where they are fewer, the connection was closed.
+    fn flight(replies: &[&str]) -> (Judgement, Vec<String>) {
+        let mut read = replies.iter().map(|text| super::super::reply::parse(format!("{text}\r\n").as_bytes()));
+        let mut answers = Answers { mail: read.next(), pipelined: true, ..Answers::default() };
+        answers.rcpt = read.by_ref().take(2).collect();
+        answers.data = read.next();
+        let stage = [Stage::Mail, Stage::Rcpt, Stage::Rcpt, Stage::Data].get(replies.len()).copied();
+        answers.lost = stage.map(|stage| (stage, Cause::Closed("closed".into())));
+        let judgement = judge(&answers, 2);
+        let fates = judgement.fates.iter().map(|fate| match fate {
+            Fate::Taken => "taken".to_owned(),
+            Fate::Again => "again".to_owned(),
+            Fate::Settled(RecipientOutcome::Deferred(trouble)) => format!("deferred {}", trouble.stage.as_str()),
+            Fate::Settled(RecipientOutcome::Refused(trouble)) => format!("refused {}", trouble.stage.as_str()),
+            Fate::Settled(outcome) => format!("{outcome:?}"),
+        });
+        let fates = fates.collect();
+        (judgement, fates)
+    }
+
+    #[test]
+    fn a_flight_is_judged_as_a_whole() {
+        for (replies, first, second, next) in [
+            (["250", "250", "250", "354"].as_slice(), "taken", "taken", Next::Content),
+            (&["250", "550", "250", "354"], "refused rcpt", "taken", Next::Content),
+            (&["250", "250", "452", "354"], "taken", "again", Next::Content),
+            (&["250", "550", "552 5.5.3", "503"], "refused rcpt", "again", Next::Reset),
+            (&["250", "550", "550", "354"], "refused rcpt", "refused rcpt", Next::DotAlone),
+            (&["250", "550", "550", "503"], "refused rcpt", "refused rcpt", Next::Reset),
+            (&["250", "550", "250", "503"], "refused rcpt", "again", Next::Reset),
+            (&["250", "550", "503", "503"], "refused rcpt", "again", Next::Reset),
+            (&["250", "250", "550", "451"], "deferred data", "refused rcpt", Next::Reset),
+            (&["451", "503", "503", "503"], "deferred mail", "deferred mail", Next::Reset),
+            (&["550", "503", "503", "354"], "refused mail", "refused mail", Next::DotAlone),
+            (&["550", "250", "250", "354"], "refused mail", "refused mail", Next::DotAlone),
+            (&["550", "550", "421", "503"], "refused mail", "refused mail", Next::Drop),
+            (&["250", "250", "421", "503"], "deferred rcpt", "deferred rcpt", Next::Drop),
+            (&["250", "550", "250", "421"], "refused rcpt", "deferred data", Next::Drop),
+            (&["250", "250", "250", "250"], "deferred data", "deferred data", Next::Drop),
+            (&["250", "250", "530", "503"], "Untried", "Untried", Next::Drop),
+            (&["250", "503", "503", "503"], "again", "again", Next::Drop),
+            (&["250", "250", "250", "503"], "again", "again", Next::Drop),
+            (&["503", "503", "503", "503"], "again", "again", Next::Drop),
+            (&[], "deferred mail", "deferred mail", Next::Drop),
+            (&["550"], "refused mail", "refused mail", Next::Drop),
+            (&["250", "550"], "refused rcpt", "deferred rcpt", Next::Drop),
+            (&["250", "250", "550"], "deferred data", "refused rcpt", Next::Drop),
+        ] {
+            let (judgement, fates) = flight(replies);
+            assert_eq!((fates, judgement.next), (vec![first.to_owned(), second.to_owned()], next), "{replies:?}");
+        }
+    }
+
+    #[test]
+    fn only_a_reply_that_nothing_explains_breaks_pipelining() {
+        for (replies, breaks) in [
+            (["250", "250", "250", "354"].as_slice(), false),
+            (&["550", "503", "503", "503"], false),
+            (&["250", "550", "503", "503"], false),
+            (&["250", "250", "250", "503"], true),
+            (&["250", "250", "503", "503"], true),
+            (&["250", "250", "250", "250"], true),
+            (&["250", "250", "421", "503"], false),
+        ] {
+            assert_eq!(flight(replies).0.breaks_pipelining, breaks, "{replies:?}");
+        }
     }
 }

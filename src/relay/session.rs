@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use lettre::transport::smtp::commands::{Quit, Rset};
 
+use super::classify::{Meaning, meaning};
 use super::connect::connect;
 use super::envelope::Envelope;
-use super::judge::{Answers, DotJudgement, judge_dot};
+use super::judge::{Answers, DotJudgement, is_over, judge_dot};
 use super::wire::{Wire, Written};
 use super::{Announced, Relay, Timeouts};
 use crate::outcome::{Cause, Reply, Stage, Trouble};
@@ -114,6 +115,7 @@ impl Session {
     /// Reads the reply to each command, and where they are not out yet writes each first.
     async fn replies(&mut self, envelope: &Envelope, answers: &mut Answers) -> Result<(), (Stage, Cause)> {
         let last = envelope.recipients + 1;
+        let mut refused = false;
         for (index, command) in envelope.lines().enumerate() {
             let (stage, limit) = match index {
                 0 => (Stage::Mail, self.timeouts.mail),
@@ -128,13 +130,15 @@ impl Session {
                 self.wire.write(command, limit).await;
             }
             let reply = self.wire.reply(limit).await.map_err(|cause| (stage, cause))?;
-            let ending = reply.code == 421;
+            let meaning = meaning(stage, &reply);
+            let over = is_over(&meaning, refused);
+            refused |= matches!(meaning, Meaning::No(_)) || matches!(meaning, Meaning::Enough(_)) && index == 1;
             match stage {
                 Stage::Mail => answers.mail = Some(reply),
                 Stage::Rcpt => answers.rcpt.push(reply),
                 _ => answers.data = Some(reply),
             }
-            if ending {
+            if over {
                 return Ok(());
             }
         }
