@@ -123,13 +123,16 @@ async fn restored(shared: &Shared, lane: &Lane, rows: &[Row]) -> Result<HashSet<
 }
 
 async fn make_mail(shared: &Shared, columns: Columns, limits: ColumnLimits, stamp: Stamp) -> Result<Mail, Unreadable> {
-    let eight_bit = shared.relay.announced().is_none_or(|announced| announced.eight_bit);
+    let wire = shared
+        .relay
+        .announced()
+        .map_or_else(Wire::default, |announced| Wire { eight_bit: announced.eight_bit, smtputf8: announced.smtputf8 });
     let settings = &shared.settings.message;
     if columns.len() < LARGE {
-        return translate::translate(&columns, &limits, &stamp, Wire { eight_bit }, settings);
+        return translate::translate(&columns, &limits, &stamp, wire, settings);
     }
     let settings = settings.clone();
-    let work = move || translate::translate(&columns, &limits, &stamp, Wire { eight_bit }, &settings);
+    let work = move || translate::translate(&columns, &limits, &stamp, wire, &settings);
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(panic) => std::panic::resume_unwind(panic.into_panic()),
