@@ -37,6 +37,7 @@ pub async fn run(shared: Arc<Shared>, connection: usize, over: CancellationToken
         }
         shared.bucket.take().await;
         if let Err(trouble) = worker.ready().await {
+            shared.progress.meter.try_failed(&trouble);
             relay_trouble(&shared, &trouble.to_string());
             job.release();
             continue;
