@@ -34,7 +34,8 @@ pub async fn feed(shared: &Shared, lane: &Arc<Lane>, claims: Vec<Claim>, limits:
     while !waiting.is_empty() {
         let (group, costs) = next_group(&mut waiting, all / 4);
         let permit = shared.budget.clone().acquire_many_owned(costs.values().sum());
-        let permit = match shared.stop.run_until_cancelled(permit).await {
+        let permit = shared.progress.pulse.waiting(lane.name(), shared.stop.run_until_cancelled(permit));
+        let permit = match permit.await {
             Some(Ok(permit)) if is_open(shared, lane) => permit,
             _ => {
                 let rest = waiting.into_iter().map(|(claim, _)| claim);
