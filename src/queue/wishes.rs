@@ -112,11 +112,9 @@ impl Inner {
                 not_now(&format!("it is {}, not held", record.state))
             }
             (Wish::Retry | Wish::Release, Some(record)) => {
-                if record.state != State::Deferred {
-                    // Whoever asks for another try asks for those who were refused as well.
-                    let sql = "DELETE FROM mailqueue_recipient WHERE record = ? AND state <> 'accepted'";
-                    link.execute(sql, vec![record.id.as_str().into()]).await?;
-                }
+                // Whoever asks for another try asks for those who were refused as well.
+                let sql = "DELETE FROM mailqueue_recipient WHERE record = ? AND state <> 'accepted'";
+                link.execute(sql, vec![record.id.as_str().into()]).await?;
                 // Expiry counts anew, or what was too old would fail at once.
                 let sql = "UPDATE mailqueue_delivery SET state = 'deferred', reason = 'operator', detail = NULL, \
                            first_deferred = NULL, next_attempt = ?, owner = NULL WHERE id = ?";
