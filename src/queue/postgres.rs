@@ -9,6 +9,9 @@ pub(super) const DIALECT: Dialect = Dialect {
               SET lock_timeout = '5s'; SET idle_in_transaction_session_timeout = '30s'; SET TIME ZONE 'UTC'",
     begin: "BEGIN",
     lock: " FOR UPDATE",
+    by_index: |_| String::new(),
+    delete: "DELETE FROM",
+    numbered_by: None,
     quote: '"',
     mid: "q.mid::bigint",
     skip: ("INSERT INTO", "ON CONFLICT DO NOTHING"),
@@ -43,7 +46,7 @@ pub(super) const DIALECT: Dialect = Dialect {
         });
         format!("encode(sha256(convert_to(concat_ws(',', {}), 'UTF8')), 'hex')", parts.join(", "))
     }),
-    pair: |fingerprint| format!("(mid::text || ':' || {fingerprint})"),
+    pair: |fingerprint| format!("(q.mid::text || ':' || {fingerprint})"),
     place: |kind| match kind {
         "bytea" => "convert_to(?, 'UTF8')",
         _ => "?",

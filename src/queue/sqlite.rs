@@ -9,6 +9,9 @@ pub(super) const DIALECT: Dialect = Dialect {
     // The write lock at once: a transaction that reads first and then wants to write can be refused without a wait.
     begin: "BEGIN IMMEDIATE",
     lock: "",
+    by_index: |_| String::new(),
+    delete: "DELETE FROM",
+    numbered_by: None,
     quote: '"',
     mid: "CAST(q.mid AS INTEGER)",
     skip: ("INSERT INTO", "ON CONFLICT DO NOTHING"),
