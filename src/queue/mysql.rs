@@ -52,3 +52,12 @@ pub(super) const DIALECT: Dialect = Dialect {
     producers_mparams: ",\n  mparams LONGTEXT NULL",
     last_number: Some("SELECT CAST(LAST_INSERT_ID() AS SIGNED)"),
 };
+
+pub(super) const VERSION: &str = "SELECT CONCAT(IF(VERSION() LIKE '%MariaDB%', 'MariaDB ', 'MySQL '), VERSION())";
+pub(super) const GRANTS: &str = "SHOW GRANTS FOR CURRENT_USER()";
+pub(super) const ENGINE: &str =
+    "SELECT engine FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = ?";
+/// How many unique keys there are of the number alone.
+pub(super) const UNIQUE: &str = "SELECT COUNT(*) FROM (SELECT index_name FROM information_schema.statistics \
+     WHERE table_schema = DATABASE() AND table_name = ? AND non_unique = 0 GROUP BY index_name \
+     HAVING COUNT(*) = 1 AND MIN(column_name) = 'mid') k";

@@ -30,6 +30,8 @@ pub(super) struct Schema {
     pub size: String,
     pub fingerprint: Option<String>,
     pub limits: ColumnLimits,
+    /// The database keeps to limits of some columns at least.
+    pub sized: bool,
     read: Instant,
 }
 
@@ -96,6 +98,7 @@ impl Schema {
                 mparams: limit("mparams", fallback.mparams),
             },
             columns: NAMES.iter().filter_map(|&name| column(name).map(|(_, kind, _)| (name, kind.clone()))).collect(),
+            sized: found.iter().any(|(name, _, limit)| NAMES.contains(&name.as_str()) && limit.is_some()),
             table: quoted,
             by_mid,
             read: Instant::now(),
