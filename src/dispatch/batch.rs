@@ -13,6 +13,7 @@ use super::{BUDGET_UNIT, Shared, events, jitter};
 use crate::mail::{Address, ColumnLimits, Columns, Fingerprint, Mail};
 use crate::outcome::{Attempt, Fate, History, Reason, RecipientRecord, RecipientState, Verdict};
 use crate::queue::{Claim, Row, Settlement};
+use crate::relay::Announced;
 use crate::retry;
 use crate::translate::{self, Stamp, Unreadable, Wire};
 
@@ -123,13 +124,14 @@ async fn restored(shared: &Shared, lane: &Lane, rows: &[Row]) -> Result<HashSet<
 }
 
 async fn make_mail(shared: &Shared, columns: Columns, limits: ColumnLimits, stamp: Stamp) -> Result<Mail, Unreadable> {
-    let eight_bit = shared.relay.announced().is_none_or(|announced| announced.eight_bit);
+    let offers = |a: Announced| Wire { eight_bit: a.eight_bit, smtputf8: a.smtputf8 };
+    let wire = shared.relay.announced().map_or_else(Wire::default, offers);
     let settings = &shared.settings.message;
     if columns.len() < LARGE {
-        return translate::translate(&columns, &limits, &stamp, Wire { eight_bit }, settings);
+        return translate::translate(&columns, &limits, &stamp, wire, settings);
     }
     let settings = settings.clone();
-    let work = move || translate::translate(&columns, &limits, &stamp, Wire { eight_bit }, &settings);
+    let work = move || translate::translate(&columns, &limits, &stamp, wire, &settings);
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(panic) => std::panic::resume_unwind(panic.into_panic()),
