@@ -48,6 +48,11 @@ impl Picture {
         (now.duration_since(picture.drawn).unsigned_abs() < STALE).then_some(picture)
     }
 
+    /// Takes the picture away when the dispatcher ends; one that stays behind is soon too old to count.
+    pub fn remove(state_dir: &Path) {
+        let _ = std::fs::remove_file(state_dir.join(FILE));
+    }
+
     /// One line for people.
     pub fn sentence(&self) -> String {
         match &self.relay.reason {

@@ -14,6 +14,7 @@ use crate::config::Config;
 use crate::dispatch::{Handle, Pass, RelayState};
 use crate::ledger::StateDir;
 use crate::observe::{Picture, RelayPicture};
+use crate::relay::Relay;
 
 #[derive(Debug, clap::Args)]
 #[command(
@@ -54,33 +55,42 @@ async fn session(
     let dispatcher = daemon::dispatcher(config, state_dir, false).await?;
     let handle = dispatcher.handle();
     let mut next = None;
+    let mut ending = false;
     let mut running = std::pin::pin!(dispatcher.run());
     let mut tick = tokio::time::interval(TICK);
     notify(&[NotifyState::Ready]);
     let pass = loop {
         tokio::select! {
             pass = &mut running => break pass,
-            _ = signals.terminate.recv() => stop(&handle),
-            _ = signals.interrupt.recv() => stop(&handle),
+            _ = signals.terminate.recv() => ending = true,
+            _ = signals.interrupt.recv() => ending = true,
             _ = signals.poll.recv() => handle.poll(),
-            _ = signals.reload.recv() => match Config::load(&config.file) {
+            _ = signals.reload.recv(), if !ending => match reload(config) {
                 Ok(fresh) => {
                     reloading();
                     next = Some(Box::new(fresh));
                     handle.stop();
                 }
-                Err(invalid) => error!("the configuration stays as it was: {invalid}"),
+                Err(error) => error!("the configuration stays as it was: {error:#}"),
             },
             _ = tick.tick() => show(&handle, state_dir.path()),
         }
+        if ending {
+            info!("finishing what is in flight");
+            notify(&[NotifyState::Stopping]);
+            handle.stop();
+            break running.await;
+        }
     };
-    Ok((pass, next))
+    Picture::remove(state_dir.path());
+    Ok((pass, next.filter(|_| !ending)))
 }
 
-fn stop(handle: &Handle) {
-    info!("finishing what is in flight");
-    notify(&[NotifyState::Stopping]);
-    handle.stop();
+/// The file as it is now, if a dispatcher can be made of it.
+fn reload(config: &Config) -> anyhow::Result<Config> {
+    let fresh = Config::load(&config.file)?;
+    Relay::new(fresh.relay.clone())?;
+    Ok(fresh)
 }
 
 struct Signals {
