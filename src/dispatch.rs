@@ -10,6 +10,10 @@ mod feeder;
 pub mod health;
 mod keeper;
 mod lane;
+mod meter;
+mod news;
+mod post;
+mod pulse;
 pub mod rate;
 mod recovery;
 mod settler;
@@ -33,6 +37,10 @@ use crate::{retry, translate};
 
 pub use events::{Progress, Redact, Tally};
 pub use health::{State as RelayState, View as RelayView};
+pub use meter::Meter;
+pub use news::{Gone, Kept as News};
+pub use post::PostError;
+pub use pulse::Vital;
 pub use rate::Rate;
 
 use health::Health;
@@ -144,6 +152,17 @@ impl Handle {
     pub fn relay(&self) -> RelayView {
         self.shared.health.watch().borrow().clone()
     }
+
+    /// Entries of the ledger that are not settled yet.
+    pub fn ledger_open(&self) -> u64 {
+        self.shared.ledger.open_count()
+    }
+
+    /// Memory that rows under way take up, as the budget counts it.
+    pub fn in_flight_bytes(&self) -> u64 {
+        let free = self.shared.budget.available_permits() as u64 * BUDGET_UNIT;
+        self.shared.settings.max_in_flight_bytes.saturating_sub(free)
+    }
 }
 
 /// Memory is counted in these, because a semaphore's permits are 32 bits wide.
@@ -173,6 +192,7 @@ impl Dispatcher {
             .enumerate()
             .map(|(index, source)| {
                 let (lane, inbox) = Lane::new(index, source.queue, &shared);
+                shared.progress.expect_lane(lane.name());
                 settlers.spawn(settler::run(shared.clone(), lane.clone(), inbox));
                 lane
             })

@@ -13,7 +13,6 @@ use super::{BUDGET_UNIT, Shared, events, jitter};
 use crate::mail::{Address, ColumnLimits, Columns, Fingerprint, Mail};
 use crate::outcome::{Attempt, Fate, History, Reason, RecipientRecord, RecipientState, Verdict};
 use crate::queue::{Claim, Row, Settlement};
-use crate::relay::Announced;
 use crate::retry;
 use crate::translate::{self, Stamp, Unreadable, Wire};
 
@@ -35,7 +34,8 @@ pub async fn feed(shared: &Shared, lane: &Arc<Lane>, claims: Vec<Claim>, limits:
     while !waiting.is_empty() {
         let (group, costs) = next_group(&mut waiting, all / 4);
         let permit = shared.budget.clone().acquire_many_owned(costs.values().sum());
-        let permit = match shared.stop.run_until_cancelled(permit).await {
+        let permit = shared.progress.pulse.waiting(lane.name(), shared.stop.run_until_cancelled(permit));
+        let permit = match permit.await {
             Some(Ok(permit)) if is_open(shared, lane) => permit,
             _ => {
                 let rest = waiting.into_iter().map(|(claim, _)| claim);
@@ -124,8 +124,10 @@ async fn restored(shared: &Shared, lane: &Lane, rows: &[Row]) -> Result<HashSet<
 }
 
 async fn make_mail(shared: &Shared, columns: Columns, limits: ColumnLimits, stamp: Stamp) -> Result<Mail, Unreadable> {
-    let offers = |a: Announced| Wire { eight_bit: a.eight_bit, smtputf8: a.smtputf8 };
-    let wire = shared.relay.announced().map_or_else(Wire::default, offers);
+    let wire = shared
+        .relay
+        .announced()
+        .map_or_else(Wire::default, |announced| Wire { eight_bit: announced.eight_bit, smtputf8: announced.smtputf8 });
     let settings = &shared.settings.message;
     if columns.len() < LARGE {
         return translate::translate(&columns, &limits, &stamp, wire, settings);

@@ -10,6 +10,9 @@ use tracing::{debug, info, warn};
 
 use super::Shared;
 use super::lane::{Job, Lane};
+use super::meter::Meter;
+use super::news::{Gone, News};
+use super::pulse::Pulse;
 use crate::mail::{Address, MailId};
 use crate::outcome::{Attempt, Fate, Reason, RecipientOutcome, State};
 use crate::queue::{self, Claim, Settled, Settlement};
@@ -56,6 +59,12 @@ pub struct Progress {
     last_accepted: Mutex<Option<Timestamp>>,
     /// Queues whose database is out of reach, with what was said of it last.
     databases: Mutex<HashMap<Arc<str>, String>>,
+    /// Counters and histograms for monitoring.
+    pub meter: Meter,
+    /// Signs of life of the loops.
+    pub pulse: Pulse,
+    /// Rows that newly failed or are unreadable.
+    pub news: News,
 }
 
 impl Progress {
@@ -81,6 +90,16 @@ impl Progress {
 
     pub fn last_accepted(&self) -> Option<Timestamp> {
         *lock(&self.last_accepted)
+    }
+
+    /// What was said last of a database that is out of reach.
+    pub fn database_trouble(&self, queue: &str) -> Option<String> {
+        lock(&self.databases).get(queue).cloned()
+    }
+
+    pub(super) fn expect_lane(&self, name: &Arc<str>) {
+        self.meter.expect_queue(name);
+        self.pulse.expect(name.clone());
     }
 
     pub(super) fn note_relay_trouble(&self, reason: &str) {
@@ -120,6 +139,7 @@ pub fn unknown(claim: &Claim, message_id: Option<&str>) {
 /// What one attempt came to: an event for those accepted, one for each refusal or deferral, one for an unknown outcome.
 pub fn attempted(shared: &Shared, job: &Job, attempt: &Attempt, took: Duration) {
     let id = job.id();
+    shared.progress.meter.attempted(&id.queue, attempt, took);
     let message_id = job.mail.message_id.as_str();
     let number = job.history.attempts + 1;
     let duration_ms = took.as_millis() as u64;
@@ -188,6 +208,7 @@ pub fn settled(shared: &Shared, story: Story, settled: &Settled) {
         Settled::ClaimLost => return claim_lost(&id),
     }
     let progress = &shared.progress;
+    progress.meter.settled(queue, &fate);
     let count = |count: &AtomicU64| count.fetch_add(1, Ordering::Relaxed);
     match fate {
         Fate::Delivered => {
@@ -201,6 +222,7 @@ pub fn settled(shared: &Shared, story: Story, settled: &Settled) {
         Fate::Failed { reason } => {
             count(&progress.failed);
             warn!(target: MAIL, queue, mid, %id, message_id, %reason, reply, attempts, "failed");
+            progress.news.add(Gone { id, state: State::Failed, reason, said: reply });
         }
         Fate::Held { reason } => {
             count(&progress.held);
@@ -209,6 +231,7 @@ pub fn settled(shared: &Shared, story: Story, settled: &Settled) {
         Fate::Unreadable { reason, .. } => {
             count(&progress.unreadable);
             warn!(target: MAIL, queue, mid, %id, %reason, detail = reply, "unreadable");
+            progress.news.add(Gone { id, state: State::Unreadable, reason, said: reply });
         }
         Fate::Released => debug!(target: MAIL, queue, mid, %id, "released"),
     }

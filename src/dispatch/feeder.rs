@@ -6,6 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::lane::Lane;
+use super::pulse::Loop;
 use super::{Shared, StartError, batch, events, recovery};
 use crate::{ledger, queue};
 
@@ -61,7 +62,7 @@ pub async fn run(shared: &Shared, lane: &Arc<Lane>) -> Ended {
                 // Claims whose making or giving back went unheard are taken back by the recovery, which must not see
                 // those that somebody still works on.
                 let both = async { tokio::join!(lane.queue.all_settled(), tokio::time::sleep(wait)) };
-                shared.stop.run_until_cancelled(both).await;
+                shared.progress.pulse.waiting(lane.name(), shared.stop.run_until_cancelled(both)).await;
                 wait = (wait * 2).min(LONGEST_WAIT);
                 continue;
             }
@@ -70,13 +71,15 @@ pub async fn run(shared: &Shared, lane: &Arc<Lane>) -> Ended {
             settle_all(shared, lane).await;
             break;
         }
-        shared.stop.run_until_cancelled(rest(shared, lane)).await;
+        let rest = shared.stop.run_until_cancelled(rest(shared, lane));
+        shared.progress.pulse.waiting(lane.name(), rest).await;
     }
     give_back(shared, lane);
     Ended::Done
 }
 
 fn report(shared: &Shared, lane: &Lane, trouble: Trouble) -> String {
+    shared.progress.pulse.started(lane.name());
     match trouble {
         Trouble::Database(error) => {
             events::database(shared, lane, &error);
@@ -117,10 +120,12 @@ async fn pass(shared: &Shared, lane: &Arc<Lane>, recovered: &mut bool) -> Result
     }
     lane.queue.sweep().await?;
     events::database_is_back(shared, lane);
+    shared.progress.pulse.started(lane.name());
     let limits = lane.queue.limits().await?;
     let started = Timestamp::now();
     let mut cursor = i64::MIN;
     while opened(shared, lane).await {
+        shared.progress.pulse.step(lane.name(), Loop::Feeder);
         let now = if shared.once { started } else { Timestamp::now() };
         let due = lane.queue.claim_due(now, BATCH / 2).await?;
         let mids = lane.queue.find(cursor, BATCH - due.len() as u32).await?;
@@ -152,7 +157,8 @@ async fn opened(shared: &Shared, lane: &Lane) -> bool {
         shared.ready.room(lane.index, LOW).await;
         is_open(shared, lane)
     };
-    shared.stop.run_until_cancelled(ready).await.unwrap_or(false)
+    let ready = shared.stop.run_until_cancelled(ready);
+    shared.progress.pulse.waiting(lane.name(), ready).await.unwrap_or(false)
 }
 
 pub fn is_open(shared: &Shared, lane: &Lane) -> bool {

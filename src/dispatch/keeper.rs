@@ -11,6 +11,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use super::feeder::{give_back, is_open};
 use super::health::State;
 use super::lane::{Done, Lane, Notes};
+use super::pulse::Loop;
 use super::{Shared, events, jitter};
 use crate::queue::{self, DispatcherId, Settlement};
 use crate::{queue::Claim, retry};
@@ -31,6 +32,7 @@ pub async fn run(shared: Arc<Shared>, lane: Arc<Lane>) {
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut sightings = Sightings::new();
     loop {
+        shared.progress.pulse.step(lane.name(), Loop::Keeper);
         // Databases that do not answer are the feeder's to report; here the next tick tries again.
         let result = tokio::select! {
             _ = beats.tick() => beat(&shared, &lane, &mut sightings).await,

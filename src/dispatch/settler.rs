@@ -48,6 +48,7 @@ async fn settle(shared: &Shared, lane: &Lane, group: impl Iterator<Item = Done>)
         }
     }
     let stories: Vec<_> = settlements.iter().map(|settlement| events::story(shared, settlement)).collect();
+    let begun = Instant::now();
     let mut pause = Duration::from_millis(200);
     let mut give_up = None;
     let results = loop {
@@ -69,6 +70,7 @@ async fn settle(shared: &Shared, lane: &Lane, group: impl Iterator<Item = Done>)
             }
         }
     };
+    shared.progress.meter.settling_took(lane.name(), begun.elapsed());
     for (story, (_, settled)) in stories.into_iter().zip(&results) {
         events::settled(shared, story, settled);
     }

@@ -73,6 +73,7 @@ impl relay::Witness for Witness<'_> {
 
     async fn after_dot(&mut self, answer: Result<&Reply, &Trouble>) {
         let Some((entry, recipients)) = self.current.take() else { return };
+        self.shared.progress.meter.dot(answer.err());
         match answer {
             Ok(reply) => {
                 let on_file = self.shared.ledger.accepted(entry, reply.to_string(), Timestamp::now());

@@ -41,6 +41,7 @@ pub async fn run(shared: Arc<Shared>, connection: usize, over: CancellationToken
         match shared.stop.run_until_cancelled(worker.ready()).await {
             Some(Ok(())) => ahead = offer(&shared, connection, &mut worker, job).await,
             Some(Err(trouble)) => {
+                shared.progress.meter.try_failed(&trouble);
                 relay_trouble(&shared, &trouble.to_string());
                 job.release();
             }

@@ -69,15 +69,15 @@ impl Worker {
     ) -> Attempt {
         let mut task = Task::new(offer);
         while !task.pending.is_empty() && task.relay.is_none() {
-            let session = match self.take().await {
+            let mut session = match self.take().await {
                 Ok(session) => session,
                 Err(trouble) => {
                     task.relay = Some(trouble);
                     break;
                 }
             };
-            match task.transaction(&self.relay, session, next, witness).await {
-                Step::Keep(session) => self.keep(session),
+            match task.transaction(&self.relay, &mut session, next, witness).await {
+                Step::Keep => self.keep(session),
                 Step::Anew => {}
                 Step::Stop => break,
             }
@@ -116,7 +116,8 @@ impl Worker {
 
 /// How to go on after a transaction.
 enum Step {
-    Keep(Session),
+    /// The connection is good for more.
+    Keep,
     /// Over a new connection.
     Anew,
     /// Not with this mail.
@@ -143,13 +144,13 @@ impl<'a> Task<'a> {
     async fn transaction(
         &mut self,
         relay: &Relay,
-        mut session: Session,
+        session: &mut Session,
         next: Option<Offer<'_>>,
         witness: &mut impl Witness,
     ) -> Step {
         self.leave_out_unreachable(&session.announced);
         if self.pending.is_empty() {
-            return if session.flight().is_none() { Step::Keep(session) } else { Step::Stop };
+            return if session.flight().is_none() { Step::Keep } else { Step::Stop };
         }
         let size = session.flight().map_or(session.recipients, |flight| flight.recipients).min(self.pending.len());
         let chunk = self.pending.iter().take(size).map(|index| &self.offer.recipients[*index]);
@@ -180,11 +181,11 @@ impl<'a> Task<'a> {
             Next::DotAlone => {
                 let dot = session.dot_alone().await;
                 self.relay = dot.relay;
-                if dot.usable { Step::Keep(session) } else { Step::Anew }
+                if dot.usable { Step::Keep } else { Step::Anew }
             }
             Next::Reset => {
                 session.reset();
-                Step::Keep(session)
+                Step::Keep
             }
             Next::Drop if judgement.fates.contains(&Fate::Again) => Step::Anew,
             Next::Drop => Step::Stop,
@@ -195,7 +196,7 @@ impl<'a> Task<'a> {
     async fn content(
         &mut self,
         relay: &Relay,
-        mut session: Session,
+        session: &mut Session,
         taken: Vec<usize>,
         next: Option<Offer<'_>>,
         witness: &mut impl Witness,
@@ -205,7 +206,7 @@ impl<'a> Task<'a> {
             self.relay = Some(trouble);
             return Step::Stop;
         }
-        let ahead = self.envelope_ahead(relay, &session, next);
+        let ahead = self.envelope_ahead(relay, session, next);
         let dot = session.content(&self.offer.mail.content, ahead).await;
         witness.after_dot(dot.answer.as_ref()).await;
         for index in taken {
@@ -213,7 +214,7 @@ impl<'a> Task<'a> {
         }
         self.relay = dot.relay;
         if dot.usable {
-            return Step::Keep(session);
+            return Step::Keep;
         }
         if session.flight().is_some() {
             relay.trust.lost();

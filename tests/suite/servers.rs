@@ -48,79 +48,124 @@ mod sqlite {
 }
 
 mod postfix {
-    use lettre::transport::smtp::AsyncSmtpTransportBuilder;
-    use lettre::transport::smtp::authentication::Credentials;
-    use lettre::transport::smtp::client::{Certificate, Tls, TlsParameters};
-    use lettre::{AsyncSmtpTransport, AsyncTransport, Tokio1Executor, address::Envelope};
+    use lettre::transport::smtp::client::Tls;
 
-    use crate::support::postfix;
-
-    type Transport = AsyncSmtpTransport<Tokio1Executor>;
+    use super::submission::*;
+    use crate::support::smarthost::POSTFIX;
 
     #[tokio::test]
     async fn takes_mail_over_starttls_with_a_password() {
-        takes_mail(with_password(postfix::port()).tls(Tls::Required(trust())), "starttls.example").await;
+        let transport = with_password(POSTFIX, POSTFIX.port()).tls(Tls::Required(trust(POSTFIX)));
+        takes_mail(POSTFIX, transport, "starttls.example").await;
     }
 
     #[tokio::test]
     async fn takes_mail_over_implicit_tls_with_a_password() {
-        takes_mail(with_password(postfix::implicit_tls_port()).tls(Tls::Wrapper(trust())), "implicit.example").await;
+        let transport = with_password(POSTFIX, POSTFIX.implicit_tls_port()).tls(Tls::Wrapper(trust(POSTFIX)));
+        takes_mail(POSTFIX, transport, "implicit.example").await;
     }
 
     #[tokio::test]
     async fn takes_mail_in_the_clear_on_a_port_for_that() {
-        takes_mail(to_port(postfix::plain_port()), "plain.example").await;
+        takes_mail(POSTFIX, to_port(POSTFIX.plain_port()), "plain.example").await;
     }
 
     #[tokio::test]
     async fn answers_the_recipients_that_it_does_not_take() {
-        let smarthost = to_port(postfix::plain_port()).build();
+        let transport = to_port(POSTFIX.plain_port()).build();
         for (recipient, reply) in [("refused@x.example", "5.1.1"), ("deferred@x.example", "4.2.1")] {
-            let error = smarthost.send_raw(&envelope(&[recipient]), b"\r\n").await.unwrap_err();
-            assert!(error.to_string().contains(reply), "{error}");
+            assert_eq!(refusal(&transport, recipient, "Hi").await, reply);
         }
+        assert!(POSTFIX.log().contains("to=<refused@x.example>"));
+    }
+}
+
+mod exim {
+    use lettre::transport::smtp::client::Tls;
+
+    use super::submission::*;
+    use crate::support::smarthost::EXIM;
+
+    #[tokio::test]
+    async fn takes_mail_over_starttls_with_a_password() {
+        let transport = with_password(EXIM, EXIM.port()).tls(Tls::Required(trust(EXIM)));
+        takes_mail(EXIM, transport, "starttls.example").await;
     }
 
-    async fn takes_mail(smarthost: AsyncSmtpTransportBuilder, domain: &str) {
-        let recipients = [format!("a@{domain}"), format!("b@{domain}")];
-        let recipients = recipients.each_ref().map(String::as_str);
-        smarthost.build().send_raw(&envelope(&recipients), b"Subject: Hi\r\n\r\n.dot").await.unwrap();
-
-        let delivered = postfix::delivered_to(domain, 2).await;
-        assert_eq!(delivered.iter().map(|mail| mail.recipient.as_str()).collect::<Vec<_>>(), recipients);
-        for mail in delivered {
-            assert_eq!(mail.sender, "from@example.org");
-            let content = String::from_utf8(mail.content).unwrap();
-            assert!(content.starts_with("Received: "), "{content}");
-            assert!(content.ends_with("\nSubject: Hi\n\n.dot\n"), "{content}");
+    #[tokio::test]
+    async fn answers_the_recipients_and_the_mails_that_it_does_not_take() {
+        let transport = with_password(EXIM, EXIM.port()).tls(Tls::Required(trust(EXIM))).build();
+        for (recipient, subject, reply) in [
+            ("refused@x.example", "Hi", "5.1.1"),
+            ("deferred@x.example", "Hi", "4.2.1"),
+            ("a@x.example", "refuse this", "5.6.0"),
+            ("a@x.example", "defer this", "4.3.0"),
+        ] {
+            assert_eq!(refusal(&transport, recipient, subject).await, reply);
         }
     }
+}
 
-    fn to_port(port: u16) -> AsyncSmtpTransportBuilder {
+/// Sends with somebody else's client.
+mod submission {
+    use lettre::transport::smtp::AsyncSmtpTransportBuilder;
+    use lettre::transport::smtp::authentication::Credentials;
+    use lettre::transport::smtp::client::{Certificate, TlsParameters};
+    use lettre::{AsyncSmtpTransport, AsyncTransport, Tokio1Executor, address::Envelope};
+
+    use crate::support::smarthost::Smarthost;
+
+    pub type Transport = AsyncSmtpTransport<Tokio1Executor>;
+
+    pub fn to_port(port: u16) -> AsyncSmtpTransportBuilder {
         Transport::builder_dangerous("127.0.0.1").port(port)
     }
 
-    fn with_password(port: u16) -> AsyncSmtpTransportBuilder {
-        let password = std::fs::read_to_string(postfix::password_file()).unwrap();
-        to_port(port).credentials(Credentials::new(postfix::user(), password))
+    pub fn with_password(smarthost: Smarthost, port: u16) -> AsyncSmtpTransportBuilder {
+        let password = std::fs::read_to_string(smarthost.password_file()).unwrap();
+        to_port(port).credentials(Credentials::new(smarthost.user(), password))
     }
 
-    fn trust() -> TlsParameters {
-        let ca = Certificate::from_pem(&std::fs::read(postfix::ca_file()).unwrap()).unwrap();
+    pub fn trust(smarthost: Smarthost) -> TlsParameters {
+        let ca = Certificate::from_pem(&std::fs::read(smarthost.ca_file()).unwrap()).unwrap();
         TlsParameters::builder("127.0.0.1".to_owned()).add_root_certificate(ca).build().unwrap()
     }
 
-    fn envelope(recipients: &[&str]) -> Envelope {
+    pub async fn send(
+        transport: &Transport,
+        recipients: &[&str],
+        subject: &str,
+    ) -> Result<(), lettre::transport::smtp::Error> {
         let recipients = recipients.iter().map(|recipient| recipient.parse().unwrap()).collect();
-        Envelope::new(Some("from@example.org".parse().unwrap()), recipients).unwrap()
+        let envelope = Envelope::new(Some("from@example.org".parse().unwrap()), recipients).unwrap();
+        transport.send_raw(&envelope, format!("Subject: {subject}\r\n\r\n.dot").as_bytes()).await.map(drop)
+    }
+
+    /// The enhanced status code with which a mail is refused.
+    pub async fn refusal(transport: &Transport, recipient: &str, subject: &str) -> String {
+        let error = send(transport, &[recipient], subject).await.unwrap_err().to_string();
+        let code = error.split_whitespace().find(|word| word.chars().filter(|c| *c == '.').count() == 2);
+        code.unwrap_or(&error).to_owned()
+    }
+
+    pub async fn takes_mail(smarthost: Smarthost, transport: AsyncSmtpTransportBuilder, domain: &str) {
+        let recipients = [format!("a@{domain}"), format!("b@{domain}")];
+        let recipients = recipients.each_ref().map(String::as_str);
+        send(&transport.build(), &recipients, "Hi").await.unwrap();
+
+        let delivered = smarthost.delivered_to(domain, 2).await;
+        assert_eq!(delivered.iter().map(|mail| mail.recipient.as_str()).collect::<Vec<_>>(), recipients);
+        for mail in delivered {
+            assert_eq!(mail.sender, "from@example.org");
+            assert!(mail.content.ends_with("\nSubject: Hi\n\n.dot\n"), "{}", mail.content);
+        }
     }
 }
 
 mod catcher {
-    use std::net::TcpStream as Plain;
+    use std::net::TcpStream;
 
-    use lettre::{AsyncSmtpTransport, AsyncTransport, Tokio1Executor, address::Envelope};
-
+    use super::submission::*;
     use crate::support::catcher::{Catcher, Step};
 
     #[tokio::test]
@@ -132,35 +177,25 @@ mod catcher {
             _ => None,
         })
         .await;
-        for (recipient, reply) in [("no@x.example", "5.1.1"), ("late@x.example", "5.6.0")] {
-            let error = send(&catcher, &[recipient]).await.unwrap_err();
-            assert!(error.to_string().contains(reply), "{error}");
-        }
-        send(&catcher, &["a@x.example", "b@x.example"]).await.unwrap();
+        let transport = to_port(catcher.port()).build();
+        assert_eq!(refusal(&transport, "no@x.example", "Hi").await, "5.1.1");
+        assert_eq!(refusal(&transport, "late@x.example", "Hi").await, "5.6.0");
+        send(&transport, &["a@x.example", "b@x.example"], "Hi").await.unwrap();
 
         let [mail] = catcher.wait_for(1).await.try_into().unwrap();
-        assert_eq!((mail.connection, mail.sender.as_str()), (3, "from@example.org"));
+        assert_eq!((mail.connection, mail.sender.as_str()), (catcher.connections(), "from@example.org"));
         assert_eq!(mail.recipients, ["a@x.example", "b@x.example"]);
         assert_eq!(mail.content, b"Subject: Hi\r\n\r\n.dot\r\n");
-        assert_eq!(catcher.connections(), 3);
     }
 
     #[tokio::test]
     async fn can_be_away_and_come_back() {
         let mut catcher = Catcher::start().await;
         catcher.stop().await;
-        assert!(Plain::connect(("127.0.0.1", catcher.port())).is_err());
+        assert!(TcpStream::connect(("127.0.0.1", catcher.port())).is_err());
         catcher.start_again().await;
-        send(&catcher, &["a@x.example"]).await.unwrap();
+        send(&to_port(catcher.port()).build(), &["a@x.example"], "Hi").await.unwrap();
         assert_eq!(catcher.received().len(), 1);
-    }
-
-    async fn send(catcher: &Catcher, recipients: &[&str]) -> Result<(), lettre::transport::smtp::Error> {
-        let recipients = recipients.iter().map(|recipient| recipient.parse().unwrap()).collect();
-        let envelope = Envelope::new(Some("from@example.org".parse().unwrap()), recipients).unwrap();
-        let transport =
-            AsyncSmtpTransport::<Tokio1Executor>::builder_dangerous("127.0.0.1").port(catcher.port()).build();
-        transport.send_raw(&envelope, b"Subject: Hi\r\n\r\n.dot").await.map(drop)
     }
 }
 

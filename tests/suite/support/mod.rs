@@ -9,19 +9,21 @@
 //! | --- | --- |
 //! | `MAILQUEUE_TEST_MARIADB` | URL of an account that may do everything; [`database::mariadb`] |
 //! | `MAILQUEUE_TEST_POSTGRES` | likewise; [`database::postgres`] |
-//! | `MAILQUEUE_TEST_POSTFIX_PORT` | submission: STARTTLS, then AUTH, are required |
-//! | `MAILQUEUE_TEST_POSTFIX_TLS_PORT` | the same with implicit TLS |
-//! | `MAILQUEUE_TEST_POSTFIX_PLAIN_PORT` | neither TLS nor AUTH |
-//! | `MAILQUEUE_TEST_POSTFIX_CA` | PEM file of the authority behind its certificate (localhost, 127.0.0.1, ::1) |
-//! | `MAILQUEUE_TEST_POSTFIX_USER`, `…_PASSWORD_FILE` | the login |
-//! | `MAILQUEUE_TEST_POSTFIX_MAILDIR` | what was accepted, a file for each recipient; [`postfix::delivered_to`] |
-//! | `MAILQUEUE_TEST_POSTFIX_LOG` | its log |
+//! | `MAILQUEUE_TEST_POSTFIX_…`, `MAILQUEUE_TEST_EXIM_…` | [`smarthost::Smarthost`], its methods in their order: |
+//! | `…_PORT` | submission: STARTTLS, then AUTH, are required |
+//! | `…_TLS_PORT` | the same with implicit TLS (Postfix only) |
+//! | `…_PLAIN_PORT` | neither TLS nor AUTH (Postfix only) |
+//! | `…_CA` | PEM file of the authority behind the certificate |
+//! | `…_USER`, `…_PASSWORD_FILE` | the login |
+//! | `…_LOG` | its log |
+//! | `…_MAILDIR` | what was accepted, a file for each recipient |
 //! | `MAILQUEUE_TEST_SINK`, `MAILQUEUE_TEST_SOURCE` | the programs `smtp-sink` and `smtp-source` |
 
 pub mod binary;
 pub mod catcher;
 pub mod database;
-pub mod postfix;
+pub mod house;
+pub mod smarthost;
 
 use std::time::Duration;
 
