@@ -12,6 +12,8 @@ mod render;
 mod select;
 mod show;
 mod status;
+#[expect(dead_code, reason = "`run` will use it")]
+mod watched;
 
 use std::io::{self, Write};
 use std::path::PathBuf;

@@ -76,9 +76,13 @@ impl Pulse {
         }
     }
 
-    pub fn vital(&self, lane: &str, now: Instant) -> Option<Vital> {
-        let beats = *self.lock().get(lane)?;
-        Some(Vital { still_for: now.saturating_duration_since(beats.feeder.min(beats.keeper)), started: beats.started })
+    /// How each lane is, in the order of their names.
+    pub fn vitals(&self, now: Instant) -> Vec<(Arc<str>, Vital)> {
+        let vital = |beats: &Beats| Vital {
+            still_for: now.saturating_duration_since(beats.feeder.min(beats.keeper)),
+            started: beats.started,
+        };
+        self.lock().iter().map(|(name, beats)| (name.clone(), vital(beats))).collect()
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<Arc<str>, Beats>> {
