@@ -2,20 +2,24 @@
 
 mod change;
 mod check;
+mod daemon;
+mod demo;
 mod enqueue;
 mod list;
 mod migrate;
+mod once;
 mod output;
 mod packaging;
 mod pause;
 mod render;
+mod run;
 mod select;
 mod show;
 mod status;
-#[expect(dead_code, reason = "`run` will use it")]
+mod trace;
 mod watched;
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -23,7 +27,7 @@ use clap::{Parser, Subcommand};
 
 use crate::config::{Config, DEFAULT_FILE, Invalid};
 use crate::observe::logs;
-use crate::queue;
+use crate::{ledger, queue};
 use output::Out;
 
 /// Sends the mails that other programs leave in database tables.
@@ -51,6 +55,12 @@ pub struct Global {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Show all of it on this machine: mails as three producers write them, delivered to a catcher
+    Demo(demo::Args),
+    /// The daemon: look for mails, send them, wait, look again
+    Run(run::Args),
+    /// Send all that is due once, then end
+    Once(once::Args),
     /// Say of each part whether it is ready; send nothing
     Check(check::Args),
     /// Create mailqueue's tables where they do not exist
@@ -75,6 +85,8 @@ enum Command {
     Resume(pause::Args),
     /// Count rows by queue and state
     Status(status::Args),
+    /// Tell what happened to a mail, also after its row is gone
+    Trace(trace::Args),
     /// Write what would go out as .eml files; send and change nothing
     Render(render::Args),
     /// Print a completion script for a shell
@@ -83,12 +95,19 @@ enum Command {
     Man(packaging::ManArgs),
 }
 
+/// Exit statuses beside 0 and 1; the last two are EX_UNAVAILABLE and EX_TEMPFAIL of sysexits.h.
+const USAGE: u8 = 2;
+const UNAVAILABLE: u8 = 69;
+const BUSY: u8 = 75;
+
 /// How a command ended that did not fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
     Done,
     /// Something is left over, or was not done.
     LeftOver,
+    /// A database or the smarthost was out of reach.
+    OutOfReach,
 }
 
 /// The command line cannot be carried out as it is; the text says what to write instead.
@@ -96,7 +115,7 @@ pub enum Ending {
 #[error("{0}")]
 pub struct Usage(pub String);
 
-/// Parses the command line, runs the command, and says how it ended (sysexits.h where it has a number for it).
+/// Parses the command line, runs the command, and says how it ended.
 pub fn main() -> ExitCode {
     let Cli { global, command } = Cli::parse();
     let mut out = Out::standard();
@@ -107,6 +126,7 @@ pub fn main() -> ExitCode {
     match ended {
         Ok(Ending::Done) => ExitCode::SUCCESS,
         Ok(Ending::LeftOver) => ExitCode::from(1),
+        Ok(Ending::OutOfReach) => ExitCode::from(UNAVAILABLE),
         // Whoever reads our output has seen enough.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
@@ -123,11 +143,26 @@ fn run(global: &Global, command: Command, out: &mut Out) -> anyhow::Result<Endin
         Command::Man(args) => return packaging::man(&args, out),
         _ => {}
     }
-    let config = Config::load(&global.config)?;
-    logs::start(&global.logs())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    if let Command::Demo(args) = command {
+        logs::start(&global.logs("off"))?;
+        return runtime.block_on(demo::run(&args, out));
+    }
+    let config = Config::load(&global.config)?;
+    logs::start(&match &command {
+        Command::Run(_) => logs::Settings { level: global.level(&config.log.level), ..config.log.clone() },
+        // Beside the progress on a terminal there is room for what went wrong only.
+        Command::Once(_) if !io::stderr().is_terminal() => {
+            logs::Settings { level: global.level(&config.log.level), ..config.log.clone() }
+        }
+        Command::Once(_) => global.logs("error"),
+        _ => global.logs("warn,sqlx=error"),
+    })?;
     runtime.block_on(async {
         match command {
+            Command::Run(args) => run::run(&args, config).await,
+            Command::Once(args) => once::run(&args, &config, out).await,
+            Command::Trace(args) => trace::run(&args, &config, out).await,
             Command::Check(args) => check::run(&args, &config, out).await,
             Command::Migrate(args) => migrate::run(&args, &config, out).await,
             Command::Enqueue(args) => enqueue::run(&args, &config, out).await,
@@ -141,19 +176,19 @@ fn run(global: &Global, command: Command, out: &mut Out) -> anyhow::Result<Endin
             Command::Resume(args) => pause::run(&args, false, &config, out).await,
             Command::Status(args) => status::run(&args, &config, out).await,
             Command::Render(args) => render::run(&args, &config, out).await,
-            Command::Completions(_) | Command::Man(_) => Ok(Ending::Done),
+            Command::Demo(_) | Command::Completions(_) | Command::Man(_) => Ok(Ending::Done),
         }
     })
 }
 
 impl Global {
-    /// Commands that a person waits for say little, and in words; the daemon logs as configured.
-    fn logs(&self) -> logs::Settings {
-        logs::Settings {
-            format: logs::Format::Text,
-            level: self.log_level.clone().unwrap_or_else(|| "warn,sqlx=error".to_owned()),
-            ..logs::Settings::default()
-        }
+    fn level(&self, otherwise: &str) -> String {
+        self.log_level.clone().unwrap_or_else(|| otherwise.to_owned())
+    }
+
+    /// For commands that a person waits for: in words, and few of them.
+    fn logs(&self, level: &str) -> logs::Settings {
+        logs::Settings { format: logs::Format::Text, level: self.level(level), ..logs::Settings::default() }
     }
 }
 
@@ -170,12 +205,13 @@ fn complain(error: &anyhow::Error) {
     };
 }
 
-/// EX_UNAVAILABLE and our own few; see the table of exit statuses in the README.
 fn status(error: &anyhow::Error) -> u8 {
     if error.is::<Invalid>() || error.is::<Usage>() {
-        2
+        USAGE
     } else if matches!(error.downcast_ref(), Some(queue::Error::Unreachable { .. })) {
-        69
+        UNAVAILABLE
+    } else if matches!(error.downcast_ref(), Some(ledger::Error::Busy { .. })) {
+        BUSY
     } else {
         1
     }

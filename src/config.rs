@@ -13,6 +13,7 @@ use std::time::Duration;
 pub use database::database;
 pub use problem::{Invalid, Problem};
 
+use crate::dispatch::Rate;
 use crate::mail::Address;
 use crate::observe::logs;
 use crate::{queue, relay, retry, translate};
@@ -47,13 +48,6 @@ pub struct Queue {
     pub settings: queue::Settings,
     /// Share of the relay while several queues have work.
     pub weight: u32,
-}
-
-/// At most this many messages in this time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rate {
-    pub messages: u32,
-    pub per: Duration,
 }
 
 impl Config {

@@ -1,1 +1,134 @@
-//! Stored bytes to text: base64 and charsets.
+//! Stored bytes to text: base64 of the columns, and character sets.
+
+use std::borrow::Cow;
+
+use base64::Engine;
+use base64::alphabet::STANDARD;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use encoding_rs::{DecoderResult, Encoding, UTF_8, WINDOWS_1252};
+
+use crate::outcome::Reason;
+
+/// A column's value is damaged, and what it held is not to be guessed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Damage {
+    /// [`Reason::Base64Invalid`] or [`Reason::Truncated`].
+    pub reason: Reason,
+    /// Which column, and what is wrong with it. Names positions and single bytes, never the content.
+    pub detail: String,
+}
+
+/// Unused bits in the last character may be set: no producer does it, but nothing is lost by it either.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &STANDARD,
+    GeneralPurposeConfig::new()
+        .with_decode_allow_trailing_bits(true)
+        .with_decode_padding_mode(DecodePaddingMode::RequireCanonical),
+);
+
+/// What a column holds behind its base64 (RFC 4648 §4). NULL is empty. Line breaks inside are fine.
+///
+/// `limit` is how many bytes the column can hold: a value of just that length was cut off by the database. It may still
+/// be good base64, since 256 is a multiple of 4, and the address at its end would be a stranger's.
+pub fn column(name: &str, stored: Option<&[u8]>, limit: u64) -> Result<Vec<u8>, Damage> {
+    let Some(stored) = stored else { return Ok(Vec::new()) };
+    if stored.len() as u64 == limit {
+        let detail = format!("{name} is exactly {limit} bytes long, all that the column can hold: it was cut off");
+        return Err(Damage { reason: Reason::Truncated, detail });
+    }
+    let broken = stored.iter().any(|byte| matches!(byte, b'\r' | b'\n'));
+    let text: Cow<'_, [u8]> = match broken {
+        true => stored.iter().copied().filter(|byte| !matches!(byte, b'\r' | b'\n')).collect::<Vec<_>>().into(),
+        false => stored.into(),
+    };
+    let damage = |what: String| Damage { reason: Reason::Base64Invalid, detail: format!("{name}: {what}") };
+    if let Some(place) = text.iter().position(|byte| !is_base64(*byte)) {
+        let byte = text[place];
+        return Err(damage(format!("byte {} (0x{byte:02x}) does not belong into base64", place + 1)));
+    }
+    if text.len() % 4 != 0 {
+        let length = text.len();
+        return Err(damage(format!(
+            "{length} characters of base64 are no multiple of 4: it was cut off or padded wrongly"
+        )));
+    }
+    BASE64.decode(text.as_ref()).map_err(|_| damage("the padding of the base64 stands at a wrong place".to_owned()))
+}
+
+fn is_base64(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/' | b'=')
+}
+
+/// Base64 as it comes in mail (RFC 2045 §6.8, RFC 2047 §4.1): characters outside the alphabet are skipped, missing padding
+/// is no error, and a last character that stands alone is dropped.
+pub fn loose_base64(text: &[u8]) -> Vec<u8> {
+    let mut digits: Vec<u8> = text.iter().copied().filter(|byte| is_base64(*byte) && *byte != b'=').collect();
+    if digits.len() % 4 == 1 {
+        digits.pop();
+    }
+    let engine = GeneralPurpose::new(
+        &STANDARD,
+        GeneralPurposeConfig::new()
+            .with_decode_allow_trailing_bits(true)
+            .with_decode_padding_mode(DecodePaddingMode::Indifferent),
+    );
+    engine.decode(digits).unwrap_or_default()
+}
+
+/// The encoding that a charset label means; `None` for a missing or unknown label, and for `us-ascii`, under which 8-bit
+/// text says nothing of itself. A language tag behind `*` (RFC 2231 §5) is passed over.
+pub fn charset(label: &str) -> Option<&'static Encoding> {
+    let label = label.split('*').next().unwrap_or_default().trim();
+    if ["us-ascii", "ascii", "ansi_x3.4-1968"].iter().any(|ascii| label.eq_ignore_ascii_case(ascii)) {
+        return None;
+    }
+    Encoding::for_label_no_replacement(label.as_bytes())
+}
+
+/// Text of a charset that nobody has named, or not truly: UTF-8 if it is that, else Windows-1252.
+pub fn utf8_or_windows_1252(bytes: &[u8]) -> Cow<'_, str> {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => text.into(),
+        Err(_) => WINDOWS_1252.decode_without_bom_handling(bytes).0,
+    }
+}
+
+/// The bytes as text of this charset, if every one of them is.
+pub fn strictly<'a>(bytes: &'a [u8], charset: &'static Encoding) -> Option<Cow<'a, str>> {
+    charset.decode_without_bom_handling_and_without_replacement(bytes)
+}
+
+/// The bytes as text of this charset, where single bytes that it cannot hold are read as Windows-1252.
+pub fn mostly(bytes: &[u8], charset: &'static Encoding) -> String {
+    let mut text = String::new();
+    if charset == UTF_8 {
+        for chunk in bytes.utf8_chunks() {
+            text.push_str(chunk.valid());
+            text.push_str(&WINDOWS_1252.decode_without_bom_handling(chunk.invalid()).0);
+        }
+        return text;
+    }
+    let mut decoder = charset.new_decoder_without_bom_handling();
+    let mut rest = bytes;
+    let mut taken = 0;
+    loop {
+        let room =
+            decoder.max_utf8_buffer_length_without_replacement(rest.len()).unwrap_or(rest.len().saturating_mul(4));
+        text.reserve(room.max(16));
+        let (result, read) = decoder.decode_to_string_without_replacement(rest, &mut text, true);
+        taken += read;
+        rest = &rest[read..];
+        match result {
+            DecoderResult::InputEmpty => return text,
+            DecoderResult::OutputFull => {}
+            DecoderResult::Malformed(bad, behind) => {
+                let end = taken.saturating_sub(usize::from(behind));
+                let start = end.saturating_sub(usize::from(bad));
+                text.push_str(&WINDOWS_1252.decode_without_bom_handling(&bytes[start..end]).0);
+                if rest.is_empty() && read == 0 {
+                    return text;
+                }
+            }
+        }
+    }
+}

@@ -1,207 +1,41 @@
 //! The tables: finds, claims, loads and settles rows. All SQL on the producers' tables and on our records is below here.
 
-use std::path::PathBuf;
+mod check;
+mod claim;
+mod claiming;
+mod connect;
+mod dialect;
+mod error;
+mod leases;
+mod link;
+mod listing;
+mod mysql;
+mod postgres;
+mod record;
+mod schema;
+mod settings;
+mod settling;
+mod setup;
+mod sqlite;
+mod sweep;
+mod view;
+mod wishes;
+
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use tokio::sync::{Mutex, RwLock};
+use tokio_util::task::TaskTracker;
 
+pub use self::claim::{Claim, Recovered, Row, Settled, Settlement};
+pub use self::error::Error;
+pub use self::settings::{Database, Password, Settings};
+pub use self::view::{Counts, Filter, Finding, Granted, Level, Listed, Paused, Wish};
 use crate::mail::{ColumnLimits, Columns, Fingerprint, MailId, RecordId};
-use crate::outcome::{History, Reason, RecipientRecord, State, Verdict};
-
-/// One `[[queue]]` of the configuration, checked.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    pub name: Arc<str>,
-    pub database: Database,
-    /// An identifier, `[A-Za-z0-9_]+`, in PostgreSQL optionally `schema.table`.
-    pub table: String,
-}
-
-/// Where a database is and who we are there. `Debug` shows no password.
-#[derive(Clone)]
-pub struct Database {
-    /// Without the password.
-    pub url: url::Url,
-    pub password: Option<Password>,
-}
-
-#[derive(Clone)]
-pub enum Password {
-    /// Read whenever a connection is made.
-    File(PathBuf),
-    Value(String),
-}
-
-impl std::fmt::Debug for Database {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Database({})", self.url)
-    }
-}
-
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The server cannot be reached, or the connection broke: try again later.
-    #[error("database of queue {queue} is out of reach: {what}")]
-    Unreachable { queue: Arc<str>, what: String },
-    /// Our tables are missing or older than this program.
-    #[error("queue {queue}: {what}; run `mailqueue migrate`")]
-    NotMigrated { queue: Arc<str>, what: String },
-    /// The server refused a statement: rights, a missing column, a lock that did not come free.
-    #[error("database of queue {queue}: {what}")]
-    Refused { queue: Arc<str>, what: String },
-}
+use crate::outcome::RecipientRecord;
 
 /// Names this dispatcher in the database; durable, from `state_dir`.
 pub type DispatcherId = String;
-
-/// The right to handle one row, from [`Queue::claim`] until [`Queue::settle`]. Made only here; settling consumes it.
-#[must_use = "a claim that is dropped stays claimed until the dispatcher starts anew"]
-#[derive(Debug)]
-pub struct Claim {
-    id: MailId,
-    record: RecordId,
-    created: Timestamp,
-    /// From an earlier attempt.
-    fingerprint: Option<Fingerprint>,
-    history: History,
-}
-
-impl Claim {
-    pub fn id(&self) -> &MailId {
-        &self.id
-    }
-
-    pub fn record(&self) -> &RecordId {
-        &self.record
-    }
-
-    /// When the record was made.
-    pub fn created(&self) -> Timestamp {
-        self.created
-    }
-
-    pub fn fingerprint(&self) -> Option<Fingerprint> {
-        self.fingerprint
-    }
-
-    pub fn history(&self) -> &History {
-        &self.history
-    }
-}
-
-/// A row with its content.
-#[derive(Debug)]
-pub struct Row {
-    pub claim: Claim,
-    pub columns: Columns,
-    pub fingerprint: Fingerprint,
-}
-
-/// What settling a claim came to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Settled {
-    /// As the verdict wanted. Row and record are gone, or the record says it.
-    Done,
-    /// The row was gone or had another content; the record is dropped, nothing else was touched.
-    RowGone,
-    /// Another dispatcher has the claim. Acceptances were recorded all the same; nothing else was.
-    ClaimLost,
-}
-
-/// What one pass over the own claims, or over those of a dispatcher that shows no signs of life, found.
-#[derive(Debug, Default)]
-pub struct Recovered {
-    /// Claims that had not come to a dot: given back to where they were before.
-    pub released: usize,
-    /// Rows in `sending`: nobody knows whether their dot was answered. They are claimed by us now.
-    pub unknown: Vec<Claim>,
-}
-
-/// Counts for `status`. `waiting` is exact to 10,000, then an estimate.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
-    pub waiting: u64,
-    pub waiting_is_estimate: bool,
-    /// By state, without `Waiting`.
-    pub records: Vec<(State, u64)>,
-    /// How long ago the oldest row that is due now became due.
-    pub oldest_due_seconds: Option<u64>,
-}
-
-/// The emergency stop, as it stands in the database.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Paused {
-    pub queue: bool,
-    pub relay: bool,
-}
-
-/// Which rows `list` shows. Conditions on decoded content (recipient, subject) are the caller's.
-#[derive(Clone, Debug, Default)]
-pub struct Filter {
-    /// Empty: all.
-    pub states: Vec<State>,
-    pub reason: Option<Reason>,
-    /// First seen before this moment; a waiting row has none and does not match.
-    pub seen_before: Option<Timestamp>,
-}
-
-/// A row as `list` and `show` see it.
-#[derive(Clone, Debug)]
-pub struct Listed {
-    pub id: MailId,
-    pub state: State,
-    pub reason: Option<Reason>,
-    /// In words, for `unreadable` and the like.
-    pub detail: Option<String>,
-    /// `None` while waiting.
-    pub record: Option<RecordId>,
-    pub fingerprint: Option<Fingerprint>,
-    pub message_id: Option<String>,
-    pub first_seen: Option<Timestamp>,
-    pub next_attempt: Option<Timestamp>,
-    pub owner: Option<DispatcherId>,
-    pub last_reply: Option<String>,
-    pub history: History,
-}
-
-/// What an operator wants of rows.
-#[derive(Clone, Debug)]
-pub enum Wish {
-    /// Due now; acceptances are kept.
-    Retry,
-    Hold,
-    /// Back from `held`, due now; acceptances are kept.
-    Release,
-    /// Row and record are deleted.
-    Delete,
-}
-
-/// What became of an operator's wish for one row.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Granted {
-    Done,
-    /// There is no such row.
-    NoSuchRow,
-    /// A dispatcher is at work on it, or it is not in a state in which the wish makes sense; the text says which.
-    NotNow(String),
-}
-
-/// One finding of `check`.
-#[derive(Clone, Debug)]
-pub struct Finding {
-    pub level: Level,
-    /// What was looked at, in a few words.
-    pub what: String,
-    /// What was found, and on a warning or failure what to do.
-    pub found: String,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Level {
-    Ok,
-    Warning,
-    Failed,
-}
 
 /// One queue: a producers' table and our records beside it. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -213,13 +47,50 @@ pub struct Queue {
 struct Inner {
     settings: Settings,
     dispatcher: DispatcherId,
+    connections: connect::Connections,
+    schema: RwLock<Option<Arc<schema::Schema>>>,
+    doubts: Mutex<Doubts>,
+    sweep: Mutex<sweep::Position>,
+    /// Claims that are in somebody's hands.
+    claims: TaskTracker,
+}
+
+/// Acts of claiming that were begun, each with its token and the records that it may have won.
+type Doubts = Vec<(Arc<str>, Vec<RecordId>)>;
+
+impl Inner {
+    fn name(&self) -> &Arc<str> {
+        &self.settings.name
+    }
+
+    fn dialect(&self) -> &'static dialect::Dialect {
+        self.connections.dialect
+    }
+
+    /// The producers' table as our records name it. `public` is where PostgreSQL looks unasked.
+    fn key(&self) -> link::Value {
+        self.settings.table.strip_prefix("public.").unwrap_or(&self.settings.table).into()
+    }
+
+    fn owner(&self) -> link::Value {
+        self.dispatcher.as_str().into()
+    }
 }
 
 /// Every function opens a connection when there is none, and answers `Error::Unreachable` when there can be none.
 impl Queue {
     /// Opens nothing yet. `dispatcher` is empty for commands that claim nothing.
     pub fn new(settings: Settings, dispatcher: DispatcherId) -> Result<Self, Error> {
-        Ok(Self { inner: Arc::new(Inner { settings, dispatcher }) })
+        let refused = |what| Error::Refused { queue: Arc::clone(&settings.name), what };
+        let part = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+        if !settings.table.split('.').all(part) || settings.table.split('.').count() > 2 {
+            return Err(refused(format!("`{}` is no table name", settings.table.escape_debug())));
+        }
+        let connections = connect::Connections::new(settings.database.clone()).map_err(refused)?;
+        let (schema, doubts, sweep) = (RwLock::default(), Mutex::default(), Mutex::default());
+        let claims = TaskTracker::new();
+        claims.close();
+        Ok(Self { inner: Arc::new(Inner { settings, dispatcher, connections, schema, doubts, sweep, claims }) })
     }
 
     pub fn name(&self) -> &Arc<str> {
@@ -230,55 +101,55 @@ impl Queue {
 
     /// Ends when no claim of this queue is in anybody's hands in this process.
     pub async fn all_settled(&self) {
-        todo!()
+        self.inner.claims.wait().await;
     }
 
     /// Numbers of rows over `cursor` that no record stands for, ascending. `i64::MIN` begins anew.
     pub async fn find(&self, cursor: i64, limit: u32) -> Result<Vec<i64>, Error> {
-        todo!()
+        self.inner.find(cursor, limit).await
     }
 
-    /// Claims waiting rows; those that somebody else was quicker with are left out. `records` gives an unused id a row.
+    /// Claims waiting rows; those that somebody else was quicker with are left out.
     pub async fn claim(&self, mids: &[i64], now: Timestamp) -> Result<Vec<Claim>, Error> {
-        todo!()
+        self.inner.claim(mids, now).await
     }
 
     /// Claims deferred rows whose next attempt is due, the longest due first.
     pub async fn claim_due(&self, now: Timestamp, limit: u32) -> Result<Vec<Claim>, Error> {
-        todo!()
+        self.inner.claim_due(now, limit).await
     }
 
     /// When the next deferred row becomes due.
     pub async fn next_due(&self) -> Result<Option<Timestamp>, Error> {
-        todo!()
+        self.inner.next_due().await
     }
 
     /// Bytes of the columns of each claimed row; `None` where the row is gone.
     pub async fn sizes(&self, claims: &[Claim]) -> Result<Vec<Option<u64>>, Error> {
-        todo!()
+        self.inner.sizes(claims).await
     }
 
     /// Loads the content. Rows that are gone, and claims whose record was made for another content, are settled here:
     /// their record is dropped, and the row (if any) is waiting again.
     pub async fn load(&self, claims: Vec<Claim>) -> Result<Vec<Row>, (Error, Vec<Claim>)> {
-        todo!()
+        self.inner.load(claims).await
     }
 
     /// What the schema says of the columns' sizes; read once a connection, then remembered.
     pub async fn limits(&self) -> Result<ColumnLimits, Error> {
-        todo!()
+        self.inner.limits().await
     }
 
     /// Marks rows `sending` before any of their dots may go out, with fingerprint and Message-ID. Answers for each row,
     /// in order, whether the claim is still ours; one that is not must not be sent.
     pub async fn sending(&self, rows: &[(&Claim, Fingerprint, &str)]) -> Result<Vec<bool>, Error> {
-        todo!()
+        self.inner.sending(rows).await
     }
 
     /// Carries out verdicts, in one transaction for the group; the answers are in the same order. On an error nothing
     /// is known to have happened, everything comes back, and the caller tries again: doing it twice is harmless.
     pub async fn settle(&self, group: Vec<Settlement>) -> Result<Vec<(MailId, Settled)>, (Error, Vec<Settlement>)> {
-        todo!()
+        self.inner.settle(group).await
     }
 
     /// Records acceptances that the ledger knows and no claim is held for (replay at start). `complete`: they were the
@@ -292,99 +163,89 @@ impl Queue {
         accepted: &[RecipientRecord],
         complete: bool,
     ) -> Result<bool, Error> {
-        todo!()
+        self.inner.replay(mid, record, fingerprint, accepted, complete).await
     }
 
     /// Counts our heartbeat up.
     pub async fn beat(&self) -> Result<(), Error> {
-        todo!()
+        self.inner.beat().await
     }
 
     /// Takes back what this dispatcher had claimed before it was started anew.
     pub async fn recover_own(&self, now: Timestamp) -> Result<Recovered, Error> {
-        todo!()
+        self.inner.recover_own(now).await
     }
 
     /// The other dispatchers that hold claims, with their heartbeat counters.
     pub async fn others(&self) -> Result<Vec<(DispatcherId, i64)>, Error> {
-        todo!()
+        self.inner.others().await
     }
 
     /// Takes over the claims of a dispatcher whose counter still stands at `counter`.
     pub async fn take_over(&self, other: &DispatcherId, counter: i64, now: Timestamp) -> Result<Recovered, Error> {
-        todo!()
+        self.inner.take_over(other, counter, now).await
     }
 
     /// Drops records without a row and records whose row has another content; answers how many.
     pub async fn sweep(&self) -> Result<u64, Error> {
-        todo!()
+        self.inner.sweep().await
     }
 
     /// The emergency stop.
     pub async fn paused(&self) -> Result<Paused, Error> {
-        todo!()
+        self.inner.paused().await
     }
 
     /// Moves `first_deferred` of all deferred rows later by as long as the relay was out of reach, for which no mail
     /// can be blamed: expiry does not run meanwhile.
     pub async fn excuse(&self, pause: std::time::Duration) -> Result<(), Error> {
-        todo!()
+        self.inner.excuse(pause).await
     }
 
     /// Whether the table gives numbers out again at once (SQLite without AUTOINCREMENT), so that number and content of
     /// a mail sent earlier do not prove a restored dump.
     pub async fn reuses_numbers(&self) -> Result<bool, Error> {
-        todo!()
+        self.inner.reuses_numbers().await
     }
 
     // --- what operators do ---
 
     /// Creates our tables, and the producers' table too if asked, where they do not exist. Answers in sentences.
     pub async fn migrate(&self, producers: bool) -> Result<Vec<String>, Error> {
-        todo!()
+        self.inner.migrate(producers).await
     }
 
     /// Whether database, rights and schema are fit for the job. The first finding that fails may end the list.
     pub async fn check(&self) -> Vec<Finding> {
-        todo!()
+        self.inner.check().await
     }
 
     /// Inserts a row as a producer would, and answers its number.
     pub async fn insert(&self, columns: &Columns) -> Result<i64, Error> {
-        todo!()
+        self.inner.insert(columns).await
     }
 
     /// Rows over `cursor` that match, ascending by number, at most `limit`.
     pub async fn list(&self, filter: &Filter, cursor: i64, limit: u32) -> Result<Vec<Listed>, Error> {
-        todo!()
+        self.inner.list(filter, cursor, limit).await
     }
 
     /// One row with its record.
     pub async fn look(&self, mid: i64) -> Result<Option<(Listed, Columns)>, Error> {
-        todo!()
+        self.inner.look(mid).await
     }
 
     pub async fn counts(&self, now: Timestamp) -> Result<Counts, Error> {
-        todo!()
+        self.inner.counts(now).await
     }
 
     /// Carries out an operator's wish, row by row, in groups. Claimed and sending rows are left alone.
     pub async fn grant(&self, wish: &Wish, mids: &[i64], now: Timestamp) -> Result<Vec<(i64, Granted)>, Error> {
-        todo!()
+        self.inner.grant(wish, mids, now).await
     }
 
     /// Sets or lifts the emergency stop of this queue, or of the relay for every dispatcher of this database.
     pub async fn pause(&self, relay: bool, stop: bool) -> Result<(), Error> {
-        todo!()
+        self.inner.pause(relay, stop).await
     }
-}
-
-/// A claim with what shall become of it. The fingerprint is that of the content that was loaded; without it (the row
-/// was never loaded) only `Fate::Released` can be carried out.
-#[derive(Debug)]
-pub struct Settlement {
-    pub claim: Claim,
-    pub fingerprint: Option<Fingerprint>,
-    pub message_id: Option<String>,
-    pub verdict: Verdict,
 }

@@ -2,13 +2,35 @@
 //!
 //! A [`Relay`] holds the settings and what is known of the smarthost; each worker holds a [`Worker`] with a connection
 //! of its own. The order of events that the promises rest on is in [`Witness`].
+//!
+//! [`worker`] leads a mail through transactions, [`session`] speaks one, [`wire`] carries bytes and replies. What a reply
+//! means and whom it concerns is in [`classify`] and [`judge`], which do no I/O.
+
+mod auth;
+mod body;
+mod classify;
+mod connect;
+mod envelope;
+mod judge;
+mod reply;
+mod session;
+mod tls;
+mod trust;
+mod wire;
+mod worker;
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::mail::{Address, Mail};
-use crate::outcome::{Attempt, Reply, Trouble};
+pub use self::worker::{Offer, Worker};
+use crate::mail::Address;
+#[cfg(doc)]
+use crate::outcome::Stage;
+use crate::outcome::{Reply, Trouble};
+
+/// The target of what is logged here; at level debug this is the dialogue, without passwords and contents.
+const LOG: &str = "mailqueue::relay";
 
 /// `[relay]` of the configuration, checked.
 #[derive(Clone, Debug)]
@@ -99,14 +121,19 @@ pub trait Witness: Send {
     /// been written. An error stops the transaction here: no dot goes out, and the connection is dropped.
     fn before_dot(&mut self, recipients: &[Address]) -> impl Future<Output = Result<(), Trouble>> + Send;
 
-    /// The smarthost answered the dot. Runs before the next final dot on this connection. `Ok` is a 2yz reply.
+    /// The end of a transaction for which `before_dot` returned `Ok`; runs before the next final dot on this connection.
+    /// `Ok` is a 2yz reply. In an error the stage says whether the final dot may have left ([`Stage::FinalDot`]) or has
+    /// not ([`Stage::Data`]), and a cause other than a reply at [`Stage::FinalDot`] means that nobody knows the outcome.
     fn after_dot(&mut self, answer: Result<&Reply, &Trouble>) -> impl Future<Output = ()> + Send;
 }
 
 /// What every worker shares: settings, TLS configuration, and what the smarthost said of itself.
-#[derive(Debug)]
 pub struct Relay {
     settings: Settings,
+    /// Absent without TLS.
+    handshake: Option<tls::Handshake>,
+    announced: Mutex<Option<Announced>>,
+    trust: trust::Trust,
 }
 
 /// What the smarthost announced at the last EHLO.
@@ -118,13 +145,15 @@ pub struct Announced {
     pub starttls: bool,
     /// RFC 1870; `Some(0)` or `None`: no limit is known.
     pub size: Option<u64>,
+    /// Names of the mechanisms, in capitals.
     pub auth: Vec<String>,
 }
 
 impl Relay {
     /// Reads the CA file and makes the TLS configuration.
     pub fn new(settings: Settings) -> anyhow::Result<Arc<Self>> {
-        Ok(Arc::new(Self { settings }))
+        let handshake = tls::handshake(&settings)?;
+        Ok(Arc::new(Self { settings, handshake, announced: Mutex::default(), trust: trust::Trust::default() }))
     }
 
     pub fn settings(&self) -> &Settings {
@@ -133,40 +162,28 @@ impl Relay {
 
     /// What the smarthost announced at the newest EHLO over any connection; `None` before the first.
     pub fn announced(&self) -> Option<Announced> {
-        todo!()
+        self.announced.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Connects, greets, starts TLS, logs in, and quits. Sends no mail.
     pub async fn probe(&self) -> Result<Announced, Trouble> {
-        todo!()
+        let session = session::Session::connect(self).await?;
+        let announced = session.announced.clone();
+        session.quit().await;
+        Ok(announced)
     }
 
     pub fn worker(self: &Arc<Self>) -> Worker {
-        Worker { relay: self.clone() }
+        Worker::new(self.clone())
+    }
+
+    fn note(&self, announced: &Announced) {
+        *self.announced.lock().unwrap_or_else(PoisonError::into_inner) = Some(announced.clone());
     }
 }
 
-/// One connection's worth of sending. Dropping it drops the connection.
-#[derive(Debug)]
-pub struct Worker {
-    relay: Arc<Relay>,
-}
-
-impl Worker {
-    /// Makes sure that there is a connection, greeted and logged in, that can take a mail.
-    pub async fn ready(&mut self) -> Result<(), Trouble> {
-        let _ = &self.relay;
-        todo!()
-    }
-
-    /// Offers `mail` to `recipients`, in as many transactions as the limits want.
-    pub async fn send(&mut self, mail: &Mail, recipients: &[Address], witness: &mut impl Witness) -> Attempt {
-        let _ = (mail, recipients, witness);
-        todo!()
-    }
-
-    /// QUIT, if there is a connection; waits for the reply a short time only.
-    pub async fn quit(&mut self) {
-        todo!()
+impl std::fmt::Debug for Relay {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Relay").field("settings", &self.settings).finish_non_exhaustive()
     }
 }

@@ -1,7 +1,24 @@
 //! A row's columns to a [`Mail`], or the reason why it cannot be one.
+//!
+//! [`decode`] undoes the base64; `headers` takes the block apart; `envelope` finds who sends and who receives; `body` makes
+//! the body fit the wire, part by part; `head` writes the header block anew. What is mended on the way is said.
 
+mod address;
+mod body;
+mod envelope;
+mod head;
+mod headers;
+mod leaf;
+mod lines;
+mod mime;
+mod part;
+mod transfer;
+mod words;
+
+use bytes::Bytes;
 use jiff::Timestamp;
 
+use crate::decode::{self, Damage};
 use crate::mail::{Address, ColumnLimits, Columns, Mail, RecordId};
 use crate::outcome::Reason;
 
@@ -29,6 +46,15 @@ pub struct Stamp {
 pub struct Wire {
     /// It offers 8BITMIME. Where it does not, honest 8-bit parts are encoded anew too.
     pub eight_bit: bool,
+    /// It offers SMTPUTF8 (RFC 6531). Where it does not, addresses that need it are no recipients.
+    pub smtputf8: bool,
+}
+
+impl Default for Wire {
+    /// A smarthost of which nothing is known yet, and the best is hoped.
+    fn default() -> Self {
+        Self { eight_bit: true, smtputf8: true }
+    }
 }
 
 /// The row stays as it is, for this reason.
@@ -40,7 +66,21 @@ pub struct Unreadable {
     pub detail: String,
 }
 
+impl Unreadable {
+    fn new(reason: Reason, detail: impl Into<String>) -> Self {
+        Self { reason, detail: detail.into() }
+    }
+}
+
+impl From<Damage> for Unreadable {
+    fn from(Damage { reason, detail }: Damage) -> Self {
+        Self { reason, detail }
+    }
+}
+
 /// Translates a row. Never panics, whatever the bytes are.
+///
+/// Holds at most the decoded body and the mail at a time.
 pub fn translate(
     columns: &Columns,
     limits: &ColumnLimits,
@@ -48,6 +88,72 @@ pub fn translate(
     wire: Wire,
     settings: &Settings,
 ) -> Result<Mail, Unreadable> {
-    let _ = (columns, limits, stamp, wire, settings);
-    todo!()
+    let mto = decode::column("mto", columns.mto.as_deref(), limits.mto)?;
+    let msubject = decode::column("msubject", columns.msubject.as_deref(), limits.msubject)?;
+    let mheaders = decode::column("mheaders", columns.mheaders.as_deref(), limits.mheaders)?;
+    let mparams = decode::column("mparams", columns.mparams.as_deref(), limits.mparams)?;
+    let mbody = decode::column("mbody", columns.mbody.as_deref(), limits.mbody)?;
+
+    let mut mendings = Mendings::default();
+    let fields = headers::parse(&mheaders, &mut mendings);
+    let parties = envelope::Parties::of(&mto, &mparams, &fields, wire, settings, &mut mendings)?;
+    let first = |name: &str| fields.iter().find(|field| field.is(name)).map(|field| field.value.as_str());
+    let attached = first("Content-Disposition").is_some_and(|value| {
+        let value = mime::Value::parse(value);
+        value.main == "attachment" || value.names_a_file()
+    });
+    let (kind, label) = (first("Content-Type"), first("Content-Transfer-Encoding"));
+    let mut body = body::render(&mbody, kind, label, attached, wire.eight_bit, &mut mendings)?;
+    drop(mbody);
+    if !body.content.is_empty() && !body.content.ends_with(b"\r\n") {
+        body.content.extend_from_slice(b"\r\n");
+    }
+    let eight_bit = !body.content.is_ascii();
+    if eight_bit && body.encoding.is_none() {
+        body.encoding = Some("8bit");
+    }
+    let msubject = decode::utf8_or_windows_1252(&msubject);
+    let head = head::compose(&msubject, &fields, &parties, &body, stamp, &mut mendings)?;
+    let mut content = body.content;
+    content.splice(..0, head.text.bytes());
+    if content.len() as u64 > settings.max_size {
+        let detail = format!("the mail has {} bytes, and max_size allows {}", content.len(), settings.max_size);
+        return Err(Unreadable::new(Reason::TooLarge, detail));
+    }
+    Ok(Mail {
+        message_id: head.message_id,
+        subject: head.subject,
+        smtputf8: parties.need_smtputf8(),
+        envelope: parties.envelope,
+        invalid: parties.invalid,
+        content: Bytes::from(content),
+        eight_bit,
+        mendings: mendings.0,
+    })
+}
+
+/// What had to be mended, each once, and no more than a person will read.
+#[derive(Debug, Default)]
+struct Mendings(Vec<String>);
+
+impl Mendings {
+    const MOST: usize = 100;
+
+    fn add(&mut self, mending: impl Into<String>) {
+        let mending = mending.into();
+        if self.0.len() < Self::MOST && !self.0.contains(&mending) {
+            self.0.push(mending);
+        }
+    }
+}
+
+/// A piece of a row as it may stand in a sentence for people: no controls, and not too long.
+fn for_people(text: &str) -> String {
+    const LONGEST: usize = 120;
+    let clean: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let clean = words::one_line(&clean);
+    match clean.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}…", &clean[..end]),
+        None => clean,
+    }
 }

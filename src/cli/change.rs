@@ -19,20 +19,20 @@ pub struct Args {
     /// Ids, as in newsletter/1234
     #[arg(value_name = "ID", conflicts_with_all = ["queue", "state", "reason", "to", "subject", "older_than"])]
     ids: Vec<MailId>,
-    #[command(flatten)]
-    filters: Filters,
     /// Say which rows are meant, and change nothing
     #[arg(long)]
     dry_run: bool,
+    #[command(flatten)]
+    filters: Filters,
 }
 
 #[derive(Debug, clap::Args)]
 pub struct DeleteArgs {
-    #[command(flatten)]
-    common: Args,
     /// Do not ask
     #[arg(long)]
     yes: bool,
+    #[command(flatten)]
+    common: Args,
 }
 
 pub async fn run(wish: Wish, args: &Args, config: &Config, out: &mut Out) -> anyhow::Result<Ending> {

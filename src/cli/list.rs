@@ -13,11 +13,11 @@ use crate::queue::Listed;
 #[command(after_help = "Examples:\n  mailqueue list --state failed,unreadable\n  \
     mailqueue list --queue newsletter --to anna@example.org --json")]
 pub struct Args {
-    #[command(flatten)]
-    filters: Filters,
     /// One JSON object a line
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    filters: Filters,
 }
 
 pub async fn run(args: &Args, config: &Config, out: &mut Out) -> anyhow::Result<Ending> {

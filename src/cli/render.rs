@@ -23,11 +23,11 @@ pub struct Args {
     /// Every row of every queue
     #[arg(long, conflicts_with_all = ["queue", "state", "reason", "to", "subject", "older_than"])]
     all: bool,
-    #[command(flatten)]
-    filters: Filters,
     /// The folder to write into; made where it does not exist
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
+    #[command(flatten)]
+    filters: Filters,
 }
 
 #[derive(Default)]

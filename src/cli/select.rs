@@ -156,7 +156,7 @@ pub async fn translated(
         record: listed.record.clone().unwrap_or_else(|| crate::mail::RecordId::new([0; 16])),
         created: listed.first_seen.unwrap_or_else(Timestamp::now),
     };
-    let wire = translate::Wire { eight_bit: true };
+    let wire = translate::Wire::default();
     let limits = queue.limits().await?;
     Ok(translate::translate(columns, &limits, &stamp, wire, &config.message))
 }

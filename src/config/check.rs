@@ -9,7 +9,8 @@ use toml::Spanned;
 use super::file::{self, File, Key};
 use super::problem::Problem;
 use super::reader::{self, Objection, Reader, place};
-use super::{Config, Queue, Rate};
+use super::{Config, Queue};
+use crate::dispatch::Rate;
 use crate::observe::logs;
 use crate::relay::{Login, Password, Timeouts, Tls};
 use crate::retry::OnUnknown;
@@ -112,9 +113,11 @@ fn relay(r: &mut Reader, raw: &Key<file::Relay>, lease: Duration) -> Option<rela
     let raw = raw.get_ref();
     let host = r.required("relay.host", section, &raw.host, "smtp.example.org", reader::host);
     let tls = r.value("relay.tls", &raw.tls, Tls::Starttls, |text| reader::choice(text, &TLS));
-    let settings = relay::Settings {
-        host: host?,
-        port: u16::try_from(r.number("relay.port", &raw.port, 587, 1..=65_535)).unwrap_or(587),
+    let port = r.number("relay.port", &raw.port, 587, 1..=65_535);
+    let per_message = r.number("relay.recipients_per_message", &raw.recipients_per_message, 16, 1..=100_000);
+    let mut settings = relay::Settings {
+        host: String::new(),
+        port: u16::try_from(port).unwrap_or(587),
         tls,
         ca_file: r.optional("relay.ca_file", &raw.ca_file, absolute),
         login: login(r, raw),
@@ -125,10 +128,10 @@ fn relay(r: &mut Reader, raw: &Key<file::Relay>, lease: Duration) -> Option<rela
             100,
             1..=1_000_000,
         ),
-        recipients_per_message: r.number("relay.recipients_per_message", &raw.recipients_per_message, 16, 1..=100_000)
-            as usize,
+        recipients_per_message: per_message as usize,
         timeouts: Timeouts { final_dot: final_dot(lease), ..Timeouts::default() },
     };
+    settings.host = host?;
     let verified = matches!(tls, Tls::Starttls | Tls::Implicit);
     if let Some(username) = raw.username.as_ref().filter(|_| !verified && !is_loopback(&settings.host)) {
         let what = "a password would cross the network without verified TLS";

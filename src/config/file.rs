@@ -107,7 +107,7 @@ impl File {
 /// a value can be a password.
 fn explain(text: &str, error: &toml::de::Error) -> Problem {
     let span = error.span().unwrap_or(0..0);
-    let key = path_to(text, &span);
+    let mut key = path_to(text, &span);
     let message = error.message();
     let (what, remedy) = if message.starts_with("unknown field") {
         // Names stand in backquotes: the unknown one first, then those that exist.
@@ -116,8 +116,12 @@ fn explain(text: &str, error: &toml::de::Error) -> Problem {
         let known: Vec<&str> = names.collect();
         ("there is no such key".to_owned(), suggest(unknown, &known))
     } else if message.starts_with("duplicate key") {
+        // Such a file has no tree in which the key's path could be looked up.
+        key = text.get(span.clone()).unwrap_or_default().to_owned();
         ("this key stands here twice".to_owned(), "keep one of them".to_owned())
-    } else if let Some((_, expected)) = message.split_once(", expected ").filter(|_| message.starts_with("invalid ")) {
+    } else if let Some((_, expected)) =
+        message.split_once(", expected ").filter(|_| message.starts_with("invalid type"))
+    {
         match expected {
             "a string" => ("this is no text".to_owned(), "put the value in quotes".to_owned()),
             "i64" => ("this is no whole number".to_owned(), "write digits without quotes".to_owned()),

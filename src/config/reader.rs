@@ -7,6 +7,7 @@ use toml::Spanned;
 
 use super::file::Key;
 use super::problem::Problem;
+use crate::dispatch::Rate;
 use crate::mail::Address;
 use crate::secret;
 
@@ -191,10 +192,10 @@ pub fn queue_name(text: &str) -> Result<String, Objection> {
     }
 }
 
-/// `600/min`: how many messages in how much time.
-pub fn rate(text: &str) -> Result<super::Rate, Objection> {
+/// `600/min`: how many mails in how much time.
+pub fn rate(text: &str) -> Result<Rate, Objection> {
     let objection =
-        || (format!("{} is no rate", quoted(text)), "write messages per time, as in 600/min, 10/s or 5000/h".into());
+        || (format!("{} is no rate", quoted(text)), "write mails per time, as in 600/min, 10/s or 5000/h".into());
     let (number, unit) = text.split_once('/').ok_or_else(objection)?;
     let per = match unit.trim() {
         "s" | "sec" | "second" => 1,
@@ -203,7 +204,7 @@ pub fn rate(text: &str) -> Result<super::Rate, Objection> {
         _ => return Err(objection()),
     };
     match number.trim().parse() {
-        Ok(messages) if messages > 0 => Ok(super::Rate { messages, per: Duration::from_secs(per) }),
+        Ok(mails) if mails > 0 => Ok(Rate { mails, per: Duration::from_secs(per) }),
         _ => Err(objection()),
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
 
 use super::feeder::{Trouble, give_back, is_open};
 use super::lane::{Done, Job, Lane, Notes};
@@ -123,13 +124,16 @@ async fn restored(shared: &Shared, lane: &Lane, rows: &[Row]) -> Result<HashSet<
 }
 
 async fn make_mail(shared: &Shared, columns: Columns, limits: ColumnLimits, stamp: Stamp) -> Result<Mail, Unreadable> {
-    let eight_bit = shared.relay.announced().is_none_or(|announced| announced.eight_bit);
+    let wire = shared
+        .relay
+        .announced()
+        .map_or_else(Wire::default, |announced| Wire { eight_bit: announced.eight_bit, smtputf8: announced.smtputf8 });
     let settings = &shared.settings.message;
     if columns.len() < LARGE {
-        return translate::translate(&columns, &limits, &stamp, Wire { eight_bit }, settings);
+        return translate::translate(&columns, &limits, &stamp, wire, settings);
     }
     let settings = settings.clone();
-    let work = move || translate::translate(&columns, &limits, &stamp, Wire { eight_bit }, &settings);
+    let work = move || translate::translate(&columns, &limits, &stamp, wire, &settings);
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(panic) => std::panic::resume_unwind(panic.into_panic()),
@@ -171,7 +175,16 @@ fn job(
         lane.settle(Done { settlement, notes: Notes::default() });
         return None;
     }
-    Some(Job { lane: lane.clone(), claim, fingerprint, mail: Arc::new(mail), recipients, history, permit })
+    Some(Job {
+        lane: lane.clone(),
+        claim,
+        fingerprint,
+        mail: Arc::new(mail),
+        recipients,
+        confirmed: Instant::now(),
+        history,
+        _permit: permit,
+    })
 }
 
 /// The row stays as it is, for a reason of its own.
@@ -186,6 +199,7 @@ async fn push(shared: &Shared, lane: &Lane, jobs: Vec<Job>) -> Result<(), Troubl
     if jobs.is_empty() {
         return Ok(());
     }
+    let confirmed = Instant::now();
     let marks: Vec<_> = jobs.iter().map(|job| (&job.claim, job.fingerprint, job.mail.message_id.as_str())).collect();
     let ours = match lane.queue.sending(&marks).await {
         Ok(ours) => ours,
@@ -196,7 +210,7 @@ async fn push(shared: &Shared, lane: &Lane, jobs: Vec<Job>) -> Result<(), Troubl
     };
     for (job, ours) in jobs.into_iter().zip(ours) {
         if ours {
-            shared.ready.push(lane.index, job);
+            shared.ready.push(lane.index, Job { confirmed, ..job });
         } else {
             events::claim_lost(job.id());
         }

@@ -120,7 +120,6 @@ async fn pass(shared: &Shared, lane: &Arc<Lane>, recovered: &mut bool) -> Result
     }
     lane.queue.sweep().await?;
     events::database_is_back(shared, lane);
-    shared.progress.note_poll(Timestamp::now());
     shared.progress.pulse.started(lane.name());
     let limits = lane.queue.limits().await?;
     let started = Timestamp::now();
@@ -130,6 +129,7 @@ async fn pass(shared: &Shared, lane: &Arc<Lane>, recovered: &mut bool) -> Result
         let now = if shared.once { started } else { Timestamp::now() };
         let due = lane.queue.claim_due(now, BATCH / 2).await?;
         let mids = lane.queue.find(cursor, BATCH - due.len() as u32).await?;
+        shared.progress.note_poll(Timestamp::now());
         if due.is_empty() && mids.is_empty() {
             break;
         }

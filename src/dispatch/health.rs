@@ -84,6 +84,12 @@ impl Health {
         self.view.borrow().state == State::Up
     }
 
+    /// Whether this connection, counted from 0, may be used now.
+    pub fn admits(&self, connection: usize) -> bool {
+        let view = self.view.borrow();
+        view.state == State::Up && connection < view.cap
+    }
+
     /// Waits until this connection, counted from 0, may be used.
     pub async fn admitted(&self, connection: usize) {
         let mut view = self.view.subscribe();

@@ -44,6 +44,7 @@ pub async fn run(shared: Arc<Shared>, lane: Arc<Lane>) {
         }
         if !is_open(&shared, &lane) {
             give_back(&shared, &lane);
+            shared.streak.flush(&shared);
         }
     }
 }
@@ -51,7 +52,7 @@ pub async fn run(shared: Arc<Shared>, lane: Arc<Lane>) {
 async fn beat(shared: &Shared, lane: &Lane, sightings: &mut Sightings) -> Result<(), queue::Error> {
     let sent_off = Instant::now();
     lane.queue.beat().await?;
-    lane.has_beaten(sent_off);
+    lane.has_beaten(sent_off, Instant::now());
 
     let others = lane.queue.others().await?;
     let now = Instant::now();
@@ -86,7 +87,8 @@ fn settle_unknown(shared: &Shared, lane: &Lane, claim: Claim, now: Timestamp) {
     lane.settle(Done { settlement, notes: Notes::default() });
 }
 
-async fn look(shared: &Shared, lane: &Lane) -> Result<(), queue::Error> {
+/// Looks the operators' stop up.
+pub async fn look(shared: &Shared, lane: &Lane) -> Result<(), queue::Error> {
     let paused = lane.queue.paused().await?;
     if lane.set_paused(paused.queue) {
         let word = if paused.queue { "queue paused by an operator" } else { "queue resumed by an operator" };

@@ -22,11 +22,20 @@ pub struct Lane {
     /// The operators' stop of this queue.
     paused: AtomicBool,
     recovered: AtomicBool,
-    /// When the newest heartbeat that reached the database was sent off.
-    beaten: Mutex<Option<Instant>>,
-    /// How old that may be when a dot goes out: the lease less the time the dot's answer may take.
+    beats: Mutex<Beats>,
+    lease: Duration,
+    /// How old the newest heartbeat may be when a dot goes out: the lease less the time the dot's answer may take.
     dot_allowance: Duration,
     settler: Mutex<Option<mpsc::UnboundedSender<Done>>>,
+}
+
+/// Our signs of life, as the database has them.
+#[derive(Clone, Copy, Debug)]
+struct Beats {
+    /// When the newest heartbeat that reached the database was sent off.
+    newest: Option<Instant>,
+    /// Since when nobody can have taken us for dead. Claims that were ours before need not be ours now.
+    unbroken_since: Instant,
 }
 
 /// A claimed row that became a mail and waits for a connection.
@@ -38,10 +47,12 @@ pub struct Job {
     pub mail: Arc<Mail>,
     /// Who is to be reached in this attempt.
     pub recipients: Vec<Address>,
+    /// When the database was last asked whether the claim is ours.
+    pub confirmed: Instant,
     /// What was known before this attempt, recipients that cannot be an address included.
     pub history: History,
     /// Its share of the memory.
-    pub permit: OwnedSemaphorePermit,
+    pub _permit: OwnedSemaphorePermit,
 }
 
 /// A claim with its verdict, for the settler.
@@ -70,13 +81,15 @@ pub struct Finished {
 impl Lane {
     pub fn new(index: usize, queue: Queue, shared: &Shared) -> (Arc<Self>, mpsc::UnboundedReceiver<Done>) {
         let (settler, inbox) = mpsc::unbounded_channel();
+        let lease = shared.settings.lease;
         let lane = Self {
             index,
             queue,
             paused: AtomicBool::new(false),
             recovered: AtomicBool::new(false),
-            beaten: Mutex::new(None),
-            dot_allowance: shared.settings.lease.saturating_sub(shared.relay.settings().timeouts.final_dot),
+            beats: Mutex::new(Beats { newest: None, unbroken_since: Instant::now() }),
+            lease,
+            dot_allowance: lease.saturating_sub(shared.relay.settings().timeouts.final_dot),
             settler: Mutex::new(Some(settler)),
         };
         (Arc::new(lane), inbox)
@@ -104,15 +117,21 @@ impl Lane {
         self.recovered.store(true, Ordering::Relaxed);
     }
 
-    /// A heartbeat that was sent off at `moment` has reached the database.
-    pub fn has_beaten(&self, moment: Instant) {
-        *self.beaten.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(moment);
+    /// A heartbeat that was sent off at `sent_off` has reached the database by `now`.
+    pub fn has_beaten(&self, sent_off: Instant, now: Instant) {
+        let mut beats = self.beats.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if beats.newest.is_none_or(|newest| now.duration_since(newest) >= self.lease) {
+            beats.unbroken_since = now;
+        }
+        beats.newest = Some(sent_off);
     }
 
-    /// Whether a final dot may go out: nobody can take the claim over before its answer is due.
-    pub fn dot_allowed(&self, now: Instant) -> bool {
-        let beaten = *self.beaten.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        beaten.is_some_and(|beaten| now.duration_since(beaten) < self.dot_allowance)
+    /// Whether a final dot may go out for a row whose claim was confirmed at `confirmed`: nobody can have taken it over
+    /// since, and nobody can before the dot's answer is due.
+    pub fn dot_allowed(&self, confirmed: Instant, now: Instant) -> bool {
+        let beats = *self.beats.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let fresh = beats.newest.is_some_and(|newest| now.duration_since(newest) < self.dot_allowance);
+        fresh && confirmed >= beats.unbroken_since
     }
 
     pub fn settle(&self, done: Done) {

@@ -35,6 +35,19 @@ impl Bucket {
         }
     }
 
+    /// Takes a token if there is one now.
+    pub fn try_take(&self) -> bool {
+        let Some(interval) = self.interval else { return true };
+        let now = Instant::now();
+        let mut next = self.next.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let full = next.unwrap_or(now).max(now);
+        if full.checked_sub(interval * (self.burst - 1)).is_some_and(|moment| moment > now) {
+            return false;
+        }
+        *next = Some(full + interval);
+        true
+    }
+
     /// Takes the next token there will be, and answers when that is.
     fn reserve(&self, now: Instant) -> Option<Instant> {
         let interval = self.interval?;

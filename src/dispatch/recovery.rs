@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::feeder::Trouble;
 use super::lane::Lane;
-use super::{Shared, StartError, events, jitter};
+use super::{Shared, StartError, events, jitter, keeper};
 use crate::ledger::{EntryId, OpenEntry};
 use crate::mail::RecordId;
 use crate::outcome::{Fate, History, Reason, RecipientRecord, RecipientState, Verdict};
@@ -18,7 +18,8 @@ use crate::retry;
 pub async fn run(shared: &Shared, lane: &Lane) -> Result<(), Trouble> {
     let sent_off = Instant::now();
     lane.queue.beat().await?;
-    lane.has_beaten(sent_off);
+    lane.has_beaten(sent_off, Instant::now());
+    keeper::look(shared, lane).await?;
 
     let now = Timestamp::now();
     let recovered = lane.queue.recover_own(now).await?;

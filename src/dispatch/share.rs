@@ -77,6 +77,23 @@ impl<T> Share<T> {
         }
     }
 
+    /// Waits until there is a mail, and leaves it where it is.
+    pub async fn arrival(&self) {
+        loop {
+            let arrived = self.arrived.notified();
+            if !self.is_empty() {
+                // The call was for somebody who takes the mail.
+                self.arrived.notify_one();
+                return;
+            }
+            arrived.await;
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.with(|lines| lines.lines.iter().all(|line| line.ready.is_empty()))
+    }
+
     /// Waits until fewer than `limit` mails of this line are ready.
     pub async fn room(&self, line: usize, limit: usize) {
         loop {

@@ -65,7 +65,7 @@ impl relay::Witness for Witness<'_> {
             Err(error) => return Err(self.stop(error.to_string())),
         }
         // Last of all, and after everything that can take time: the process may have been stopped for an hour.
-        if !job.lane.dot_allowed(Instant::now()) {
+        if !job.lane.dot_allowed(job.confirmed, Instant::now()) {
             return Err(self.stop("our heartbeat could not be written for too long".to_owned()));
         }
         Ok(())

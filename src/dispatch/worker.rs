@@ -13,7 +13,7 @@ use super::witness::Witness;
 use super::{Shared, events, jitter};
 use crate::outcome::{Attempt, Cause, RecipientOutcome, Reply, Scope, Trouble};
 use crate::queue::Settlement;
-use crate::relay::Worker;
+use crate::relay::{Offer, Worker};
 use crate::retry;
 
 /// A connection that had nothing to do for so long is closed politely; smarthosts dislike idlers.
@@ -25,34 +25,49 @@ const STREAK_PATIENCE: Duration = Duration::from_millis(500);
 /// Works until `over`; mails that are still ready then have been taken back by their feeders.
 pub async fn run(shared: Arc<Shared>, connection: usize, over: CancellationToken) {
     let mut worker = shared.relay.worker();
+    let mut ahead = None;
     loop {
-        let next = async {
-            shared.health.admitted(connection).await;
-            next_job(&shared, &mut worker).await
+        let job = match ahead.take() {
+            Some(job) => job,
+            None => match over.run_until_cancelled(next_job(&shared, connection, &mut worker)).await {
+                Some(job) => job,
+                None => break,
+            },
         };
-        let Some(job) = over.run_until_cancelled(next).await else { break };
-        if job.lane.is_paused() || !job.lane.dot_allowed(Instant::now()) {
+        if !may_go(&job) {
             job.release();
             continue;
         }
-        shared.bucket.take().await;
-        if let Err(trouble) = worker.ready().await {
-            shared.progress.meter.try_failed(&trouble);
-            relay_trouble(&shared, &trouble.to_string());
-            job.release();
-            continue;
+        match shared.stop.run_until_cancelled(worker.ready()).await {
+            Some(Ok(())) => ahead = offer(&shared, connection, &mut worker, job).await,
+            Some(Err(trouble)) => {
+                shared.progress.meter.try_failed(&trouble);
+                relay_trouble(&shared, &trouble.to_string());
+                job.release();
+            }
+            None => job.release(),
         }
-        offer(&shared, &mut worker, job).await;
     }
     worker.quit().await;
 }
 
-async fn next_job(shared: &Shared, worker: &mut Worker) -> Job {
+fn may_go(job: &Job) -> bool {
+    !job.lane.is_paused() && job.lane.dot_allowed(job.confirmed, Instant::now())
+}
+
+async fn next_job(shared: &Shared, connection: usize, worker: &mut Worker) -> Job {
     let idle_since = Instant::now();
     let mut open = true;
     loop {
+        // The mail comes last: where the wait is given up, none is in nobody's hands.
+        let admitted = async {
+            shared.health.admitted(connection).await;
+            shared.ready.arrival().await;
+            shared.bucket.take().await;
+            shared.ready.next().await
+        };
         let patience = if shared.streak.is_empty() { IDLE } else { STREAK_PATIENCE };
-        if let Ok(job) = tokio::time::timeout(patience, shared.ready.next()).await {
+        if let Ok(job) = tokio::time::timeout(patience, admitted).await {
             return job;
         }
         shared.streak.flush(shared);
@@ -63,14 +78,34 @@ async fn next_job(shared: &Shared, worker: &mut Worker) -> Job {
     }
 }
 
-async fn offer(shared: &Shared, worker: &mut Worker, job: Job) {
+/// The next mail, if it can follow at once: its commands then travel with the content of the one before.
+fn job_ahead(shared: &Shared, connection: usize) -> Option<Job> {
+    let may = !shared.stop.is_cancelled() && shared.health.admits(connection);
+    if may && !shared.ready.is_empty() && shared.bucket.try_take() { shared.ready.try_next() } else { None }
+}
+
+/// Offers a mail, and answers the next one where its commands are on their way already.
+async fn offer(shared: &Shared, connection: usize, worker: &mut Worker, job: Job) -> Option<Job> {
     let begun = Instant::now();
+    let ahead = job_ahead(shared, connection);
     let mut witness = Witness::new(shared, &job);
-    let attempt = worker.send(&job.mail, &job.recipients, &mut witness).await;
+    let attempt = worker.send_ahead(offered(&job), ahead.as_ref().map(offered), &mut witness).await;
     let (notes, stopped) = witness.into_notes();
     events::attempted(shared, &job, &attempt, begun.elapsed());
     judge_relay(shared, &attempt, stopped);
     shared.streak.take(shared, Finished { job, attempt, notes });
+    // Trouble of the relay keeps the next mail from its turn too.
+    match ahead {
+        Some(job) if !shared.health.admits(connection) => {
+            job.release();
+            None
+        }
+        ahead => ahead,
+    }
+}
+
+fn offered(job: &Job) -> Offer<'_> {
+    Offer { mail: &job.mail, recipients: &job.recipients }
 }
 
 /// What an attempt says of the relay.
@@ -113,6 +148,8 @@ fn throttled(shared: &Shared) {
 pub fn relay_trouble(shared: &Shared, reason: &str) {
     if let Opened::Now(pause) = shared.health.trouble(reason, Instant::now(), jitter()) {
         shared.progress.note_relay_trouble(reason);
+        // Nothing more comes that could make a streak longer.
+        shared.streak.flush(shared);
         let reason = (shared.settings.redact)(reason);
         if shared.once {
             tracing::warn!(target: events::RELAY, %reason, "relay in trouble: the pass ends here");

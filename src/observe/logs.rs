@@ -108,15 +108,23 @@ impl Redactor {
         }
     }
 
-    /// A text of the smarthost's or ours in which any of `addresses` may stand, with each shown as a log may show it.
-    pub fn text(&self, text: &str, addresses: &[&str]) -> String {
-        if self.addresses == Addresses::Full {
+    /// A text of the smarthost's or ours, with each mail address in it shown as a log may show it.
+    pub fn text(&self, text: &str) -> String {
+        if self.addresses == Addresses::Full || !text.contains('@') {
             return text.to_owned();
         }
-        addresses
-            .iter()
-            .filter(|address| !address.is_empty())
-            .fold(text.to_owned(), |text, address| replace_ignoring_case(&text, address, &self.address(address)))
+        let parts =
+            text.split_inclusive(|c: char| c.is_whitespace() || c.is_control() || "<>()[]{},;:\"'`".contains(c));
+        parts
+            .map(|part| match part.char_indices().next_back() {
+                Some((at, end)) if !end.is_alphanumeric() && end != '@' => self.word(&part[..at]) + &part[at..],
+                _ => self.word(part),
+            })
+            .collect()
+    }
+
+    fn word(&self, word: &str) -> String {
+        if word.contains('@') { self.address(word) } else { word.to_owned() }
     }
 
     fn hash(&self, address: &str) -> String {
@@ -131,17 +139,4 @@ impl std::fmt::Debug for Redactor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Redactor({:?})", self.addresses)
     }
-}
-
-fn replace_ignoring_case(text: &str, what: &str, with: &str) -> String {
-    let (small_text, small_what) = (text.to_ascii_lowercase(), what.to_ascii_lowercase());
-    let mut replaced = String::with_capacity(text.len());
-    let mut from = 0;
-    while let Some(at) = small_text[from..].find(&small_what) {
-        replaced.push_str(&text[from..from + at]);
-        replaced.push_str(with);
-        from += at + small_what.len();
-    }
-    replaced.push_str(&text[from..]);
-    replaced
 }

@@ -15,6 +15,7 @@ needed=(
     "libsasl2-modules        usr/lib/*/sasl2/libplain.so"
     "libsasl2-modules-db     usr/lib/*/sasl2/libsasldb.so"
     "exim4-daemon-light      usr/sbin/exim4"
+    "libnss-wrapper          usr/lib/*/libnss_wrapper.so"
 )
 
 # provide_packages: sees to it that every needed file is on the machine or in the cache.
@@ -76,6 +77,8 @@ download() {
         for deb in "$cache"/debs/*.deb; do
             dpkg -x "$deb" "$cache/root"
         done
+        # Nothing here shall give rights to anyone, Exim included.
+        find "$cache/root" -type f -perm /6000 -exec chmod ug-s {} +
         touch "$cache/unpacked/$package"
     done
     rm -rf "$cache/debs" "$cache/apt"

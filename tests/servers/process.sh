@@ -19,6 +19,12 @@ fail() {
     exit 1
 }
 
+require_rights() {
+    ((EUID == 0)) || sudo -n true 2>/dev/null ||
+        fail "the tests on Postfix and Exim need root, or sudo without a password; what needs no server:" \
+            "tests/run --embedded-only"
+}
+
 prepare_directory() {
     directory=$(mktemp -d "${TMPDIR:-/tmp}/mailqueue-tests.XXXXXX")
     variables=$directory/variables

@@ -1,0 +1,52 @@
+//! A dispatcher made from the configuration: the same for `run`, `once` and `demo`.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use sha2::{Digest, Sha256};
+
+use crate::config::Config;
+use crate::dispatch::{self, Dispatcher, Source};
+use crate::ledger::{Ledger, StateDir};
+use crate::observe::logs::Redactor;
+use crate::queue::Queue;
+use crate::relay::Relay;
+
+/// Takes `state_dir` for as long as this process lives.
+pub fn take_state_dir(config: &Config) -> anyhow::Result<StateDir> {
+    Ok(StateDir::take(&config.state_dir, || {
+        let id: [u8; 16] = rand::random();
+        id.iter().map(|byte| format!("{byte:02x}")).collect()
+    })?)
+}
+
+/// Puts a dispatcher together. Opens the ledger and nothing else.
+pub async fn dispatcher(config: &Config, state_dir: &StateDir, once: bool) -> anyhow::Result<Dispatcher> {
+    let ledger = Ledger::open(state_dir).await?;
+    let relay = Relay::new(config.relay.clone()).context("the relay cannot be used as it is configured")?;
+    let mut sources = Vec::with_capacity(config.queues.len());
+    for queue in &config.queues {
+        let weight = queue.weight;
+        let queue = Queue::new(queue.settings.clone(), state_dir.dispatcher().to_owned())?;
+        sources.push(Source { queue, weight });
+    }
+    Ok(Dispatcher::new(settings(config, state_dir), sources, relay, ledger, once))
+}
+
+fn settings(config: &Config, state_dir: &StateDir) -> dispatch::Settings {
+    // Durable, random, and in no log, so that hashes of one address are the same over restarts.
+    let key = Sha256::digest(format!("log addresses {}", state_dir.dispatcher()));
+    let redactor = Redactor::new(config.log.addresses, key.into());
+    dispatch::Settings {
+        poll_interval: config.poll_interval,
+        state_dir: config.state_dir.clone(),
+        lease: config.lease,
+        ledger_keep: config.ledger_keep,
+        max_in_flight_bytes: config.max_in_flight_bytes,
+        connections: config.connections as usize,
+        rate: config.rate,
+        message: config.message.clone(),
+        retry: config.retry,
+        redact: Arc::new(move |text| redactor.text(text)),
+    }
+}

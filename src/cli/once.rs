@@ -1,0 +1,71 @@
+//! `mailqueue once`: one pass over all that is due.
+
+use std::io::Write;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::output::{Out, safe};
+use super::{Ending, daemon};
+use crate::config::Config;
+use crate::dispatch::{Dispatcher, Pass, Tally};
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Exit status: 0 nothing is left over from the pass, 1 some rows were deferred, failed or \
+    unreadable, 69 database or smarthost out of reach, 75 another dispatcher holds state_dir.")]
+pub struct Args {}
+
+pub async fn run(_: &Args, config: &Config, out: &mut Out) -> anyhow::Result<Ending> {
+    let state_dir = daemon::take_state_dir(config)?;
+    let pass = drive(daemon::dispatcher(config, &state_dir, true).await?).await?;
+    writeln!(out, "{}", sentence(&pass.tally))?;
+    conclude(pass)
+}
+
+/// Runs a pass to its end, or until a signal, and shows on a terminal how far it is.
+pub async fn drive(dispatcher: Dispatcher) -> anyhow::Result<Pass> {
+    let handle = dispatcher.handle();
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    // Draws nothing where standard error is no terminal.
+    let bar = ProgressBar::new_spinner().with_style(ProgressStyle::with_template("{spinner} {msg}")?);
+    let mut tick = tokio::time::interval(Duration::from_millis(100));
+    let mut running = std::pin::pin!(dispatcher.run());
+    let pass = loop {
+        tokio::select! {
+            pass = &mut running => break pass,
+            _ = terminate.recv() => handle.stop(),
+            _ = interrupt.recv() => handle.stop(),
+            _ = tick.tick() => {
+                bar.set_message(sentence(&handle.progress().tally()));
+                bar.tick();
+            }
+        }
+    };
+    bar.finish_and_clear();
+    Ok(pass)
+}
+
+pub fn sentence(tally: &Tally) -> String {
+    let Tally { delivered, deferred, failed, unreadable, held, .. } = tally;
+    format!("{delivered} delivered, {deferred} deferred, {failed} failed, {unreadable} unreadable, {held} held")
+}
+
+fn conclude(pass: Pass) -> anyhow::Result<Ending> {
+    if let Some(refusal) = pass.refused {
+        return Err(refusal.into());
+    }
+    for (queue, why) in &pass.databases {
+        eprintln!("mailqueue: queue {queue}: {}", safe(why));
+    }
+    if let Some(why) = &pass.relay {
+        eprintln!("mailqueue: relay: {}", safe(why));
+    }
+    Ok(if !pass.databases.is_empty() || pass.relay.is_some() {
+        Ending::OutOfReach
+    } else if pass.tally.left_over() > 0 {
+        Ending::LeftOver
+    } else {
+        Ending::Done
+    })
+}

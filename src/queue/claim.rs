@@ -1,0 +1,86 @@
+//! The right to handle a row, and what comes of it. No I/O.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use tokio_util::task::task_tracker::TaskTrackerToken;
+
+use crate::mail::{Columns, Fingerprint, MailId, RecordId};
+use crate::outcome::{History, Verdict};
+
+/// The right to handle one row, from [`Queue::claim`] until [`Queue::settle`]. Made only here; settling consumes it.
+#[must_use = "a claim that is dropped stays claimed until the dispatcher starts anew"]
+#[derive(Debug)]
+pub struct Claim {
+    pub(super) id: MailId,
+    pub(super) record: RecordId,
+    /// Random, new with every claim: a claim that was lost and won back by the same dispatcher is another claim.
+    pub(super) token: Arc<str>,
+    pub(super) created: Timestamp,
+    /// From an earlier attempt.
+    pub(super) fingerprint: Option<Fingerprint>,
+    pub(super) history: History,
+    /// Counts the claims that are in somebody's hands.
+    pub(super) _alive: TaskTrackerToken,
+}
+
+impl Claim {
+    pub fn id(&self) -> &MailId {
+        &self.id
+    }
+
+    pub fn record(&self) -> &RecordId {
+        &self.record
+    }
+
+    /// When the record was made.
+    pub fn created(&self) -> Timestamp {
+        self.created
+    }
+
+    pub fn fingerprint(&self) -> Option<Fingerprint> {
+        self.fingerprint
+    }
+
+    pub fn history(&self) -> &History {
+        &self.history
+    }
+}
+
+/// A row with its content.
+#[derive(Debug)]
+pub struct Row {
+    pub claim: Claim,
+    pub columns: Columns,
+    pub fingerprint: Fingerprint,
+}
+
+/// What settling a claim came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Settled {
+    /// As the verdict wanted. Row and record are gone, or the record says it.
+    Done,
+    /// The row was gone or had another content; the record is dropped, nothing else was touched.
+    RowGone,
+    /// Another dispatcher has the claim. Acceptances were recorded all the same; nothing else was.
+    ClaimLost,
+}
+
+/// What one pass over the own claims, or over those of a dispatcher that shows no signs of life, found.
+#[derive(Debug, Default)]
+pub struct Recovered {
+    /// Claims that had not come to a dot: given back to where they were before.
+    pub released: usize,
+    /// Rows in `sending`: nobody knows whether their dot was answered. They are claimed by us now.
+    pub unknown: Vec<Claim>,
+}
+
+/// A claim with what shall become of it. The fingerprint is that of the content that was loaded; without it (the row
+/// was never loaded) only `Fate::Released` can be carried out.
+#[derive(Debug)]
+pub struct Settlement {
+    pub claim: Claim,
+    pub fingerprint: Option<Fingerprint>,
+    pub message_id: Option<String>,
+    pub verdict: Verdict,
+}

@@ -1,0 +1,274 @@
+//! From a row that is due to its content.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use super::Inner;
+use super::claim::{Claim, Row};
+use super::dialect::{GROUP, padded, places, tuples};
+use super::error::{Error, Failure, persist};
+use super::link::{Line, Link, Value};
+use super::record::{RECORD, Record, drop_records, histories, ids_of};
+use crate::mail::{Columns, Fingerprint, MailId, RecordId};
+use crate::outcome::History;
+
+impl Inner {
+    pub(super) async fn find(&self, cursor: i64, limit: u32) -> Result<Vec<i64>, Error> {
+        persist!(self, self.find_once(cursor, limit))
+    }
+
+    async fn find_once(&self, cursor: i64, limit: u32) -> Result<Vec<i64>, Failure> {
+        let mut link = self.link().await?;
+        let schema = self.schema(&mut link).await?;
+        let sql = format!(
+            "SELECT {} FROM {} q LEFT JOIN mailqueue_delivery d ON d.queue_table = ? AND d.mid = q.mid \
+             WHERE q.mid > ? AND d.id IS NULL ORDER BY q.mid LIMIT ?",
+            self.dialect().mid,
+            schema.table
+        );
+        let lines = link.fetch(&sql, vec![self.key(), cursor.into(), i64::from(limit).into()]).await?;
+        lines.iter().map(|line| line.some_int(0)).collect()
+    }
+
+    pub(super) async fn claim(&self, mids: &[i64], now: Timestamp) -> Result<Vec<Claim>, Error> {
+        let mut mids = mids.to_vec();
+        mids.sort_unstable();
+        mids.dedup();
+        // Whole milliseconds, as the table keeps it: the mail's Date is the same on every attempt.
+        let now = Timestamp::from_millisecond(now.as_millisecond()).unwrap_or(now);
+        let mut claims = Vec::with_capacity(mids.len());
+        let mut doubts = self.doubts().await?;
+        for group in mids.chunks(GROUP) {
+            let token = token();
+            let rows: Vec<_> = group.iter().map(|&mid| (RecordId::new(rand::random()), mid)).collect();
+            doubts.push((Arc::clone(&token), rows.iter().map(|(id, _)| id.clone()).collect()));
+            let mut first = true;
+            let ours = persist!(self, self.claim_once(&rows, &token, now, std::mem::take(&mut first)))?;
+            doubts.pop();
+            claims.extend(rows.into_iter().filter(|(id, _)| ours.contains(id)).map(|(record, mid)| Claim {
+                id: MailId::new(Arc::clone(self.name()), mid),
+                record,
+                token: Arc::clone(&token),
+                created: now,
+                fingerprint: None,
+                history: History::default(),
+                _alive: self.claims.token(),
+            }));
+        }
+        Ok(claims)
+    }
+
+    async fn claim_once(
+        &self,
+        rows: &[(RecordId, i64)],
+        token: &str,
+        now: Timestamp,
+        first: bool,
+    ) -> Result<HashSet<RecordId>, Failure> {
+        let mut link = self.link().await?;
+        let padded = padded(rows.to_vec());
+        let (insert, skip) = self.dialect().skip;
+        let sql = format!(
+            "{insert} mailqueue_delivery (id, queue_table, mid, state, created, owner, claim) VALUES {} {skip}",
+            tuples(padded.len(), "?, ?, ?, 'claimed', ?, ?, ?")
+        );
+        let mut args = Vec::with_capacity(padded.len() * 6);
+        for (id, mid) in &padded {
+            args.extend([id.as_str().into(), self.key(), (*mid).into(), now.as_millisecond().into()]);
+            args.extend([self.owner(), token.into()]);
+        }
+        let made = link.execute(&sql, args).await?;
+        if first && made == rows.len() as u64 {
+            return Ok(rows.iter().map(|(id, _)| id.clone()).collect());
+        }
+        self.ours(&mut link, rows.iter().map(|(id, _)| id), token).await
+    }
+
+    /// Which of these records stand under this claim.
+    async fn ours(
+        &self,
+        link: &mut Link,
+        ids: impl Iterator<Item = &RecordId>,
+        token: &str,
+    ) -> Result<HashSet<RecordId>, Failure> {
+        let mut args: Vec<Value> = padded(ids.map(|id| id.as_str().into()).collect());
+        let sql =
+            format!("SELECT d.id FROM mailqueue_delivery d WHERE d.id IN ({}) AND d.claim = ?", places(args.len()));
+        args.push(token.into());
+        Ok(ids_of(link.fetch(&sql, args).await?)?.into_iter().collect())
+    }
+
+    pub(super) async fn claim_due(&self, now: Timestamp, limit: u32) -> Result<Vec<Claim>, Error> {
+        let mut doubts = self.doubts().await?;
+        let mut due = persist!(self, self.due_once(now, limit))?;
+        let mut claims = Vec::with_capacity(due.len());
+        while !due.is_empty() {
+            let mut group: Vec<Record> = due.drain(..due.len().min(GROUP)).collect();
+            let token = token();
+            doubts.push((Arc::clone(&token), group.iter().map(|record| record.id.clone()).collect()));
+            let ours = persist!(self, self.claim_due_once(&mut group, &token, now))?;
+            doubts.pop();
+            let won = group.into_iter().filter(|record| ours.contains(&record.id));
+            claims.extend(won.map(|record| record.into_claim(self.name(), &token, &self.claims)));
+        }
+        Ok(claims)
+    }
+
+    async fn due_once(&self, now: Timestamp, limit: u32) -> Result<Vec<Record>, Failure> {
+        let mut link = self.link().await?;
+        let sql = format!(
+            "SELECT {RECORD} FROM mailqueue_delivery d WHERE d.queue_table = ? AND d.state = 'deferred' \
+             AND d.next_attempt <= ? ORDER BY d.next_attempt LIMIT ?"
+        );
+        let args = vec![self.key(), now.as_millisecond().into(), i64::from(limit).into()];
+        link.fetch(&sql, args).await?.iter().map(|line| Record::read(line, 0)).collect()
+    }
+
+    async fn claim_due_once(
+        &self,
+        group: &mut [Record],
+        token: &str,
+        now: Timestamp,
+    ) -> Result<HashSet<RecordId>, Failure> {
+        let mut link = self.link().await?;
+        let ids: Vec<Value> = padded(group.iter().map(|record| record.id.as_str().into()).collect());
+        let sql = format!(
+            "UPDATE mailqueue_delivery SET state = 'claimed', owner = ?, claim = ? \
+             WHERE id IN ({}) AND state = 'deferred' AND next_attempt <= ?",
+            places(ids.len())
+        );
+        let mut args = vec![self.owner(), token.into()];
+        args.extend(ids);
+        args.push(now.as_millisecond().into());
+        link.execute(&sql, args).await?;
+        // Read anew under the claim: between our look and our claim another dispatcher may have had its turn.
+        let ids: Vec<Value> = padded(group.iter().map(|record| record.id.as_str().into()).collect());
+        let sql =
+            format!("SELECT {RECORD} FROM mailqueue_delivery d WHERE d.id IN ({}) AND d.claim = ?", places(ids.len()));
+        let mut args = ids;
+        args.push(token.into());
+        let mut ours =
+            link.fetch(&sql, args).await?.iter().map(|line| Record::read(line, 0)).collect::<Result<Vec<_>, _>>()?;
+        histories(&mut link, &mut ours).await?;
+        let mut ours: HashMap<RecordId, Record> = ours.into_iter().map(|record| (record.id.clone(), record)).collect();
+        let won = ours.keys().cloned().collect();
+        for record in group {
+            if let Some(fresh) = ours.remove(&record.id) {
+                *record = fresh;
+            }
+        }
+        Ok(won)
+    }
+
+    pub(super) async fn next_due(&self) -> Result<Option<Timestamp>, Error> {
+        persist!(self, self.next_due_once())
+    }
+
+    async fn next_due_once(&self) -> Result<Option<Timestamp>, Failure> {
+        let sql =
+            "SELECT MIN(d.next_attempt) FROM mailqueue_delivery d WHERE d.queue_table = ? AND d.state = 'deferred'";
+        let lines = self.link().await?.fetch(sql, vec![self.key()]).await?;
+        let first = lines.first().map(|line| line.int(0)).transpose()?.flatten();
+        first.map(super::record::time).transpose()
+    }
+
+    pub(super) async fn sizes(&self, claims: &[Claim]) -> Result<Vec<Option<u64>>, Error> {
+        persist!(self, self.sizes_once(claims))
+    }
+
+    async fn sizes_once(&self, claims: &[Claim]) -> Result<Vec<Option<u64>>, Failure> {
+        let mut link = self.link().await?;
+        let schema = self.schema(&mut link).await?;
+        let mut sizes = HashMap::new();
+        for group in claims.chunks(GROUP) {
+            let mids: Vec<Value> = padded(group.iter().map(|claim| claim.id.mid.into()).collect());
+            let sql = format!(
+                "SELECT {}, {} FROM {} q WHERE q.mid IN ({})",
+                self.dialect().mid,
+                schema.size,
+                schema.table,
+                places(mids.len())
+            );
+            for line in link.fetch(&sql, mids).await? {
+                sizes.insert(line.some_int(0)?, u64::try_from(line.some_int(1)?).unwrap_or(0));
+            }
+        }
+        Ok(claims.iter().map(|claim| sizes.get(&claim.id.mid).copied()).collect())
+    }
+
+    pub(super) async fn load(&self, claims: Vec<Claim>) -> Result<Vec<Row>, (Error, Vec<Claim>)> {
+        match persist!(self, self.load_once(&claims)) {
+            Ok(mut contents) => {
+                let rows = claims.into_iter().filter_map(|claim| {
+                    let (columns, fingerprint) = contents.remove(&claim.record)?;
+                    Some(Row { claim, columns, fingerprint })
+                });
+                Ok(rows.collect())
+            }
+            Err(error) => Err((error, claims)),
+        }
+    }
+
+    async fn load_once(&self, claims: &[Claim]) -> Result<HashMap<RecordId, (Columns, Fingerprint)>, Failure> {
+        let mut link = self.link().await?;
+        let mut contents = HashMap::new();
+        let mut void = Vec::new();
+        for group in claims.chunks(GROUP) {
+            let mut found = self.contents(&mut link, group.iter().map(|claim| claim.id.mid)).await?;
+            for claim in group {
+                let content = found.remove(&claim.id.mid).map(|columns| (Fingerprint::of(&columns), columns));
+                match content {
+                    Some((fingerprint, columns)) if claim.fingerprint.is_none_or(|made| made == fingerprint) => {
+                        contents.insert(claim.record.clone(), (columns, fingerprint));
+                    }
+                    _ => void.push(claim),
+                }
+            }
+        }
+        for claim in void {
+            // Ours only: a record that was taken over is the other's to drop.
+            let ids = vec![claim.record.as_str().into(), (&*claim.token).into()];
+            if link.execute("DELETE FROM mailqueue_delivery WHERE id = ? AND claim = ?", ids).await? > 0 {
+                drop_records(&mut link, &[&claim.record]).await?;
+            }
+        }
+        Ok(contents)
+    }
+
+    /// The columns of rows, as they stand now.
+    pub(super) async fn contents(
+        &self,
+        link: &mut Link,
+        mids: impl Iterator<Item = i64>,
+    ) -> Result<HashMap<i64, Columns>, Failure> {
+        let schema = self.schema(link).await?;
+        let mids: Vec<Value> = padded(mids.map(Value::from).collect());
+        let sql = format!(
+            "SELECT {}, {} FROM {} q WHERE q.mid IN ({})",
+            self.dialect().mid,
+            schema.bytes,
+            schema.table,
+            places(mids.len())
+        );
+        let lines = link.fetch(&sql, mids).await?;
+        lines.iter().map(|line| Ok((line.some_int(0)?, columns(line, 1)?))).collect()
+    }
+}
+
+/// Reads the five columns, which begin at this column of the line.
+pub(super) fn columns(line: &Line, first: usize) -> Result<Columns, Failure> {
+    Ok(Columns {
+        mto: line.bytes(first)?,
+        msubject: line.bytes(first + 1)?,
+        mbody: line.bytes(first + 2)?,
+        mheaders: line.bytes(first + 3)?,
+        mparams: line.bytes(first + 4)?,
+    })
+}
+
+/// Names one act of claiming, so that its outcome can be found out when its answer was lost.
+pub(super) fn token() -> Arc<str> {
+    RecordId::new(rand::random()).as_str().into()
+}

@@ -1,0 +1,205 @@
+//! Connections: made when needed, few, used again while they are sound.
+//!
+//! sqlx's own pools are not used: they read the password once, hide why a connection failed behind a time-out, and wait
+//! without limit on a stalled connection that is given back.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use sqlx::ConnectOptions;
+use sqlx::mysql::{MySqlConnectOptions, MySqlSslMode};
+use sqlx::postgres::{PgConnectOptions, PgSslMode};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, timeout};
+use url::Url;
+
+use super::dialect::Dialect;
+use super::error::Failure;
+use super::link::{Link, Raw};
+use super::settings::{Database, Password};
+use super::{mysql, postgres, sqlite};
+
+/// A dispatcher keeps one for claims, one for settling, one for heartbeat and stop flag, one to spare.
+const CONNECTIONS: usize = 4;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// A connection that lay idle for longer is asked whether it is still there.
+const FRESH: Duration = Duration::from_secs(2);
+
+#[derive(Debug)]
+pub(super) struct Connections {
+    database: Database,
+    pub(super) dialect: &'static Dialect,
+    permits: Arc<Semaphore>,
+    idle: Arc<Idle>,
+}
+
+#[derive(Default)]
+struct Idle(Mutex<Vec<(Raw, Instant)>>);
+
+impl std::fmt::Debug for Idle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Idle")
+    }
+}
+
+impl Idle {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<(Raw, Instant)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A connection that is in use; when it is dropped it goes back if it is `reusable`, and is closed if not.
+pub(super) struct Lent {
+    raw: Option<Raw>,
+    pub(super) reusable: bool,
+    idle: Arc<Idle>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Lent {
+    pub(super) fn raw(&mut self) -> &mut Raw {
+        // `None` only inside `drop`.
+        self.raw.as_mut().unwrap_or_else(|| unreachable!("a connection that was given back"))
+    }
+
+    pub(super) fn take(&mut self) -> Raw {
+        self.raw.take().unwrap_or_else(|| unreachable!("a connection that was given back"))
+    }
+
+    /// One connection broke: the server was restarted or is away, and the idle ones are as dead.
+    pub(super) fn distrust_others(&self) {
+        self.idle.lock().clear();
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        if let Some(raw) = self.raw.take().filter(|_| self.reusable) {
+            self.idle.lock().push((raw, Instant::now()));
+        }
+    }
+}
+
+impl Connections {
+    /// Opens nothing yet. The text says why the URL cannot be used.
+    pub(super) fn new(database: Database) -> Result<Self, String> {
+        let dialect = match database.url.scheme() {
+            "mysql" | "mariadb" => &mysql::DIALECT,
+            "postgres" | "postgresql" => &postgres::DIALECT,
+            "sqlite" => &sqlite::DIALECT,
+            other => return Err(format!("`{other}:` is no database; write mysql:, postgres: or sqlite:")),
+        };
+        Ok(Self { database, dialect, permits: Arc::new(Semaphore::new(CONNECTIONS)), idle: Arc::default() })
+    }
+
+    pub(super) async fn link(&self) -> Result<Link, Failure> {
+        let permit = timeout(CONNECT_TIMEOUT, Arc::clone(&self.permits).acquire_owned())
+            .await
+            .map_err(|_| Failure::Stalled("all connections are busy and none came free".to_owned()))?
+            .map_err(|closed| Failure::Broken(closed.to_string()))?;
+        loop {
+            let Some((mut raw, since)) = self.idle.lock().pop() else { break };
+            if since.elapsed() < FRESH || matches!(timeout(FRESH, raw.ping()).await, Ok(Ok(()))) {
+                return Ok(self.lend(raw, permit));
+            }
+        }
+        match timeout(CONNECT_TIMEOUT, self.connect()).await {
+            Ok(raw) => Ok(self.lend(raw?, permit)),
+            Err(_) => Err(Failure::Stalled(format!("no connection within {} seconds", CONNECT_TIMEOUT.as_secs()))),
+        }
+    }
+
+    fn lend(&self, raw: Raw, permit: OwnedSemaphorePermit) -> Link {
+        Link::new(Lent { raw: Some(raw), reusable: true, idle: Arc::clone(&self.idle), _permit: permit })
+    }
+
+    async fn connect(&self) -> Result<Raw, Failure> {
+        let url = &self.database.url;
+        let password = self.database.password.as_ref().map(read).transpose()?;
+        let bad = |error: sqlx::Error| Failure::Refused(format!("the URL {url} cannot be used: {error}"));
+        let raw = match self.dialect.name {
+            "mysql" => {
+                let mut options = MySqlConnectOptions::from_url(url).map_err(bad)?.pipes_as_concat(false);
+                if let Some(password) = &password {
+                    options = options.password(password);
+                }
+                if !named(url, &["ssl-mode", "sslmode"]) && options.get_socket().is_none() && is_remote(url) {
+                    options = options.ssl_mode(MySqlSslMode::VerifyIdentity);
+                }
+                Raw::MySql(Box::new(options.disable_statement_logging().connect().await?))
+            }
+            "postgres" => {
+                let mut options = PgConnectOptions::from_url(url).map_err(bad)?;
+                if let Some(password) = &password {
+                    options = options.password(password);
+                }
+                if !named(url, &["ssl-mode", "sslmode"]) && options.get_socket().is_none() && is_remote(url) {
+                    options = options.ssl_mode(PgSslMode::VerifyFull);
+                }
+                Raw::Postgres(Box::new(options.disable_statement_logging().connect().await?))
+            }
+            _ => Raw::Sqlite(Box::new(sqlite_options(url)?.disable_statement_logging().connect().await?)),
+        };
+        // The session is set up through a loan of its own, so that a failure closes the connection.
+        let permit = Arc::new(Semaphore::new(1)).try_acquire_owned().map_err(|e| Failure::Broken(e.to_string()))?;
+        let mut link = self.lend(raw, permit);
+        link.command(self.dialect.session).await?;
+        Ok(link.into_raw())
+    }
+
+    /// Creates the file of an SQLite database that does not exist yet; answers whether it did. WAL is a property of
+    /// the file, and files that others made keep what they have.
+    pub(super) async fn create_file(&self) -> Result<bool, Failure> {
+        if self.dialect.name != "sqlite" || file(&self.database.url).exists() {
+            return Ok(false);
+        }
+        let options = SqliteConnectOptions::new()
+            .filename(file(&self.database.url))
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal);
+        options.disable_statement_logging().connect().await?;
+        Ok(true)
+    }
+}
+
+fn read(password: &Password) -> Result<String, Failure> {
+    match password {
+        Password::Value(password) => Ok(password.clone()),
+        Password::File(path) => match std::fs::read_to_string(path) {
+            Ok(text) => Ok(text.trim_end_matches(['\r', '\n']).to_owned()),
+            Err(error) => {
+                Err(Failure::Refused(format!("the password file {} cannot be read: {error}", path.display())))
+            }
+        },
+    }
+}
+
+fn sqlite_options(url: &Url) -> Result<SqliteConnectOptions, Failure> {
+    let path = file(url);
+    if !path.exists() {
+        return Err(Failure::NotMigrated(format!("the file {} does not exist", path.display())));
+    }
+    Ok(SqliteConnectOptions::new().filename(path).busy_timeout(Duration::from_secs(5)))
+}
+
+fn file(url: &Url) -> PathBuf {
+    let path = percent_encoding::percent_decode_str(url.path()).decode_utf8_lossy();
+    Path::new(path.as_ref()).to_owned()
+}
+
+fn named(url: &Url, keys: &[&str]) -> bool {
+    url.query_pairs().any(|(key, _)| keys.contains(&key.as_ref()))
+}
+
+/// Neither a socket nor loopback, so that what is said passes a network.
+fn is_remote(url: &Url) -> bool {
+    let Some(host) = url.host_str() else { return false };
+    let host = percent_encoding::percent_decode_str(host).decode_utf8_lossy();
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let loopback = IpAddr::from_str(host).is_ok_and(|address| address.is_loopback());
+    !(host.is_empty() || host.eq_ignore_ascii_case("localhost") || host.starts_with('/') || loopback)
+}

@@ -1,0 +1,78 @@
+//! What the databases say differently. Each has its own [`Dialect`]; everything else is said alike, with `?` for values.
+
+/// The words of one database.
+pub(super) struct Dialect {
+    pub name: &'static str,
+    /// READ COMMITTED, lock waits of 5 s, UTC.
+    pub session: &'static str,
+    pub begin: &'static str,
+    /// Behind a SELECT on our tables whose rows are about to change.
+    pub lock: &'static str,
+    pub quote: char,
+    /// A row's number as a signed 64-bit integer.
+    pub mid: &'static str,
+    /// Before and behind the VALUES of an INSERT that leaves out what is there already.
+    pub skip: (&'static str, &'static str),
+    /// Behind the VALUES of an INSERT that overwrites what is there already.
+    pub same_record: &'static str,
+    pub same_recipient: &'static str,
+    pub same_dispatcher: &'static str,
+    /// Name, type and size limit of each column of a table.
+    pub columns: &'static str,
+    /// About how many rows a table has, without counting.
+    pub estimate: &'static str,
+    /// The stored bytes of a column of this type.
+    pub bytes: fn(column: &str, kind: &str) -> String,
+    /// How many of them there are.
+    pub length: fn(bytes: &str) -> String,
+    /// NULL in place of the bytes of a column that a table lacks.
+    pub no_bytes: &'static str,
+    /// The fingerprint of a row from the stored bytes of its columns; `None` where the database knows no SHA-256.
+    pub fingerprint: Option<fn(&[Option<String>; 5]) -> String>,
+    /// `mid:fingerprint` from the latter.
+    pub pair: fn(fingerprint: &str) -> String,
+    /// A place for a value in an INSERT into a column of this type.
+    pub place: fn(kind: &str) -> &'static str,
+    /// Creates a producers' table, `{table}` and `{mparams}` being open.
+    pub producers: &'static str,
+    /// The column that only Admidio's table has, for the latter.
+    pub producers_mparams: &'static str,
+    /// The number that the last INSERT on this connection was given; `None` where INSERT can return it.
+    pub last_number: Option<&'static str>,
+}
+
+impl std::fmt::Debug for Dialect {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+impl Dialect {
+    /// A table's name, of which only letters, digits, `_` and one dot are let through by `Queue::new`.
+    pub fn quoted(&self, table: &str) -> String {
+        let quote = self.quote;
+        table.split('.').map(|part| format!("{quote}{part}{quote}")).collect::<Vec<_>>().join(".")
+    }
+}
+
+/// `?, ?, ?`
+pub(super) fn places(count: usize) -> String {
+    vec!["?"; count].join(", ")
+}
+
+/// `(?, ?), (?, ?)`
+pub(super) fn tuples(count: usize, places: &str) -> String {
+    vec![format!("({places})"); count].join(", ")
+}
+
+/// How many rows one statement concerns at most.
+pub(super) const GROUP: usize = 128;
+
+/// Repeats the last item until the number is a power of two, so that few different statements are prepared. Only for
+/// statements to which a repeated item says nothing new.
+pub(super) fn padded<T: Clone>(mut items: Vec<T>) -> Vec<T> {
+    if let Some(last) = items.last().cloned() {
+        items.resize(items.len().next_power_of_two(), last);
+    }
+    items
+}

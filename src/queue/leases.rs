@@ -1,0 +1,185 @@
+//! Heartbeats, take-over, the emergency stop, and what each pass tidies up.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::MutexGuard;
+
+use super::claim::Recovered;
+use super::claiming::token;
+use super::dialect::{GROUP, padded, places};
+use super::error::{Error, Failure, persist};
+use super::link::{Link, Value};
+use super::record::{RECORD, Record, histories, ids_of};
+use super::view::Paused;
+use super::{DispatcherId, Doubts, Inner};
+use crate::outcome::State;
+
+impl Inner {
+    pub(super) async fn beat(&self) -> Result<(), Error> {
+        persist!(self, self.beat_once())
+    }
+
+    async fn beat_once(&self) -> Result<(), Failure> {
+        let sql = format!(
+            "INSERT INTO mailqueue_dispatcher (kind, id, heartbeat) VALUES ('dispatcher', ?, 1) {}",
+            self.dialect().same_dispatcher
+        );
+        self.link().await?.execute(&sql, vec![self.owner()]).await.map(drop)
+    }
+
+    pub(super) async fn recover_own(&self, _now: Timestamp) -> Result<Recovered, Error> {
+        let token = token();
+        persist!(self, self.recover_once(&self.dispatcher, None, &token))
+    }
+
+    pub(super) async fn others(&self) -> Result<Vec<(DispatcherId, i64)>, Error> {
+        persist!(self, self.others_once())
+    }
+
+    async fn others_once(&self) -> Result<Vec<(DispatcherId, i64)>, Failure> {
+        let sql = "SELECT o.owner, COALESCE(b.heartbeat, 0) FROM (SELECT DISTINCT d.owner FROM mailqueue_delivery d \
+                   WHERE d.queue_table = ? AND d.owner > '' AND d.owner <> ?) o \
+                   LEFT JOIN mailqueue_dispatcher b ON b.kind = 'dispatcher' AND b.id = o.owner";
+        let lines = self.link().await?.fetch(sql, vec![self.key(), self.owner()]).await?;
+        lines.iter().map(|line| Ok((line.some_text(0)?, line.some_int(1)?))).collect()
+    }
+
+    pub(super) async fn take_over(
+        &self,
+        other: &DispatcherId,
+        counter: i64,
+        _now: Timestamp,
+    ) -> Result<Recovered, Error> {
+        let token = token();
+        persist!(self, self.recover_once(other, Some(counter), &token))
+    }
+
+    /// Gives back what `owner` had claimed, and takes what it was sending, if its heartbeat still stands at `counter`.
+    /// A try whose answer was lost has left its `token` behind.
+    async fn recover_once(&self, owner: &str, counter: Option<i64>, token: &Arc<str>) -> Result<Recovered, Failure> {
+        let mut link = self.link().await?;
+        link.begin(self.dialect().begin).await?;
+        if let Some(counter) = counter {
+            let sql = format!(
+                "SELECT b.heartbeat FROM mailqueue_dispatcher b WHERE b.kind = 'dispatcher' AND b.id = ?{}",
+                self.dialect().lock
+            );
+            let lines = link.fetch(&sql, vec![owner.into()]).await?;
+            if lines.first().map(|line| line.some_int(0)).transpose()?.unwrap_or(0) != counter {
+                link.commit().await?;
+                return Ok(Recovered::default());
+            }
+        }
+        let sql = format!(
+            "SELECT {RECORD} FROM mailqueue_delivery d WHERE d.queue_table = ? \
+             AND (d.owner = ? OR (d.owner = ? AND d.claim = ?)) ORDER BY d.id{}",
+            self.dialect().lock
+        );
+        let lines = link.fetch(&sql, vec![self.key(), owner.into(), self.owner(), (&**token).into()]).await?;
+        let records = lines.iter().map(|line| Record::read(line, 0)).collect::<Result<Vec<_>, _>>()?;
+        let (mut unknown, released): (Vec<_>, Vec<_>) =
+            records.into_iter().partition(|record| record.state == State::Sending);
+        self.give_back(&mut link, &released.iter().map(|record| &record.id).collect::<Vec<_>>()).await?;
+        // These stay `sending` until they are settled: whoever finds them next does not know their outcome either.
+        for group in unknown.chunks(GROUP) {
+            let ids: Vec<Value> = padded(group.iter().map(|record| record.id.as_str().into()).collect());
+            let sql = format!("UPDATE mailqueue_delivery SET owner = ?, claim = ? WHERE id IN ({})", places(ids.len()));
+            let mut args = vec![self.owner(), (&**token).into()];
+            args.extend(ids);
+            link.execute(&sql, args).await?;
+        }
+        histories(&mut link, &mut unknown).await?;
+        link.commit().await?;
+        Ok(Recovered {
+            released: released.len(),
+            unknown: unknown.into_iter().map(|record| record.into_claim(self.name(), token, &self.claims)).collect(),
+        })
+    }
+
+    /// Acts of claiming whose answer was lost, after they have been undone; nobody else claims while this is held.
+    pub(super) async fn doubts(&self) -> Result<MutexGuard<'_, Doubts>, Error> {
+        let mut doubts = self.doubts.lock().await;
+        while let Some((token, ids)) = doubts.last() {
+            persist!(self, self.undo_once(token, ids))?;
+            doubts.pop();
+        }
+        Ok(doubts)
+    }
+
+    async fn undo_once(&self, token: &Arc<str>, ids: &[crate::mail::RecordId]) -> Result<(), Failure> {
+        let mut link = self.link().await?;
+        link.begin(self.dialect().begin).await?;
+        let mut args: Vec<Value> = ids.iter().map(|id| id.as_str().into()).collect();
+        let sql = format!(
+            "SELECT d.id FROM mailqueue_delivery d WHERE d.id IN ({}) AND d.claim = ? AND d.owner = ? \
+             AND d.state = 'claimed' ORDER BY d.id{}",
+            places(args.len()),
+            self.dialect().lock
+        );
+        args.extend([(&**token).into(), self.owner()]);
+        let ours = ids_of(link.fetch(&sql, args).await?)?;
+        self.give_back(&mut link, &ours.iter().collect::<Vec<_>>()).await?;
+        link.commit().await
+    }
+
+    pub(super) async fn paused(&self) -> Result<Paused, Error> {
+        persist!(self, self.paused_once())
+    }
+
+    async fn paused_once(&self) -> Result<Paused, Failure> {
+        let sql = "SELECT p.kind FROM mailqueue_dispatcher p \
+                   WHERE (p.kind = 'queue' AND p.id = ?) OR (p.kind = 'relay' AND p.id = '')";
+        let mut paused = Paused::default();
+        for line in self.link().await?.fetch(sql, vec![self.key()]).await? {
+            match line.some_text(0)?.as_str() {
+                "queue" => paused.queue = true,
+                _ => paused.relay = true,
+            }
+        }
+        Ok(paused)
+    }
+
+    pub(super) async fn pause(&self, relay: bool, stop: bool) -> Result<(), Error> {
+        persist!(self, self.pause_once(relay, stop))
+    }
+
+    async fn pause_once(&self, relay: bool, stop: bool) -> Result<(), Failure> {
+        let args = if relay { vec!["relay".into(), "".into()] } else { vec!["queue".into(), self.key()] };
+        let sql = if stop {
+            let (insert, skip) = self.dialect().skip;
+            format!("{insert} mailqueue_dispatcher (kind, id) VALUES (?, ?) {skip}")
+        } else {
+            "DELETE FROM mailqueue_dispatcher WHERE kind = ? AND id = ?".to_owned()
+        };
+        self.link().await?.execute(&sql, args).await.map(drop)
+    }
+
+    pub(super) async fn excuse(&self, pause: Duration) -> Result<(), Error> {
+        let sql = "UPDATE mailqueue_delivery SET first_deferred = first_deferred + ? \
+                   WHERE queue_table = ? AND state IN ('deferred', 'claimed', 'sending') AND first_deferred IS NOT NULL";
+        let pause = i64::try_from(pause.as_millis()).unwrap_or(i64::MAX);
+        // Not tried again after a lost answer: it would be added twice.
+        let done = async { self.link().await?.execute(sql, vec![pause.into(), self.key()]).await };
+        done.await.map(drop).map_err(|failure: Failure| failure.told(self.name()))
+    }
+
+    pub(super) async fn reuses_numbers(&self) -> Result<bool, Error> {
+        if self.dialect().name != "sqlite" {
+            return Ok(false);
+        }
+        persist!(self, self.reuses_numbers_once())
+    }
+
+    async fn reuses_numbers_once(&self) -> Result<bool, Failure> {
+        let sql = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND lower(name) = lower(?) \
+                   AND upper(sql) LIKE '%AUTOINCREMENT%'";
+        let lines = self.link().await?.fetch(sql, vec![self.settings.table.as_str().into()]).await?;
+        Ok(lines.is_empty())
+    }
+
+    pub(super) async fn link(&self) -> Result<Link, Failure> {
+        self.connections.link().await
+    }
+}

@@ -1,0 +1,47 @@
+//! What MySQL and MariaDB want said in their own way.
+
+use super::dialect::Dialect;
+
+pub(super) const DIALECT: Dialect = Dialect {
+    name: "mysql",
+    // Strict, so that nothing of ours is cut without a word. The metadata lock is what ALTER TABLE holds. MariaDB ends
+    // a transaction that a stopped process left open; MySQL cannot.
+    session: "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED; \
+              SET SESSION innodb_lock_wait_timeout = 5, lock_wait_timeout = 5, \
+              sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION' /*M!100300 , idle_transaction_timeout = 30 */",
+    begin: "START TRANSACTION",
+    lock: " FOR UPDATE",
+    quote: '`',
+    mid: "CAST(q.mid AS SIGNED)",
+    skip: ("INSERT IGNORE INTO", ""),
+    same_record: "ON DUPLICATE KEY UPDATE fingerprint = COALESCE(VALUES(fingerprint), fingerprint), \
+                  state = VALUES(state), reason = VALUES(reason), detail = VALUES(detail), \
+                  attempts = VALUES(attempts), unknowns = VALUES(unknowns), \
+                  first_deferred = VALUES(first_deferred), next_attempt = VALUES(next_attempt), owner = NULL, \
+                  last_reply = COALESCE(VALUES(last_reply), last_reply), \
+                  message_id = COALESCE(VALUES(message_id), message_id)",
+    // Assignments are carried out from left to right, so that the state comes last.
+    same_recipient: "ON DUPLICATE KEY UPDATE reply = IF(state = 'accepted', reply, VALUES(reply)), \
+                     at = IF(state = 'accepted', at, VALUES(at)), \
+                     state = IF(state = 'accepted', state, VALUES(state))",
+    same_dispatcher: "ON DUPLICATE KEY UPDATE heartbeat = heartbeat + 1",
+    columns: "SELECT column_name, data_type, CAST(character_maximum_length AS SIGNED) \
+              FROM information_schema.columns WHERE table_schema = DATABASE() AND table_name = ?",
+    estimate: "SELECT CAST(table_rows AS SIGNED) FROM information_schema.tables \
+               WHERE table_schema = DATABASE() AND table_name = ?",
+    bytes: |column, _| format!("CAST({column} AS BINARY)"),
+    length: |bytes| format!("COALESCE(LENGTH({bytes}), 0)"),
+    no_bytes: "NULL",
+    fingerprint: Some(|columns| {
+        let parts = columns.each_ref().map(|column| match column {
+            Some(bytes) => format!("IFNULL(SHA2({bytes}, 256), '-')"),
+            None => "'-'".to_owned(),
+        });
+        format!("SHA2(CONCAT_WS(',', {}), 256)", parts.join(", "))
+    }),
+    pair: |fingerprint| format!("CONCAT(mid, ':', {fingerprint})"),
+    place: |_| "?",
+    producers: include_str!("../../migrations/mysql/producers/table.sql"),
+    producers_mparams: ",\n  mparams LONGTEXT NULL",
+    last_number: Some("SELECT CAST(LAST_INSERT_ID() AS SIGNED)"),
+};

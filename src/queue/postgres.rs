@@ -1,0 +1,54 @@
+//! What PostgreSQL wants said in its own way.
+
+use super::dialect::Dialect;
+
+pub(super) const DIALECT: Dialect = Dialect {
+    name: "postgres",
+    // A transaction that a stopped process left open ends by itself.
+    session: "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED; \
+              SET lock_timeout = '5s'; SET idle_in_transaction_session_timeout = '30s'; SET TIME ZONE 'UTC'",
+    begin: "BEGIN",
+    lock: " FOR UPDATE",
+    quote: '"',
+    mid: "q.mid::bigint",
+    skip: ("INSERT INTO", "ON CONFLICT DO NOTHING"),
+    same_record: "ON CONFLICT (id) DO UPDATE SET \
+                  fingerprint = COALESCE(excluded.fingerprint, mailqueue_delivery.fingerprint), \
+                  state = excluded.state, reason = excluded.reason, detail = excluded.detail, \
+                  attempts = excluded.attempts, unknowns = excluded.unknowns, \
+                  first_deferred = excluded.first_deferred, next_attempt = excluded.next_attempt, owner = NULL, \
+                  last_reply = COALESCE(excluded.last_reply, mailqueue_delivery.last_reply), \
+                  message_id = COALESCE(excluded.message_id, mailqueue_delivery.message_id)",
+    same_recipient: "ON CONFLICT (record, address_key) DO UPDATE SET \
+                     state = excluded.state, reply = excluded.reply, at = excluded.at \
+                     WHERE mailqueue_recipient.state <> 'accepted'",
+    same_dispatcher: "ON CONFLICT (kind, id) DO UPDATE SET heartbeat = mailqueue_dispatcher.heartbeat + 1",
+    // Of the types with a limit, the type modifier is the limit and the four bytes of a length word.
+    columns: "SELECT a.attname::text, t.typname::text, \
+              CASE WHEN a.atttypmod > 4 AND t.typname IN ('varchar', 'bpchar') THEN (a.atttypmod - 4)::bigint END \
+              FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid \
+              WHERE a.attrelid = to_regclass(?) AND a.attnum > 0 AND NOT a.attisdropped",
+    estimate: "SELECT c.reltuples::bigint FROM pg_catalog.pg_class c WHERE c.oid = to_regclass(?)",
+    // Into the encoding that it has already: the stored bytes, whichever that encoding is.
+    bytes: |column, kind| match kind {
+        "bytea" => column.to_owned(),
+        _ => format!("convert_to({column}::text, getdatabaseencoding())"),
+    },
+    length: |bytes| format!("COALESCE(octet_length({bytes}), 0)::bigint"),
+    no_bytes: "NULL::bytea",
+    fingerprint: Some(|columns| {
+        let parts = columns.each_ref().map(|column| match column {
+            Some(bytes) => format!("coalesce(encode(sha256({bytes}), 'hex'), '-')"),
+            None => "'-'".to_owned(),
+        });
+        format!("encode(sha256(convert_to(concat_ws(',', {}), 'UTF8')), 'hex')", parts.join(", "))
+    }),
+    pair: |fingerprint| format!("(mid::text || ':' || {fingerprint})"),
+    place: |kind| match kind {
+        "bytea" => "convert_to(?, 'UTF8')",
+        _ => "?",
+    },
+    producers: include_str!("../../migrations/postgres/producers/table.sql"),
+    producers_mparams: ",\n  mparams TEXT NULL",
+    last_number: None,
+};

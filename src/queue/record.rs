@@ -1,0 +1,195 @@
+//! Our records as they stand in `mailqueue_delivery` and `mailqueue_recipient`.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use sha2::{Digest, Sha256};
+use tokio_util::task::TaskTracker;
+
+use super::claim::Claim;
+use super::dialect::{GROUP, padded, places, tuples};
+use super::error::Failure;
+use super::link::{Line, Link, Value};
+use super::{Inner, dialect::Dialect};
+use crate::mail::{Fingerprint, MailId, RecordId};
+use crate::outcome::{History, Reason, RecipientRecord, RecipientState, State};
+
+/// The columns that [`Record::read`] reads.
+pub(super) const RECORD: &str = "d.id, d.mid, d.fingerprint, d.state, d.reason, d.detail, d.attempts, d.unknowns, \
+                                 d.created, d.first_deferred, d.next_attempt, d.owner, d.last_reply, d.message_id";
+
+pub(super) struct Record {
+    pub id: RecordId,
+    pub mid: i64,
+    pub fingerprint: Option<Fingerprint>,
+    pub state: State,
+    pub reason: Option<Reason>,
+    pub detail: Option<String>,
+    pub created: Timestamp,
+    pub next_attempt: Option<Timestamp>,
+    pub owner: Option<String>,
+    pub last_reply: Option<String>,
+    pub message_id: Option<String>,
+    /// Without recipients until [`histories`] has read them.
+    pub history: History,
+}
+
+impl Record {
+    /// Reads [`RECORD`], which begins at this column of the line.
+    pub(super) fn read(line: &Line, first: usize) -> Result<Self, Failure> {
+        let id = line.some_text(first)?;
+        let unreadable = |what: &str| Failure::Refused(format!("record {id} in mailqueue_delivery: unreadable {what}"));
+        let state = line.some_text(first + 3)?;
+        Ok(Self {
+            id: RecordId::parse(&id).ok_or_else(|| unreadable("id"))?,
+            mid: line.some_int(first + 1)?,
+            fingerprint: line.text(first + 2)?.and_then(|text| Fingerprint::from_hex(&text)),
+            state: State::parse(&state).ok_or_else(|| unreadable("state"))?,
+            reason: line.text(first + 4)?.and_then(|text| Reason::parse(&text)),
+            detail: line.text(first + 5)?,
+            created: time(line.some_int(first + 8)?)?,
+            next_attempt: line.int(first + 10)?.map(time).transpose()?,
+            owner: line.text(first + 11)?,
+            last_reply: line.text(first + 12)?,
+            message_id: line.text(first + 13)?,
+            history: History {
+                attempts: u32::try_from(line.some_int(first + 6)?).unwrap_or(u32::MAX),
+                unknowns: u32::try_from(line.some_int(first + 7)?).unwrap_or(u32::MAX),
+                first_deferred: line.int(first + 9)?.map(time).transpose()?,
+                recipients: Vec::new(),
+            },
+        })
+    }
+
+    pub(super) fn into_claim(self, queue: &Arc<str>, token: &Arc<str>, alive: &TaskTracker) -> Claim {
+        Claim {
+            id: MailId::new(Arc::clone(queue), self.mid),
+            record: self.id,
+            token: Arc::clone(token),
+            created: self.created,
+            fingerprint: self.fingerprint,
+            history: self.history,
+            _alive: alive.token(),
+        }
+    }
+}
+
+pub(super) fn time(milliseconds: i64) -> Result<Timestamp, Failure> {
+    Timestamp::from_millisecond(milliseconds)
+        .map_err(|error| Failure::Refused(format!("a time in mailqueue_delivery is out of range: {error}")))
+}
+
+/// Reads the recipients of the records into their histories.
+pub(super) async fn histories(link: &mut Link, records: &mut [Record]) -> Result<(), Failure> {
+    for group in records.chunks_mut(GROUP) {
+        let ids = padded(group.iter().map(|record| record.id.as_str().into()).collect());
+        let sql = format!(
+            "SELECT r.record, r.address, r.state, r.reply, r.at FROM mailqueue_recipient r WHERE r.record IN ({}) \
+             ORDER BY r.record, r.position, r.address_key",
+            places(ids.len())
+        );
+        let mut found: HashMap<String, Vec<RecipientRecord>> = HashMap::new();
+        for line in link.fetch(&sql, ids).await? {
+            let state = line.some_text(2)?;
+            found.entry(line.some_text(0)?).or_default().push(RecipientRecord {
+                address: line.some_text(1)?,
+                state: RecipientState::parse(&state)
+                    .ok_or_else(|| Failure::Refused("unreadable state in mailqueue_recipient".to_owned()))?,
+                reply: line.text(3)?,
+                at: time(line.some_int(4)?)?,
+            });
+        }
+        for record in group {
+            record.history.recipients = found.remove(record.id.as_str()).unwrap_or_default();
+        }
+    }
+    Ok(())
+}
+
+/// Writes what became of recipients. What was accepted stays accepted.
+pub(super) async fn write_recipients(
+    link: &mut Link,
+    dialect: &Dialect,
+    recipients: &[(&RecordId, usize, &RecipientRecord)],
+) -> Result<(), Failure> {
+    // One statement must not name the same line twice.
+    let mut lines: Vec<(String, &(&RecordId, usize, &RecipientRecord))> = Vec::new();
+    let mut seen = HashMap::new();
+    for recipient in recipients {
+        let key = address_key(&recipient.2.address);
+        let at = *seen.entry((recipient.0, key.clone())).or_insert(lines.len());
+        if at == lines.len() {
+            lines.push((key, recipient));
+        } else if lines[at].1.2.state != RecipientState::Accepted {
+            lines[at].1 = recipient;
+        }
+    }
+    lines.sort_by(|a, b| (a.1.0, &a.0).cmp(&(b.1.0, &b.0)));
+    for group in lines.chunks(GROUP) {
+        let sql = format!(
+            "INSERT INTO mailqueue_recipient (record, address_key, position, address, state, reply, at) VALUES {} {}",
+            tuples(group.len(), &places(7)),
+            dialect.same_recipient
+        );
+        let mut args: Vec<Value> = Vec::with_capacity(group.len() * 7);
+        for (key, (record, position, recipient)) in group {
+            args.push(record.as_str().into());
+            args.push(key.as_str().into());
+            args.push(i64::try_from(*position).unwrap_or(i64::MAX).into());
+            args.push(recipient.address.as_str().into());
+            args.push(recipient.state.as_str().into());
+            args.push(recipient.reply.as_deref().into());
+            args.push(recipient.at.as_millisecond().into());
+        }
+        link.execute(&sql, args).await?;
+    }
+    Ok(())
+}
+
+/// Addresses can be longer than a column of an index.
+fn address_key(address: &str) -> String {
+    Sha256::digest(address).iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Deletes records with their recipients.
+pub(super) async fn drop_records(link: &mut Link, ids: &[&RecordId]) -> Result<(), Failure> {
+    for group in ids.chunks(GROUP) {
+        let args = padded(group.iter().map(|id| id.as_str().into()).collect());
+        let places = places(args.len());
+        link.execute(&format!("DELETE FROM mailqueue_recipient WHERE record IN ({places})"), args.clone()).await?;
+        link.execute(&format!("DELETE FROM mailqueue_delivery WHERE id IN ({places})"), args).await?;
+    }
+    Ok(())
+}
+
+impl Inner {
+    /// Puts claims back to where they were: a row that was waiting is waiting again, unless a recipient of it was
+    /// accepted meanwhile, and any other is deferred with its old time. Inside a transaction that has locked them.
+    pub(super) async fn give_back(&self, link: &mut Link, ids: &[&RecordId]) -> Result<(), Failure> {
+        for group in ids.chunks(GROUP) {
+            let args: Vec<Value> = padded(group.iter().map(|id| id.as_str().into()).collect());
+            let places = places(args.len());
+            let fresh = format!(
+                "SELECT d.id FROM mailqueue_delivery d WHERE d.id IN ({places}) AND d.next_attempt IS NULL AND NOT \
+                 EXISTS (SELECT 1 FROM mailqueue_recipient r WHERE r.record = d.id AND r.state = 'accepted')"
+            );
+            let fresh: Vec<RecordId> = ids_of(link.fetch(&fresh, args.clone()).await?)?;
+            drop_records(link, &fresh.iter().collect::<Vec<_>>()).await?;
+            let rest = format!(
+                "UPDATE mailqueue_delivery SET state = 'deferred', owner = NULL, \
+                 next_attempt = COALESCE(next_attempt, created) WHERE id IN ({places})"
+            );
+            link.execute(&rest, args).await?;
+        }
+        Ok(())
+    }
+}
+
+pub(super) fn ids_of(lines: Vec<Line>) -> Result<Vec<RecordId>, Failure> {
+    lines.iter().map(|line| Ok(RecordId::parse(&line.some_text(0)?).ok_or_else(bad_id)?)).collect()
+}
+
+fn bad_id() -> Failure {
+    Failure::Refused("unreadable id in mailqueue_delivery".to_owned())
+}

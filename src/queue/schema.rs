@@ -1,0 +1,95 @@
+//! What a producers' table looks like, and the pieces of SQL that follow from it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::Inner;
+use super::dialect::Dialect;
+use super::error::Failure;
+use super::link::Link;
+use crate::mail::ColumnLimits;
+
+/// How long a table's definition is taken for granted. An error of a statement ends it at once.
+const TRUSTED: Duration = Duration::from_secs(300);
+
+const NAMES: [&str; 5] = ["mto", "msubject", "mbody", "mheaders", "mparams"];
+
+#[derive(Debug)]
+pub(super) struct Schema {
+    /// Quoted.
+    pub table: String,
+    /// Name and type of the text columns that are there.
+    pub columns: Vec<(&'static str, String)>,
+    /// The five columns' bytes, for a SELECT.
+    pub bytes: String,
+    /// Bytes of all columns together.
+    pub size: String,
+    pub fingerprint: Option<String>,
+    pub limits: ColumnLimits,
+    read: Instant,
+}
+
+impl Inner {
+    /// The table's definition, from memory where that is fresh.
+    pub(super) async fn schema(&self, link: &mut Link) -> Result<Arc<Schema>, Failure> {
+        let known = self.schema.read().await.clone();
+        if let Some(schema) = known.filter(|schema| schema.read.elapsed() < TRUSTED) {
+            return Ok(schema);
+        }
+        let schema = Arc::new(Schema::read(link, self.connections.dialect, &self.settings.table).await?);
+        *self.schema.write().await = Some(Arc::clone(&schema));
+        Ok(schema)
+    }
+
+    pub(super) async fn forget_schema(&self) {
+        *self.schema.write().await = None;
+    }
+}
+
+impl Schema {
+    async fn read(link: &mut Link, dialect: &Dialect, table: &str) -> Result<Self, Failure> {
+        let quoted = dialect.quoted(table);
+        let name = if dialect.name == "postgres" { quoted.as_str() } else { table };
+        let mut found = Vec::new();
+        for line in link.fetch(dialect.columns, vec![name.into()]).await? {
+            found.push((line.some_text(0)?.to_lowercase(), line.some_text(1)?.to_lowercase(), line.int(2)?));
+        }
+        if found.is_empty() {
+            return Err(Failure::Refused(format!(
+                "there is no table {table}, or we have no rights on it; check `table`, and GRANT SELECT, DELETE on it"
+            )));
+        }
+        let column = |name: &str| found.iter().find(|(found, ..)| found == name);
+        for name in ["mid"].iter().chain(&NAMES[..4]) {
+            if column(name).is_none() {
+                return Err(Failure::Refused(format!(
+                    "the table {table} has no column {name}, or it is not ours to read"
+                )));
+            }
+        }
+        let bytes = NAMES.map(|name| column(name).map(|(_, kind, _)| (dialect.bytes)(name, kind)));
+        let size = bytes.iter().flatten().map(|bytes| (dialect.length)(bytes)).collect::<Vec<_>>();
+        let limit = |name, default| match column(name) {
+            Some((_, _, Some(limit))) => u64::try_from(*limit).unwrap_or(default),
+            _ => default,
+        };
+        let fallback = ColumnLimits::default();
+        Ok(Self {
+            size: size.join(" + "),
+            fingerprint: dialect.fingerprint.map(|of| of(&bytes)),
+            bytes: bytes.map(|bytes| bytes.unwrap_or_else(|| dialect.no_bytes.to_owned())).join(", "),
+            limits: ColumnLimits {
+                mto: limit("mto", fallback.mto),
+                msubject: limit("msubject", fallback.msubject),
+                mbody: limit("mbody", fallback.mbody),
+                mheaders: limit("mheaders", fallback.mheaders),
+                mparams: limit("mparams", fallback.mparams),
+            },
+            columns: NAMES.iter().filter_map(|&name| column(name).map(|(_, kind, _)| (name, kind.clone()))).collect(),
+            table: quoted,
+            read: Instant::now(),
+        })
+    }
+}

@@ -1,0 +1,34 @@
+//! Where a queue is, and who we are there.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// One `[[queue]]` of the configuration, checked.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub name: Arc<str>,
+    pub database: Database,
+    /// An identifier, `[A-Za-z0-9_]+`, in PostgreSQL optionally `schema.table`.
+    pub table: String,
+}
+
+/// Where a database is and who we are there. `Debug` shows no password.
+#[derive(Clone)]
+pub struct Database {
+    /// Without the password.
+    pub url: url::Url,
+    pub password: Option<Password>,
+}
+
+#[derive(Clone)]
+pub enum Password {
+    /// Read whenever a connection is made.
+    File(PathBuf),
+    Value(String),
+}
+
+impl std::fmt::Debug for Database {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Database({})", self.url)
+    }
+}

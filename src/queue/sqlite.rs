@@ -1,0 +1,38 @@
+//! What SQLite wants said in its own way.
+
+use super::dialect::Dialect;
+
+pub(super) const DIALECT: Dialect = Dialect {
+    name: "sqlite",
+    // The lock wait is the connection's busy time-out; SQLite knows neither clock nor isolation level.
+    session: "PRAGMA synchronous = FULL",
+    // The write lock at once: a transaction that reads first and then wants to write can be refused without a wait.
+    begin: "BEGIN IMMEDIATE",
+    lock: "",
+    quote: '"',
+    mid: "CAST(q.mid AS INTEGER)",
+    skip: ("INSERT INTO", "ON CONFLICT DO NOTHING"),
+    same_record: "ON CONFLICT (id) DO UPDATE SET \
+                  fingerprint = COALESCE(excluded.fingerprint, fingerprint), \
+                  state = excluded.state, reason = excluded.reason, detail = excluded.detail, \
+                  attempts = excluded.attempts, unknowns = excluded.unknowns, \
+                  first_deferred = excluded.first_deferred, next_attempt = excluded.next_attempt, owner = NULL, \
+                  last_reply = COALESCE(excluded.last_reply, last_reply), \
+                  message_id = COALESCE(excluded.message_id, message_id)",
+    same_recipient: "ON CONFLICT (record, address_key) DO UPDATE SET \
+                     state = excluded.state, reply = excluded.reply, at = excluded.at \
+                     WHERE state <> 'accepted'",
+    same_dispatcher: "ON CONFLICT (kind, id) DO UPDATE SET heartbeat = heartbeat + 1",
+    // Declared sizes are not kept to, so that there is no limit.
+    columns: "SELECT name, lower(type), NULL FROM pragma_table_info(?)",
+    estimate: "SELECT max(mid) - min(mid) + 1 FROM {table} WHERE ? <> ''",
+    bytes: |column, _| format!("CAST({column} AS BLOB)"),
+    length: |bytes| format!("COALESCE(LENGTH({bytes}), 0)"),
+    no_bytes: "NULL",
+    fingerprint: None,
+    pair: |_| String::new(),
+    place: |_| "?",
+    producers: include_str!("../../migrations/sqlite/producers/table.sql"),
+    producers_mparams: ",\n  mparams TEXT NULL",
+    last_number: None,
+};

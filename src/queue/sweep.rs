@@ -1,0 +1,141 @@
+//! Records that stand for nothing any more.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::Inner;
+use super::dialect::{padded, places};
+use super::error::{Error, Failure, persist};
+use super::link::{Link, Value};
+use super::record::{drop_records, ids_of};
+use crate::mail::{Fingerprint, RecordId};
+
+/// Where the comparison of contents goes on at the next pass.
+#[derive(Debug, Default)]
+pub(super) struct Position(Option<i64>);
+
+const BATCH: i64 = 1000;
+/// Comparing contents makes the database read and hash them: at each pass for about this long, and where that does not
+/// reach the end the next pass goes on. Nothing unsound is sent meanwhile: loading a row compares as well.
+const COMPARING: Duration = Duration::from_millis(500);
+
+impl Inner {
+    pub(super) async fn sweep(&self) -> Result<u64, Error> {
+        let mut position = self.sweep.lock().await;
+        let mut swept = 0;
+        loop {
+            let dropped = persist!(self, self.drop_rowless_once())?;
+            swept += dropped;
+            if dropped < BATCH as u64 {
+                break;
+            }
+        }
+        let begin = Instant::now();
+        let mut batch = 8;
+        let started_at = position.0.unwrap_or(i64::MIN);
+        loop {
+            let from = position.0.unwrap_or(i64::MIN);
+            let (dropped, last) = persist!(self, self.drop_changed_once(from, batch))?;
+            swept += dropped;
+            position.0 = last;
+            // Once around is enough.
+            let around = last.is_none() && started_at == i64::MIN
+                || last.is_some_and(|last| from < started_at && last >= started_at);
+            if around || begin.elapsed() > COMPARING {
+                break;
+            }
+            batch = (batch * 2).min(BATCH / 2);
+        }
+        Ok(swept)
+    }
+
+    async fn drop_rowless_once(&self) -> Result<u64, Failure> {
+        let mut link = self.link().await?;
+        let schema = self.schema(&mut link).await?;
+        let sql = format!(
+            "SELECT d.id FROM mailqueue_delivery d LEFT JOIN {} q ON q.mid = d.mid \
+             WHERE d.queue_table = ? AND d.state NOT IN ('claimed', 'sending') AND q.mid IS NULL ORDER BY d.mid LIMIT ?",
+            schema.table
+        );
+        let ids = ids_of(link.fetch(&sql, vec![self.key(), BATCH.into()]).await?)?;
+        self.drop_idle(&mut link, &ids).await
+    }
+
+    /// Compares the contents of up to `batch` records behind `from`; answers how many were dropped, and the last
+    /// number that was looked at unless that was the end.
+    async fn drop_changed_once(&self, from: i64, batch: i64) -> Result<(u64, Option<i64>), Failure> {
+        let mut link = self.link().await?;
+        let sql = "SELECT d.id, d.mid, d.fingerprint FROM mailqueue_delivery d WHERE d.queue_table = ? AND d.mid > ? \
+                   AND d.state NOT IN ('claimed', 'sending') ORDER BY d.mid LIMIT ?";
+        let mut made_for = Vec::new();
+        for line in link.fetch(sql, vec![self.key(), from.into(), batch.into()]).await? {
+            made_for.push((line.some_text(0)?, line.some_int(1)?, line.text(2)?));
+        }
+        let last = made_for.last().map(|&(_, mid, _)| mid).filter(|_| made_for.len() as i64 == batch);
+        let mids: Vec<i64> = made_for.iter().filter(|(.., made)| made.is_some()).map(|&(_, mid, _)| mid).collect();
+        let found = self.fingerprints(&mut link, &mids).await?;
+        let changed = made_for.iter().filter(|(_, mid, made)| match (found.get(mid), made) {
+            (Some(found), Some(made)) => found.to_hex() != *made,
+            _ => false,
+        });
+        let changed: Vec<RecordId> = changed.filter_map(|(id, ..)| RecordId::parse(id)).collect();
+        Ok((self.drop_idle(&mut link, &changed).await?, last))
+    }
+
+    /// Drops those of the records that nobody has claimed meanwhile.
+    async fn drop_idle(&self, link: &mut Link, ids: &[RecordId]) -> Result<u64, Failure> {
+        let mut ids = ids.to_vec();
+        ids.sort_unstable();
+        let mut dropped = 0;
+        for group in ids.chunks(100) {
+            link.begin(self.dialect().begin).await?;
+            let args: Vec<Value> = padded(group.iter().map(|id| id.as_str().into()).collect());
+            let sql = format!(
+                "SELECT d.id FROM mailqueue_delivery d WHERE d.id IN ({}) AND d.state NOT IN ('claimed', 'sending') \
+                 ORDER BY d.id{}",
+                places(args.len()),
+                self.dialect().lock
+            );
+            let idle = ids_of(link.fetch(&sql, args).await?)?;
+            drop_records(link, &idle.iter().collect::<Vec<_>>()).await?;
+            link.commit().await?;
+            dropped += idle.len() as u64;
+        }
+        Ok(dropped)
+    }
+
+    /// The contents' fingerprints of those of the rows that are there.
+    pub(super) async fn fingerprints(
+        &self,
+        link: &mut Link,
+        mids: &[i64],
+    ) -> Result<HashMap<i64, Fingerprint>, Failure> {
+        let schema = self.schema(link).await?;
+        let mut found = HashMap::with_capacity(mids.len());
+        let Some(fingerprint) = &schema.fingerprint else {
+            // One row at a time: together they may be larger than memory.
+            for &mid in mids {
+                let content = self.contents(link, std::iter::once(mid)).await?;
+                found.extend(content.iter().map(|(&mid, columns)| (mid, Fingerprint::of(columns))));
+            }
+            return Ok(found);
+        };
+        for group in mids.chunks(super::dialect::GROUP) {
+            let args: Vec<Value> = padded(group.iter().map(|&mid| mid.into()).collect());
+            let sql = format!(
+                "SELECT {}, {fingerprint} FROM {} q WHERE q.mid IN ({})",
+                self.dialect().mid,
+                schema.table,
+                places(args.len())
+            );
+            for line in link.fetch(&sql, args).await? {
+                let content = Fingerprint::from_hex(&line.some_text(1)?)
+                    .ok_or_else(|| Failure::Refused("the database answers no SHA-256".to_owned()))?;
+                found.insert(line.some_int(0)?, content);
+            }
+        }
+        Ok(found)
+    }
+}

@@ -1,0 +1,93 @@
+//! What operators see of a queue and ask of it. No I/O.
+
+use jiff::Timestamp;
+
+use super::DispatcherId;
+use crate::mail::{Fingerprint, MailId, RecordId};
+use crate::outcome::{History, Reason, State};
+
+/// Counts for `status`. `waiting` is exact to 10,000, then an estimate.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    pub waiting: u64,
+    pub waiting_is_estimate: bool,
+    /// By state, without `Waiting`.
+    pub records: Vec<(State, u64)>,
+    /// How long ago the oldest row that is due now became due.
+    pub oldest_due_seconds: Option<u64>,
+}
+
+/// The emergency stop, as it stands in the database.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Paused {
+    pub queue: bool,
+    pub relay: bool,
+}
+
+/// Which rows `list` shows. Conditions on decoded content (recipient, subject) are the caller's.
+#[derive(Clone, Debug, Default)]
+pub struct Filter {
+    /// Empty: all.
+    pub states: Vec<State>,
+    pub reason: Option<Reason>,
+    /// First seen before this moment; a waiting row has none and does not match.
+    pub seen_before: Option<Timestamp>,
+}
+
+/// A row as `list` and `show` see it.
+#[derive(Clone, Debug)]
+pub struct Listed {
+    pub id: MailId,
+    pub state: State,
+    pub reason: Option<Reason>,
+    /// In words, for `unreadable` and the like.
+    pub detail: Option<String>,
+    /// `None` while waiting.
+    pub record: Option<RecordId>,
+    pub fingerprint: Option<Fingerprint>,
+    pub message_id: Option<String>,
+    pub first_seen: Option<Timestamp>,
+    pub next_attempt: Option<Timestamp>,
+    pub owner: Option<DispatcherId>,
+    pub last_reply: Option<String>,
+    pub history: History,
+}
+
+/// What an operator wants of rows.
+#[derive(Clone, Debug)]
+pub enum Wish {
+    /// Due now; acceptances are kept.
+    Retry,
+    Hold,
+    /// Back from `held`, due now; acceptances are kept.
+    Release,
+    /// Row and record are deleted.
+    Delete,
+}
+
+/// What became of an operator's wish for one row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Granted {
+    Done,
+    /// There is no such row.
+    NoSuchRow,
+    /// A dispatcher is at work on it, or it is not in a state in which the wish makes sense; the text says which.
+    NotNow(String),
+}
+
+/// One finding of `check`.
+#[derive(Clone, Debug)]
+pub struct Finding {
+    pub level: Level,
+    /// What was looked at, in a few words.
+    pub what: String,
+    /// What was found, and on a warning or failure what to do.
+    pub found: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    Ok,
+    Warning,
+    Failed,
+}

@@ -1,0 +1,140 @@
+//! What operators ask of rows.
+
+use std::collections::HashMap;
+
+use jiff::Timestamp;
+
+use super::Inner;
+use super::dialect::{padded, places, tuples};
+use super::error::{Error, Failure, persist};
+use super::link::{Link, Value};
+use super::record::{RECORD, Record, drop_records};
+use super::view::{Granted, Wish};
+use crate::mail::{Fingerprint, RecordId};
+use crate::outcome::State;
+
+const GROUP: usize = 64;
+
+impl Inner {
+    pub(super) async fn grant(&self, wish: &Wish, mids: &[i64], now: Timestamp) -> Result<Vec<(i64, Granted)>, Error> {
+        let mut granted = HashMap::new();
+        let mut ascending = mids.to_vec();
+        ascending.sort_unstable();
+        ascending.dedup();
+        for group in ascending.chunks(GROUP) {
+            granted.extend(persist!(self, self.grant_once(wish, group, now))?);
+        }
+        Ok(mids.iter().filter_map(|&mid| Some((mid, granted.get(&mid)?.clone()))).collect())
+    }
+
+    async fn grant_once(&self, wish: &Wish, mids: &[i64], now: Timestamp) -> Result<Vec<(i64, Granted)>, Failure> {
+        let mut link = self.link().await?;
+        // Before the transaction: hashing large rows takes its time.
+        let contents = self.fingerprints(&mut link, mids).await?;
+        link.begin(self.dialect().begin).await?;
+        let mut records = self.locked(&mut link, mids).await?;
+        if matches!(wish, Wish::Hold | Wish::Delete) {
+            // A record of our own keeps dispatchers away from rows that were waiting.
+            let fresh: Vec<_> = mids.iter().filter(|mid| !records.contains_key(mid)).copied().collect();
+            let fresh: Vec<_> = fresh.iter().filter_map(|mid| Some((*mid, *contents.get(mid)?))).collect();
+            self.hold_waiting(&mut link, &fresh, now).await?;
+            if !fresh.is_empty() {
+                records = self.locked(&mut link, mids).await?;
+            }
+        }
+        let mut granted = Vec::with_capacity(mids.len());
+        for &mid in mids {
+            let answer = match (contents.get(&mid), records.get(&mid)) {
+                (None, _) => Granted::NoSuchRow,
+                (Some(_), Some(record)) if matches!(record.state, State::Claimed | State::Sending) => {
+                    Granted::NotNow(format!("a dispatcher is at work on it ({})", record.state))
+                }
+                (Some(content), Some(record)) if record.fingerprint.is_some_and(|made| made != *content) => {
+                    drop_records(&mut link, &[&record.id]).await?;
+                    Granted::NotNow("the row has another content than it had; it is waiting now".to_owned())
+                }
+                (Some(content), record) => self.grant_one(&mut link, wish, mid, *content, record, now).await?,
+            };
+            granted.push((mid, answer));
+        }
+        link.commit().await?;
+        Ok(granted)
+    }
+
+    /// Locks and reads the records of these rows.
+    async fn locked(&self, link: &mut Link, mids: &[i64]) -> Result<HashMap<i64, Record>, Failure> {
+        let numbers: Vec<Value> = padded(mids.iter().map(|&mid| mid.into()).collect());
+        let sql = format!(
+            "SELECT {RECORD} FROM mailqueue_delivery d WHERE d.queue_table = ? AND d.mid IN ({}) ORDER BY d.mid{}",
+            places(numbers.len()),
+            self.dialect().lock
+        );
+        let mut args = vec![self.key()];
+        args.extend(numbers);
+        let lines = link.fetch(&sql, args).await?;
+        lines.iter().map(|line| Record::read(line, 0).map(|record| (record.mid, record))).collect()
+    }
+
+    async fn hold_waiting(&self, link: &mut Link, rows: &[(i64, Fingerprint)], now: Timestamp) -> Result<(), Failure> {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let (insert, skip) = self.dialect().skip;
+        let sql = format!(
+            "{insert} mailqueue_delivery (id, queue_table, mid, fingerprint, state, reason, created) VALUES {} {skip}",
+            tuples(rows.len(), "?, ?, ?, ?, 'held', 'operator', ?")
+        );
+        let mut args: Vec<Value> = Vec::with_capacity(rows.len() * 5);
+        for (mid, content) in rows {
+            args.extend([RecordId::new(rand::random()).as_str().into(), self.key(), (*mid).into()]);
+            args.extend([content.to_hex().as_str().into(), now.as_millisecond().into()]);
+        }
+        link.execute(&sql, args).await.map(drop)
+    }
+
+    /// `record` is of this content, and nobody's claim.
+    async fn grant_one(
+        &self,
+        link: &mut Link,
+        wish: &Wish,
+        mid: i64,
+        content: Fingerprint,
+        record: Option<&Record>,
+        now: Timestamp,
+    ) -> Result<Granted, Failure> {
+        let not_now = |what: &str| Ok(Granted::NotNow(what.to_owned()));
+        match (wish, record) {
+            (Wish::Retry, None) => Ok(Granted::Done),
+            (Wish::Release, None) => not_now("it is waiting, not held"),
+            (Wish::Hold | Wish::Delete, None) => not_now("another process has just taken it"),
+            (Wish::Retry, Some(record)) if record.state == State::Held => not_now("it is held; `release` it"),
+            (Wish::Release, Some(record)) if record.state != State::Held => {
+                not_now(&format!("it is {}, not held", record.state))
+            }
+            (Wish::Retry | Wish::Release, Some(record)) => {
+                if record.state != State::Deferred {
+                    // Whoever asks for another try asks for those who were refused as well.
+                    let sql = "DELETE FROM mailqueue_recipient WHERE record = ? AND state <> 'accepted'";
+                    link.execute(sql, vec![record.id.as_str().into()]).await?;
+                }
+                // Expiry counts anew, or what was too old would fail at once.
+                let sql = "UPDATE mailqueue_delivery SET state = 'deferred', reason = 'operator', detail = NULL, \
+                           first_deferred = NULL, next_attempt = ?, owner = NULL WHERE id = ?";
+                link.execute(sql, vec![now.as_millisecond().into(), record.id.as_str().into()]).await?;
+                Ok(Granted::Done)
+            }
+            (Wish::Hold, Some(record)) if record.state == State::Held => Ok(Granted::Done),
+            (Wish::Hold, Some(record)) => {
+                let sql = "UPDATE mailqueue_delivery SET state = 'held', reason = 'operator', next_attempt = NULL, \
+                           owner = NULL WHERE id = ?";
+                link.execute(sql, vec![record.id.as_str().into()]).await?;
+                Ok(Granted::Done)
+            }
+            (Wish::Delete, Some(record)) => {
+                let gone = self.delete_rows(link, vec![(mid, content)], true).await?.unwrap_or_default();
+                drop_records(link, &[&record.id]).await?;
+                if gone.is_empty() { Ok(Granted::Done) } else { not_now("the row was changed just now") }
+            }
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! What a reply from MAIL on means, and for whom: the table of `stage × code × enhanced status code`. No I/O.
+
+use crate::outcome::{Cause, RecipientOutcome, Reply, Scope, Stage, Trouble};
+
+/// What a reply means to the transaction that it belongs to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Meaning {
+    /// The step went well.
+    Yes,
+    /// Put off or refused: this recipient at RCPT, every recipient of the transaction elsewhere.
+    No(RecipientOutcome),
+    /// The message has as many recipients as the smarthost takes in one; the outcome, if it is the first already.
+    Enough(RecipientOutcome),
+    /// Commands in a wrong order (503). It follows from a refusal before it, or shows that we and the peer disagree.
+    OutOfTurn(Trouble),
+    /// The smarthost ends the connection (421). The mail under way is put off, and the relay is in trouble.
+    Ending(Trouble),
+    /// We are not, or no longer, logged in. No mail is to blame.
+    NotLoggedIn(Trouble),
+    /// A reply that has no meaning at this step.
+    Nonsense(Trouble),
+}
+
+/// Reads a reply to MAIL, RCPT, DATA or the final dot.
+pub(super) fn meaning(stage: Stage, reply: &Reply) -> Meaning {
+    let trouble = |scope| Trouble { stage, scope, cause: Cause::Reply(reply.clone()) };
+    let wanted = if stage == Stage::Data { 3 } else { 2 };
+    match (reply.code, reply.enhanced) {
+        (code, _) if code / 100 == wanted => Meaning::Yes,
+        (421, _) => Meaning::Ending(trouble(Scope::Relay)),
+        (530 | 534 | 535 | 538, _) | (454, Some((4, 7, 0))) => Meaning::NotLoggedIn(trouble(Scope::Relay)),
+        (503, _) => Meaning::OutOfTurn(trouble(Scope::Message)),
+        (452, None | Some((4, 5, 3))) | (552, Some((5, 5, 3))) if stage == Stage::Rcpt => {
+            Meaning::Enough(no(stage, reply))
+        }
+        (400..600, _) => Meaning::No(no(stage, reply)),
+        _ => Meaning::Nonsense(Trouble {
+            stage,
+            scope: Scope::Message,
+            cause: Cause::Protocol(format!("the smarthost's reply has no meaning here: {reply}")),
+        }),
+    }
+}
+
+/// A 4yz or 5yz reply as an outcome.
+fn no(stage: Stage, reply: &Reply) -> RecipientOutcome {
+    let trouble = |scope| Trouble { stage, scope, cause: Cause::Reply(reply.clone()) };
+    match (stage, reply.is_permanent()) {
+        (Stage::Rcpt, true) => RecipientOutcome::Refused(trouble(Scope::Recipient)),
+        (Stage::Rcpt, false) => RecipientOutcome::Deferred(trouble(deferred_recipient(reply))),
+        (_, true) => RecipientOutcome::Refused(trouble(Scope::Message)),
+        (_, false) => RecipientOutcome::Deferred(trouble(Scope::Message)),
+    }
+}
+
+/// Whom a 4yz reply to RCPT concerns: the recipient, or the relay's pace.
+fn deferred_recipient(reply: &Reply) -> Scope {
+    match (reply.code, reply.enhanced) {
+        (_, Some((_, 3 | 7, _))) => Scope::Relay,
+        (_, Some(_)) | (450, None) => Scope::Recipient,
+        (_, None) => Scope::Relay,
+    }
+}
+
+/// A reply before MAIL: it is the relay's, whatever it says.
+pub(super) fn before_mail(stage: Stage, reply: Reply) -> Trouble {
+    Trouble { stage, scope: Scope::Relay, cause: Cause::Reply(reply) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use Stage::{Data, FinalDot, Mail, Rcpt};
+
+    fn reply(text: &str) -> Reply {
+        super::super::reply::parse(format!("{text}\r\n").as_bytes())
+    }
+
+    fn shape(stage: Stage, text: &str) -> String {
+        let outcome = |outcome: &RecipientOutcome| match outcome {
+            RecipientOutcome::Deferred(trouble) => format!("deferred {:?}", trouble.scope),
+            RecipientOutcome::Refused(trouble) => format!("refused {:?}", trouble.scope),
+            other => format!("{other:?}"),
+        };
+        match meaning(stage, &reply(text)) {
+            Meaning::Yes => "yes".into(),
+            Meaning::No(no) => outcome(&no),
+            Meaning::Enough(first) => format!("enough, else {}", outcome(&first)),
+            Meaning::OutOfTurn(_) => "out of turn".into(),
+            Meaning::Ending(trouble) => format!("ending {:?}", trouble.scope),
+            Meaning::NotLoggedIn(trouble) => format!("not logged in {:?}", trouble.scope),
+            Meaning::Nonsense(_) => "nonsense".into(),
+        }
+    }
+
+    #[test]
+    fn each_reply_is_blamed_at_its_scope() {
+        for (stage, text, expected) in [
+            (Mail, "250 2.1.0 Ok", "yes"),
+            (Mail, "354 go on", "nonsense"),
+            (Mail, "421 4.3.2 closing", "ending Relay"),
+            (Mail, "450 4.7.1 slow down", "deferred Message"),
+            (Mail, "451 4.3.0 error", "deferred Message"),
+            (Mail, "452 4.3.1 no space", "deferred Message"),
+            (Mail, "452 4.5.3 many", "deferred Message"),
+            (Mail, "454 4.7.0 auth", "not logged in Relay"),
+            (Mail, "503 5.5.1 nested", "out of turn"),
+            (Mail, "530 5.7.0 log in", "not logged in Relay"),
+            (Mail, "535 5.7.8 no", "not logged in Relay"),
+            (Mail, "550 5.7.1 no", "refused Message"),
+            (Mail, "552 5.3.4 large", "refused Message"),
+            (Rcpt, "250 ok", "yes"),
+            (Rcpt, "251 will forward", "yes"),
+            (Rcpt, "252 cannot verify", "yes"),
+            (Rcpt, "421 4.7.0 many errors", "ending Relay"),
+            (Rcpt, "450 try later", "deferred Recipient"),
+            (Rcpt, "450 4.2.1 busy", "deferred Recipient"),
+            (Rcpt, "450 4.1.1 unknown", "deferred Recipient"),
+            (Rcpt, "450 4.4.1 route", "deferred Recipient"),
+            (Rcpt, "450 4.7.1 greylisted", "deferred Relay"),
+            (Rcpt, "451 error", "deferred Relay"),
+            (Rcpt, "451 4.3.0 error", "deferred Relay"),
+            (Rcpt, "451 4.7.500 busy", "deferred Relay"),
+            (Rcpt, "452 too many", "enough, else deferred Relay"),
+            (Rcpt, "452 4.5.3 too many", "enough, else deferred Recipient"),
+            (Rcpt, "452 4.2.2 full", "deferred Recipient"),
+            (Rcpt, "452 4.3.1 no space", "deferred Relay"),
+            (Rcpt, "454 4.7.0 auth", "not logged in Relay"),
+            (Rcpt, "454 4.7.1 relaying", "deferred Relay"),
+            (Rcpt, "503 5.5.1 need MAIL", "out of turn"),
+            (Rcpt, "530 5.7.0 log in", "not logged in Relay"),
+            (Rcpt, "550 5.1.1 unknown", "refused Recipient"),
+            (Rcpt, "550 5.7.1 no", "refused Recipient"),
+            (Rcpt, "552 5.2.2 full", "refused Recipient"),
+            (Rcpt, "552 5.5.3 too many", "enough, else refused Recipient"),
+            (Rcpt, "552 full", "refused Recipient"),
+            (Rcpt, "354 go on", "nonsense"),
+            (Data, "354 go on", "yes"),
+            (Data, "250 ok", "nonsense"),
+            (Data, "421 closing", "ending Relay"),
+            (Data, "451 4.3.0 error", "deferred Message"),
+            (Data, "452 4.5.3 many", "deferred Message"),
+            (Data, "503 5.5.1 no recipients", "out of turn"),
+            (Data, "530 5.7.0 log in", "not logged in Relay"),
+            (Data, "554 5.5.1 no valid recipients", "refused Message"),
+            (FinalDot, "250 2.0.0 queued", "yes"),
+            (FinalDot, "354 go on", "nonsense"),
+            (FinalDot, "421 4.3.2 closing", "ending Relay"),
+            (FinalDot, "451 4.3.0 error", "deferred Message"),
+            (FinalDot, "452 4.3.1 no space", "deferred Message"),
+            (FinalDot, "530 5.7.0 log in", "not logged in Relay"),
+            (FinalDot, "550 5.7.1 spam", "refused Message"),
+            (FinalDot, "554 5.7.1 spam", "refused Message"),
+        ] {
+            assert_eq!(shape(stage, text), expected, "{stage:?} {text}");
+        }
+    }
+
+    #[test]
+    fn before_mail_every_reply_is_the_relays() {
+        for text in ["421 busy", "454 4.7.0 later", "554 no", "535 5.7.8 no", "250 what"] {
+            assert_eq!(before_mail(Stage::Auth, reply(text)).scope, Scope::Relay, "{text}");
+        }
+    }
+}

@@ -1,0 +1,298 @@
+//! The way of one mail through transactions and connections.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::envelope::{Envelope, obstacle, unreachable};
+use super::judge::{Answers, Fate, Judgement, Next, judge};
+use super::session::Session;
+use super::{Announced, Relay, Witness};
+use crate::mail::{Address, Mail};
+use crate::outcome::{Attempt, Cause, RecipientOutcome, Trouble};
+
+/// One connection's worth of sending. Dropping it drops the connection.
+#[derive(Debug)]
+pub struct Worker {
+    relay: Arc<Relay>,
+    /// Absent while a mail is being sent, so that a cancelled send leaves no connection behind whose state is unknown.
+    session: Option<Session>,
+}
+
+/// A mail and those of its recipients that are to get it.
+#[derive(Clone, Copy, Debug)]
+pub struct Offer<'a> {
+    pub mail: &'a Mail,
+    pub recipients: &'a [Address],
+}
+
+impl Worker {
+    pub(super) fn new(relay: Arc<Relay>) -> Self {
+        Self { relay, session: None }
+    }
+
+    /// Makes sure that there is a connection, greeted and logged in, that can take a mail.
+    pub async fn ready(&mut self) -> Result<(), Trouble> {
+        let session = self.take().await?;
+        self.keep(session);
+        Ok(())
+    }
+
+    /// Offers `mail` to `recipients`, in as many transactions as the limits want.
+    ///
+    /// Dropping the future drops the connection. What became of the mail then is what the witness knows: nothing has
+    /// happened before [`Witness::before_dot`], and the outcome is unknown between it and [`Witness::after_dot`].
+    pub async fn send(&mut self, mail: &Mail, recipients: &[Address], witness: &mut impl Witness) -> Attempt {
+        self.send_ahead(Offer { mail, recipients }, None, witness).await
+    }
+
+    /// As [`Worker::send`], and lets the commands of the `next` mail travel with the content of this one where the
+    /// smarthost offers PIPELINING, so that a mail costs one round trip.
+    ///
+    /// The next call should be for that mail and those recipients: its replies are then on their way already. Any other
+    /// mail is right too, and costs a new connection. Nothing of `next` is at stake before it is sent itself: if the
+    /// connection ends before, its envelope is offered anew over another.
+    ///
+    /// ```ignore
+    /// let mut current = ready.recv().await;
+    /// while let Some(job) = current {
+    ///     let next = ready.try_recv().ok();
+    ///     let attempt = worker.send_ahead(job.offer(), next.as_ref().map(Job::offer), &mut witness).await;
+    ///     job.settle(attempt);
+    ///     current = match next { None => ready.recv().await, next => next };
+    /// }
+    /// ```
+    pub async fn send_ahead(
+        &mut self,
+        offer: Offer<'_>,
+        next: Option<Offer<'_>>,
+        witness: &mut impl Witness,
+    ) -> Attempt {
+        let mut task = Task::new(offer);
+        while !task.pending.is_empty() && task.relay.is_none() {
+            let mut session = match self.take().await {
+                Ok(session) => session,
+                Err(trouble) => {
+                    task.relay = Some(trouble);
+                    break;
+                }
+            };
+            match task.transaction(&self.relay, &mut session, next, witness).await {
+                Step::Keep => self.keep(session),
+                Step::Anew => {}
+                Step::Stop => break,
+            }
+        }
+        task.into_attempt()
+    }
+
+    /// QUIT, if there is a connection; waits for the reply a short time only.
+    pub async fn quit(&mut self) {
+        if let Some(session) = self.session.take() {
+            session.quit().await;
+        }
+    }
+
+    /// The connection that was kept, if it is still good, or a new one.
+    async fn take(&mut self) -> Result<Session, Trouble> {
+        if let Some(mut session) = self.session.take() {
+            if session.flight().is_some() {
+                return Ok(session);
+            }
+            if !session.has_stirred() {
+                if session.may_go_on(self.relay.settings.messages_per_connection) {
+                    return Ok(session);
+                }
+                session.quit().await;
+            }
+        }
+        Session::connect(&self.relay).await
+    }
+
+    fn keep(&mut self, mut session: Session) {
+        session.kept = true;
+        self.session = Some(session);
+    }
+}
+
+/// How to go on after a transaction.
+enum Step {
+    /// The connection is good for more.
+    Keep,
+    /// Over a new connection.
+    Anew,
+    /// Not with this mail.
+    Stop,
+}
+
+/// A mail under way.
+struct Task<'a> {
+    offer: Offer<'a>,
+    outcomes: Vec<Option<RecipientOutcome>>,
+    /// Indices of the recipients that are still to be offered.
+    pending: VecDeque<usize>,
+    relay: Option<Trouble>,
+    /// A connection that had gone before MAIL was answered has been replaced already.
+    replaced: bool,
+}
+
+impl<'a> Task<'a> {
+    fn new(offer: Offer<'a>) -> Self {
+        let count = offer.recipients.len();
+        Self { offer, outcomes: vec![None; count], pending: (0..count).collect(), relay: None, replaced: false }
+    }
+
+    async fn transaction(
+        &mut self,
+        relay: &Relay,
+        session: &mut Session,
+        next: Option<Offer<'_>>,
+        witness: &mut impl Witness,
+    ) -> Step {
+        self.leave_out_unreachable(&session.announced);
+        if self.pending.is_empty() {
+            return if session.flight().is_none() { Step::Keep } else { Step::Stop };
+        }
+        let size = session.flight().map_or(session.recipients, |flight| flight.recipients).min(self.pending.len());
+        let chunk = self.pending.iter().take(size).map(|index| &self.offer.recipients[*index]);
+        let envelope = Envelope::new(self.offer.mail, chunk, &session.announced);
+        // The flight was another mail's.
+        if session.flight().is_some_and(|flight| *flight != envelope) {
+            return Step::Anew;
+        }
+        let pipelined = session.announced.pipelining && relay.trust.allows();
+        let answers = session.offer(&envelope, pipelined).await;
+        if self.is_replaceable(&answers, session.kept) {
+            self.replaced = true;
+            if answers.ahead {
+                relay.trust.lost();
+            }
+            return Step::Anew;
+        }
+        session.kept = true;
+        let judgement = judge(&answers, size);
+        note_pipelining(relay, &answers, &judgement);
+        if let Some(limit) = judgement.limit {
+            session.learn(limit);
+        }
+        let taken = self.apply(&judgement);
+        self.relay = judgement.relay;
+        match judgement.next {
+            Next::Content => self.content(relay, session, taken, next, witness).await,
+            Next::DotAlone => {
+                let dot = session.dot_alone().await;
+                self.relay = dot.relay;
+                if dot.usable { Step::Keep } else { Step::Anew }
+            }
+            Next::Reset => {
+                session.reset();
+                Step::Keep
+            }
+            Next::Drop if judgement.fates.contains(&Fate::Again) => Step::Anew,
+            Next::Drop => Step::Stop,
+        }
+    }
+
+    /// From here on the witness knows of the transaction, and hears how it ended.
+    async fn content(
+        &mut self,
+        relay: &Relay,
+        session: &mut Session,
+        taken: Vec<usize>,
+        next: Option<Offer<'_>>,
+        witness: &mut impl Witness,
+    ) -> Step {
+        let addresses = taken.iter().map(|index| self.offer.recipients[*index].clone()).collect::<Vec<_>>();
+        if let Err(trouble) = witness.before_dot(&addresses).await {
+            self.relay = Some(trouble);
+            return Step::Stop;
+        }
+        let ahead = self.envelope_ahead(relay, session, next);
+        let dot = session.content(&self.offer.mail.content, ahead).await;
+        witness.after_dot(dot.answer.as_ref()).await;
+        for index in taken {
+            self.outcomes[index] = Some(dot.outcome.clone());
+        }
+        self.relay = dot.relay;
+        if dot.usable {
+            return Step::Keep;
+        }
+        if session.flight().is_some() {
+            relay.trust.lost();
+        }
+        Step::Stop
+    }
+
+    /// The commands that may travel with the content: of this mail's next transaction, or of the next mail.
+    fn envelope_ahead(&self, relay: &Relay, session: &Session, next: Option<Offer<'_>>) -> Option<Envelope> {
+        let may = session.announced.pipelining && session.may_go_on(relay.settings.messages_per_connection);
+        let announced = &session.announced;
+        let size = session.recipients;
+        if !may {
+            None
+        } else if !self.pending.is_empty() {
+            let chunk = self.pending.iter().take(size).map(|index| &self.offer.recipients[*index]);
+            relay.trust.allows().then(|| Envelope::new(self.offer.mail, chunk, announced))
+        } else {
+            let next = next.filter(|next| obstacle(next.mail, announced).is_none())?;
+            let chunk =
+                next.recipients.iter().filter(|recipient| unreachable(recipient, announced).is_none()).take(size);
+            let envelope = Envelope::new(next.mail, chunk, announced);
+            (envelope.recipients > 0 && relay.trust.allows()).then_some(envelope)
+        }
+    }
+
+    /// A kept connection that the peer had closed before it saw MAIL, or a flight of which nothing was answered: no
+    /// mail is to blame, and the mail is offered once more.
+    fn is_replaceable(&self, answers: &Answers, kept: bool) -> bool {
+        let gone = matches!(answers.lost, Some((_, Cause::Closed(_))));
+        !self.replaced && answers.mail.is_none() && answers.lost.is_some() && (answers.ahead || kept && gone)
+    }
+
+    /// Gives those an outcome that cannot be offered to this smarthost.
+    fn leave_out_unreachable(&mut self, announced: &Announced) {
+        let refusal = obstacle(self.offer.mail, announced).map(RecipientOutcome::Refused);
+        let Self { offer, outcomes, pending, .. } = self;
+        pending.retain(|index| {
+            let outcome = refusal.clone().or_else(|| unreachable(&offer.recipients[*index], announced));
+            let stays = outcome.is_none();
+            outcomes[*index] = outcome;
+            stays
+        });
+    }
+
+    /// Notes what became of the first recipients in `pending`, and returns those that the content may go to.
+    fn apply(&mut self, judgement: &Judgement) -> Vec<usize> {
+        let chunk = self.pending.drain(..judgement.fates.len()).collect::<Vec<_>>();
+        let mut taken = Vec::new();
+        for (index, fate) in chunk.into_iter().zip(&judgement.fates).rev() {
+            match fate {
+                Fate::Taken => taken.push(index),
+                Fate::Settled(outcome) => self.outcomes[index] = Some(outcome.clone()),
+                Fate::Again => self.pending.push_front(index),
+            }
+        }
+        taken.reverse();
+        if let Some(outcome) = &judgement.message {
+            for index in self.pending.drain(..) {
+                self.outcomes[index] = Some(outcome.clone());
+            }
+        }
+        taken
+    }
+
+    fn into_attempt(self) -> Attempt {
+        let outcomes = self.outcomes.into_iter().map(|outcome| outcome.unwrap_or(RecipientOutcome::Untried));
+        Attempt { outcomes: self.offer.recipients.iter().cloned().zip(outcomes).collect(), relay: self.relay }
+    }
+}
+
+fn note_pipelining(relay: &Relay, answers: &Answers, judgement: &Judgement) {
+    if !answers.pipelined {
+    } else if judgement.breaks_pipelining {
+        relay.trust.broken();
+    } else if answers.lost.is_some() {
+        relay.trust.lost();
+    } else if answers.data.is_some() {
+        relay.trust.kept();
+    }
+}

@@ -1,0 +1,318 @@
+//! Address lists as people and programs write them, to typed mailboxes and back.
+//!
+//! RFC 5322 §3.4 is where this starts, not where it ends: quotes stand in the middle of names, commas outside of quotes.
+//! What stands before `<…>` is a name, whatever it holds, and only whole addresses are taken out of it.
+
+use lettre::message::Mailbox;
+
+use super::words::{self, Line};
+use crate::mail::{Address, InvalidRecipient};
+
+/// One entry of an address list: a mailbox, or what was meant to be one.
+pub type Entry = Result<Mailbox, InvalidRecipient>;
+
+/// The entries of a list in their order. `text` is unfolded and free of controls. Groups are flattened.
+pub fn list(text: &str) -> Vec<Entry> {
+    let mut entries = Vec::new();
+    let mut rest = text;
+    loop {
+        rest = rest.trim_start_matches([' ', ',', ';']);
+        if let Some(members) = behind_group_name(rest) {
+            rest = members;
+            continue;
+        }
+        if rest.is_empty() {
+            return entries;
+        }
+        let (quoted, angle) = next_angle(rest);
+        let Some(angle) = angle else {
+            let end = separators(rest, quoted).next().unwrap_or(rest.len());
+            entries.extend(bare(&rest[..end]));
+            rest = &rest[end..];
+            continue;
+        };
+        let name = &rest[..angle.open];
+        if let Some(end) = before_name(name, quoted) {
+            entries.extend(bare(&rest[..end]));
+            rest = &rest[end..];
+            continue;
+        }
+        let inner = rest[angle.open + 1..angle.close].trim();
+        entries.push(match parse(inner) {
+            Ok(address) => Ok(Mailbox::new(Some(name_of(name)).filter(|name| !name.is_empty()), address)),
+            Err(why) => Err(invalid(&rest[..=angle.close], why)),
+        });
+        rest = &rest[angle.next..];
+    }
+}
+
+fn invalid(written: &str, why: &str) -> InvalidRecipient {
+    InvalidRecipient { written: super::for_people(&words::decode(written)), why: why.to_owned() }
+}
+
+/// Behind `phrase:`, if this is a group (RFC 5322 §3.4), which a `;` ends. Otherwise the colon belongs to a name.
+fn behind_group_name(text: &str) -> Option<&str> {
+    let mut quoted = false;
+    for (at, c) in text.char_indices() {
+        match c {
+            '"' => quoted = !quoted,
+            _ if quoted => {}
+            ':' => {
+                let members = &text[at + 1..];
+                return members.contains(';').then_some(members);
+            }
+            ',' | ';' | '<' | '>' | '@' => return None,
+            _ => {}
+        }
+    }
+    None
+}
+
+/// A `<…>` that ends an entry, as offsets: the brackets, and what follows its comment.
+struct Angle {
+    open: usize,
+    close: usize,
+    next: usize,
+}
+
+/// The next `<…>` that a separator or the end follows, and whether quotation marks may be trusted on the way there. Where
+/// they pair up badly they are letters like any other.
+fn next_angle(text: &str) -> (bool, Option<Angle>) {
+    match angle(text, true) {
+        Ok(found) => (true, found),
+        Err(Unpaired) => (false, angle(text, false).unwrap_or(None)),
+    }
+}
+
+struct Unpaired;
+
+fn angle(text: &str, trust_quotes: bool) -> Result<Option<Angle>, Unpaired> {
+    let bytes = text.as_bytes();
+    let mut at = 0;
+    while at < bytes.len() {
+        match bytes[at] {
+            b'"' if trust_quotes => at = closing_quote(bytes, at).ok_or(Unpaired)?,
+            b'<' => {
+                if let Some(found) = angle_at(text, at) {
+                    return Ok(Some(found));
+                }
+            }
+            _ => {}
+        }
+        at += 1;
+    }
+    Ok(None)
+}
+
+fn angle_at(text: &str, open: usize) -> Option<Angle> {
+    let inner = &text[open + 1..];
+    let close = open + 1 + inner.find(['<', '>']).filter(|at| inner[*at..].starts_with('>'))?;
+    let mut behind = text[close + 1..].trim_start_matches(' ');
+    if behind.starts_with('(') {
+        behind = behind[behind.find(')')? + 1..].trim_start_matches(' ');
+    }
+    let ends = behind.is_empty() || behind.starts_with([',', ';']);
+    ends.then(|| Angle { open, close, next: text.len() - behind.len() })
+}
+
+/// Where the quotation that opens at `open` closes: `None` if it does not, or if either mark touches a word.
+fn closing_quote(bytes: &[u8], open: usize) -> Option<usize> {
+    let before = open.checked_sub(1).map(|at| bytes[at]);
+    if !matches!(before, None | Some(b' ' | b',' | b';' | b':' | b'<' | b'(' | b'"')) {
+        return None;
+    }
+    let mut at = open + 1;
+    while *bytes.get(at)? != b'"' {
+        at += if bytes[at] == b'\\' { 2 } else { 1 };
+    }
+    let behind = bytes.get(at + 1);
+    matches!(behind, None | Some(b' ' | b',' | b';' | b':' | b'<' | b'@' | b')' | b'"')).then_some(at)
+}
+
+/// Offsets of the commas and semicolons, those within quotation marks left out if the marks can be trusted.
+fn separators(text: &str, trust_quotes: bool) -> impl Iterator<Item = usize> {
+    let bytes = text.as_bytes();
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        while at < bytes.len() {
+            let here = at;
+            match bytes[at] {
+                b'"' if trust_quotes => at = closing_quote(bytes, at).unwrap_or(at) + 1,
+                b',' | b';' => {
+                    at += 1;
+                    return Some(here);
+                }
+                _ => at += 1,
+            }
+        }
+        None
+    })
+}
+
+/// The end of the first entry before a name, if whole addresses stand before it: `a@x, b@y, Moser, Max <c@z>`.
+fn before_name(text: &str, trust_quotes: bool) -> Option<usize> {
+    let mut first = None;
+    let mut start = 0;
+    for end in separators(text, trust_quotes) {
+        first.get_or_insert(end);
+        if parse(without_comments(&text[start..end]).0.trim()).is_ok() {
+            return first;
+        }
+        if !trust_quotes {
+            return None;
+        }
+        start = end + 1;
+    }
+    None
+}
+
+/// An entry without brackets: an address, perhaps with its owner's name in a comment, as before RFC 822.
+fn bare(text: &str) -> Option<Entry> {
+    let (address, comment) = without_comments(text);
+    let address = address.trim();
+    if address.is_empty() {
+        return None;
+    }
+    Some(match parse(address) {
+        Ok(address) => Ok(Mailbox::new(Some(name_of(&comment)).filter(|name| !name.is_empty()), address)),
+        Err(why) => Err(invalid(text.trim(), why)),
+    })
+}
+
+/// Text without its comments (RFC 5322 §3.2.2), and the first comment. A bracket that is not closed is no comment.
+fn without_comments(text: &str) -> (String, String) {
+    let (mut outside, mut comment) = (String::new(), String::new());
+    let (mut depth, mut quoted) = (0_usize, false);
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        match c {
+            '"' if depth == 0 => quoted = !quoted,
+            '(' if !quoted => {
+                depth += 1;
+                continue;
+            }
+            ')' if depth > 0 => {
+                depth -= 1;
+                continue;
+            }
+            '\\' if depth > 0 => {
+                comment.extend(chars.next());
+                continue;
+            }
+            _ => {}
+        }
+        if depth == 0 { outside.push(c) } else { comment.push(c) }
+    }
+    if depth > 0 { (text.to_owned(), String::new()) } else { (outside, comment) }
+}
+
+/// The name that a person would read: the outer quotes off, backslashes undone, encoded words decoded.
+fn name_of(written: &str) -> String {
+    let written = words::one_line(written);
+    let inner = match written.strip_prefix('"') {
+        Some(rest) => rest.strip_suffix('"').unwrap_or(if rest.is_empty() { rest } else { &written }),
+        None => &written,
+    };
+    let mut name = String::with_capacity(inner.len());
+    let mut chars = inner.chars();
+    while let Some(c) = chars.next() {
+        match c {
+            '\\' => name.push(chars.next().unwrap_or('\\')),
+            _ => name.push(c),
+        }
+    }
+    words::one_line(&words::decode(&name))
+}
+
+/// Checks one address (RFC 5321 §4.1.2) and puts its domain into punycode. Stricter than the grammar where mail between
+/// hosts is: a domain has a dot and is no address literal. The error says in words what is wrong.
+pub fn parse(text: &str) -> Result<Address, &'static str> {
+    let (local, domain) = text.rsplit_once('@').ok_or("it has no @")?;
+    if local.is_empty() || domain.is_empty() {
+        return Err("nothing stands on one side of the @");
+    }
+    let quoted = local.len() > 1 && local.starts_with('"') && local.ends_with('"');
+    if !quoted {
+        if local.starts_with('.') || local.ends_with('.') || local.contains("..") {
+            return Err("its local part has a dot at an end, or two in a row");
+        }
+        if local.contains('@') {
+            return Err("it has more than one @");
+        }
+        if !local.chars().all(|c| c == '.' || is_atom_char(c)) {
+            return Err("its local part has a character that must not stand there");
+        }
+    }
+    if local.len() > 64 {
+        return Err("its local part is longer than 64 bytes");
+    }
+    let domain = ascii_domain(domain)?;
+    Address::new(local, domain).map_err(|_| "it is no address by RFC 5321")
+}
+
+fn is_atom_char(c: char) -> bool {
+    c.is_ascii_alphanumeric()
+        || "!#$%&'*+/=?^_`{|}~-".contains(c)
+        || (!c.is_ascii() && !c.is_control() && !c.is_whitespace())
+}
+
+fn ascii_domain(domain: &str) -> Result<String, &'static str> {
+    if domain.starts_with('[') {
+        return Err("its domain is the number of a host, which a smarthost does not relay to");
+    }
+    let ascii = match domain.is_ascii() {
+        true => domain.to_owned(),
+        false => idna::domain_to_ascii(domain).map_err(|_| "its domain cannot be put into punycode")?,
+    };
+    if ascii.ends_with('.') {
+        return Err("its domain ends in a dot");
+    }
+    if !ascii.contains('.') {
+        return Err("its domain has no dot");
+    }
+    let label_is_good = |label: &str| {
+        let ends = label.as_bytes().first().zip(label.as_bytes().last());
+        label.len() <= 63
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+            && ends.is_some_and(|(first, last)| first.is_ascii_alphanumeric() && last.is_ascii_alphanumeric())
+    };
+    let top = ascii.rsplit('.').next().unwrap_or_default();
+    if ascii.len() > 253 || !ascii.split('.').all(label_is_good) {
+        return Err("its domain is none");
+    }
+    if top.len() < 2 || !top.starts_with(|c: char| c.is_ascii_alphabetic()) {
+        return Err("its domain ends in nothing that is a top-level domain");
+    }
+    Ok(ascii)
+}
+
+/// Writes an address header, folded. Names go out as atoms, in quotes, or, where a naive reader could stumble over a
+/// character, as encoded words. `mailboxes` must not be empty.
+pub fn write(out: &mut String, header: &str, mailboxes: &[&Mailbox]) {
+    let mut line = Line::new(out, header);
+    for (at, mailbox) in mailboxes.iter().enumerate() {
+        let address = mailbox.email.to_string();
+        let quoted_local = address.starts_with('"');
+        let comma = if at + 1 < mailboxes.len() { "," } else { "" };
+        match &mailbox.name {
+            Some(name) => {
+                write_name(&mut line, name);
+                line.word(&format!("<{address}>{comma}"));
+            }
+            None if quoted_local => line.word(&format!("<{address}>{comma}")),
+            None => line.word(&format!("{address}{comma}")),
+        }
+    }
+    line.end();
+}
+
+fn write_name(line: &mut Line<'_>, name: &str) {
+    let safe = |c: char, others: &str| c.is_ascii_alphanumeric() || others.contains(c);
+    if name.len() > 60 || !name.chars().all(|c| safe(c, " .,'&/+!_-")) {
+        line.encoded(name);
+    } else if name.chars().all(|c| safe(c, " '_-")) {
+        name.split(' ').for_each(|word| line.word(word));
+    } else {
+        line.word(&format!("\"{name}\""));
+    }
+}

@@ -1,0 +1,210 @@
+//! The whole body: what it is, by a Content-Type that may be missing, cut off or untrue, and how it goes out.
+
+use super::leaf::{self, Plan};
+use super::lines::{LONGEST_LINE, Shape, is_blank, lines, write_crlf};
+use super::mime::Value;
+use super::part::{self, Place};
+use super::transfer::{self, Encoding};
+use super::{Mendings, Unreadable};
+use crate::decode;
+
+/// A body for the wire, and the headers that say what it is.
+pub struct Body {
+    pub kind: Value,
+    pub encoding: Option<&'static str>,
+    pub content: Vec<u8>,
+}
+
+/// Makes a body fit for the wire. `kind` and `label` are the values of Content-Type and Content-Transfer-Encoding, if there
+/// are such headers.
+pub fn render(
+    body: &[u8],
+    kind: Option<&str>,
+    label: Option<&str>,
+    attached: bool,
+    eight_bit: bool,
+    mendings: &mut Mendings,
+) -> Result<Body, Unreadable> {
+    let mut body = body;
+    let mut value = Value::parse(kind.unwrap_or("text/plain"));
+    if value.is_multipart() && value.param("boundary").is_none() {
+        body = boundary_from_body(body, &mut value, mendings);
+    }
+    // Room for what encoding a part or two adds, and for the headers that will stand in front.
+    let mut content = Vec::with_capacity(body.len() + body.len() / 16 + 16 * 1024);
+    let place = Place { name: String::new(), eight_bit, depth: 0 };
+    if value.is_multipart() {
+        if part::write_multipart(&mut content, body, &value, &place, mendings)? {
+            return Ok(Body { kind: value, encoding: None, content });
+        }
+        if let Some(boundary) = guess_boundary(body).map(str::to_owned) {
+            value.set("boundary", &boundary);
+            if part::write_multipart(&mut content, body, &value, &place, mendings)? {
+                mendings.add(
+                    "the body did not hold the boundary that Content-Type named: the one in use was named in its place",
+                );
+                return Ok(Body { kind: value, encoding: None, content });
+            }
+        }
+        mendings.add("Content-Type said multipart, and the body has no parts: sent as text");
+        value = Value::parse("text/plain");
+    }
+    if value.is_sealed() {
+        let binary = label.is_some_and(|label| label.eq_ignore_ascii_case("binary"));
+        part::write_sealed(&mut content, body, binary, &place)?;
+        return Ok(Body { kind: value, encoding: known(label), content });
+    }
+    if value.main == "message/rfc822" && Encoding::named(label).is_identity() {
+        part::write_part(&mut content, body, &place, mendings)?;
+        return Ok(Body { kind: value, encoding: None, content });
+    }
+    if value.is_text() && !attached && !value.names_a_file() {
+        return Ok(text(body, value, label, content, mendings));
+    }
+    let mut plan = leaf::plan(&value, attached, label, body, eight_bit);
+    if matches!(plan.body, leaf::Body::AsItIs) && Encoding::named(label).is_identity() && !body.ends_with(b"\r\n") {
+        // A message ends in a line end, which this file does not.
+        plan = Plan { body: leaf::Body::Base64(None), encoding: Some("base64"), charset: None, mending: None };
+    }
+    plan.mending.iter().for_each(|mending| mendings.add(format!("the body {mending}")));
+    plan.charset.iter().for_each(|charset| value.set("charset", charset));
+    plan.write(&mut content, body);
+    Ok(Body { kind: value, encoding: plan.encoding.or(known(label)), content })
+}
+
+/// The encoding's own name, if it has one.
+fn known(label: Option<&str>) -> Option<&'static str> {
+    match Encoding::named(label) {
+        Encoding::QuotedPrintable => Some("quoted-printable"),
+        Encoding::Base64 => Some("base64"),
+        _ => None,
+    }
+}
+
+/// Text goes out as UTF-8, as it is where it is ASCII in lines that fit, else as quoted-printable.
+fn text(body: &[u8], mut kind: Value, label: Option<&str>, mut content: Vec<u8>, mendings: &mut Mendings) -> Body {
+    if !kind.main.contains('/') {
+        if !kind.main.is_empty() {
+            mendings.add("Content-Type was none: sent as text/plain");
+        }
+        kind.main = "text/plain".to_owned();
+    }
+    let decoded = match Encoding::named(label) {
+        Encoding::QuotedPrintable => return encoded_text(body, kind, label, content, mendings),
+        Encoding::Base64 => {
+            let digits = body.iter().filter(|byte| !byte.is_ascii_whitespace());
+            let good = digits.clone().all(|byte| byte.is_ascii_alphanumeric() || b"+/=".contains(byte));
+            if good {
+                let text = decode::loose_base64(body);
+                let charset = kind.param("charset").and_then(decode::charset);
+                if charset.is_some_and(|charset| decode::strictly(&text, charset).is_none()) {
+                    return encoded_text(body, kind, label, content, mendings);
+                }
+                Some(text)
+            } else {
+                mendings.add("Content-Transfer-Encoding said base64 and the body is none: sent as the text that it is");
+                None
+            }
+        }
+        Encoding::Unknown => {
+            let label = super::for_people(label.unwrap_or_default());
+            mendings.add(format!(
+                "Content-Transfer-Encoding said `{label}`, which is no encoding: the body was taken as it is"
+            ));
+            None
+        }
+        Encoding::SevenBit | Encoding::EightBit => None,
+    };
+    let body = decoded.as_deref().unwrap_or(body);
+    if is_latin_1_with_more(&kind, body) {
+        // Most readers take these bytes for Windows-1252, some for controls: the label stays, and so do the bytes.
+        transfer::write_quoted_printable(&mut content, body);
+        return Body { kind, encoding: Some("quoted-printable"), content };
+    }
+    let (text, why) = leaf::text(body, kind.param("charset"));
+    why.into_iter().for_each(|why| mendings.add(why));
+    let shape = Shape::of(text.as_bytes());
+    let encoding = if shape.eight_bit || !shape.travels() {
+        transfer::write_quoted_printable(&mut content, text.as_bytes());
+        "quoted-printable"
+    } else {
+        write_crlf(&mut content, text.as_bytes());
+        "7bit"
+    };
+    if shape.longest > LONGEST_LINE {
+        mendings.add(format!("a line of {} bytes was too long for the wire: sent as quoted-printable", shape.longest));
+    }
+    kind.set("charset", "utf-8");
+    Body { kind, encoding: Some(encoding), content }
+}
+
+/// Text that is encoded already stays so, and keeps its charset.
+fn encoded_text(
+    body: &[u8],
+    mut kind: Value,
+    label: Option<&str>,
+    mut content: Vec<u8>,
+    mendings: &mut Mendings,
+) -> Body {
+    let plan = leaf::plan(&kind, false, label, body, false);
+    plan.mending.iter().for_each(|mending| mendings.add(format!("the body {mending}")));
+    plan.charset.iter().for_each(|charset| kind.set("charset", charset));
+    plan.write(&mut content, body);
+    Body { kind, encoding: plan.encoding.or(known(label)), content }
+}
+
+/// ISO 8859-1 has only controls at 0x80 to 0x9f, and text none of them.
+fn is_latin_1_with_more(kind: &Value, body: &[u8]) -> bool {
+    let latin_1 = |label: &str| label.to_ascii_lowercase().starts_with("iso") || label.eq_ignore_ascii_case("latin1");
+    kind.param("charset").is_some_and(|label| {
+        latin_1(label)
+            && decode::charset(label) == Some(encoding_rs::WINDOWS_1252)
+            && body.iter().any(|byte| matches!(byte, 0x80..=0x9f))
+    })
+}
+
+/// Where the producer wrote only the first line of a folded Content-Type into the headers, the rest of it stands at the top
+/// of the body. Gives back the body behind it.
+fn boundary_from_body<'a>(body: &'a [u8], kind: &mut Value, mendings: &mut Mendings) -> &'a [u8] {
+    let mut rest = String::new();
+    let mut end = 0;
+    for line in lines(body).skip_while(|line| is_blank(line.content)) {
+        let text = decode::utf8_or_windows_1252(line.content);
+        let continues =
+            text.starts_with([' ', '\t']) || (rest.is_empty() && text.to_ascii_lowercase().starts_with("boundary"));
+        let is_header = !rest.is_empty() && super::headers::split(line.content).is_some();
+        if is_blank(line.content) || !(continues || is_header) {
+            break;
+        }
+        if continues {
+            rest.push_str(&text);
+        }
+        end = line.next;
+    }
+    let found = Value::parse(&format!("{};{rest}", kind.main));
+    if found.param("boundary").is_some() {
+        for param in found.params {
+            kind.set(&param.name, &param.value);
+        }
+        mendings.add("Content-Type was cut off behind its first line: the rest was found at the top of the body");
+        return &body[end..];
+    }
+    if let Some(boundary) = guess_boundary(body) {
+        kind.set("boundary", boundary);
+        mendings.add("Content-Type had lost its boundary: it was found in the body");
+    }
+    body
+}
+
+/// The boundary of a multipart body that nobody names: the first line that looks like a delimiter and comes again.
+fn guess_boundary(body: &[u8]) -> Option<&str> {
+    let delimiter = |line: &'_ [u8]| -> bool { line.len() > 4 && line.starts_with(b"--") && line.is_ascii() };
+    let first = lines(body).map(|line| line.content.trim_ascii_end()).find(|line| !line.is_empty())?;
+    if !delimiter(first) || first.contains(&b' ') {
+        return None;
+    }
+    let again =
+        |line: &[u8]| line.strip_prefix(first).is_some_and(|tail| matches!(tail.trim_ascii_end(), b"" | b"-" | b"--"));
+    lines(body).filter(|line| again(line.content)).nth(1)?;
+    std::str::from_utf8(&first[2..]).ok()
+}

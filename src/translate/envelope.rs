@@ -1,0 +1,274 @@
+//! Who sends and who receives: the address headers of a row, and the envelope that follows from them.
+
+use std::collections::HashSet;
+
+use lettre::message::Mailbox;
+
+use super::address::{self, Entry};
+use super::headers::Field;
+use super::lines::lines;
+use super::{Mendings, Settings, Unreadable, Wire, words};
+use crate::decode;
+use crate::mail::{Address, Envelope, InvalidRecipient};
+use crate::outcome::Reason;
+
+/// Everybody whom a row names.
+#[derive(Debug)]
+pub struct Parties {
+    /// Never empty.
+    pub from: Vec<Mailbox>,
+    pub sender: Option<Mailbox>,
+    pub reply_to: Vec<Mailbox>,
+    pub to: Vec<Mailbox>,
+    pub cc: Vec<Mailbox>,
+    pub envelope: Envelope,
+    pub invalid: Vec<InvalidRecipient>,
+}
+
+impl Parties {
+    pub fn of(
+        mto: &[u8],
+        mparams: &[u8],
+        fields: &[Field],
+        wire: Wire,
+        settings: &Settings,
+        mendings: &mut Mendings,
+    ) -> Result<Self, Unreadable> {
+        let mut reader = Reader { fields, wire, invalid: Vec::new() };
+        let listed = mto_list(mto, mendings, &mut reader.invalid);
+        let mut to = reader.recipients(listed);
+        for mailbox in reader.recipients_of("To") {
+            // Mail programs that name the recipient in both places mean one.
+            if !to.contains(&mailbox) {
+                to.push(mailbox);
+            }
+        }
+        let cc = reader.recipients_of("Cc");
+        let bcc = reader.recipients_of("Bcc");
+        let from = reader.from(settings, mendings)?;
+        let mut sender = reader.senders("Sender", mendings).into_iter().next();
+        let envelope_sender = envelope_sender(mparams, fields, sender.as_ref().unwrap_or(&from[0]), settings, mendings);
+        if sender.is_none() && from.len() > 1 {
+            // RFC 5322 §3.6.2: several authors want a sender.
+            sender = Some(from[0].clone());
+            mendings.add("From names several people and there was no Sender: the first of them was put there");
+        }
+        let reply_to = reader.others("Reply-To", mendings);
+        if fields.iter().any(|field| field.is("Resent-Bcc")) {
+            mendings.add("Resent-Bcc was left out; the addresses in it are no recipients of this mail");
+        }
+        let mut seen = HashSet::new();
+        let everybody = to.iter().chain(&cc).chain(&bcc).map(|mailbox| &mailbox.email);
+        let recipients: Vec<Address> = everybody.filter(|address| seen.insert(identity(address))).cloned().collect();
+        let invalid = reader.invalid;
+        if recipients.is_empty() {
+            return Err(nobody(&invalid));
+        }
+        Ok(Self { from, sender, reply_to, to, cc, envelope: Envelope { sender: envelope_sender, recipients }, invalid })
+    }
+
+    /// An address in the mail has a local part that only SMTPUTF8 can carry.
+    pub fn need_smtputf8(&self) -> bool {
+        let shown = self.from.iter().chain(&self.sender).chain(&self.reply_to).chain(&self.to).chain(&self.cc);
+        let mut all = shown.map(|mailbox| &mailbox.email).chain(&self.envelope.recipients).chain(&self.envelope.sender);
+        all.any(needs_smtputf8)
+    }
+}
+
+/// Domains are compared without case, local parts are not ours to interpret (RFC 5321 §2.4).
+fn identity(address: &Address) -> (String, String) {
+    (address.user().to_owned(), address.domain().to_ascii_lowercase())
+}
+
+fn needs_smtputf8(address: &Address) -> bool {
+    !address.user().is_ascii()
+}
+
+fn nobody(invalid: &[InvalidRecipient]) -> Unreadable {
+    if invalid.is_empty() {
+        return Unreadable::new(Reason::NoRecipient, "there is no address in mto, To, Cc and Bcc");
+    }
+    let all_utf8 = invalid.iter().all(|one| one.why == NO_SMTPUTF8);
+    let reason = if all_utf8 { Reason::Smtputf8Unsupported } else { Reason::AddressInvalid };
+    let list: Vec<_> = invalid.iter().take(5).map(|one| format!("`{}`: {}", one.written, one.why)).collect();
+    let more = invalid.len().checked_sub(6).map_or(String::new(), |more| format!("; and {} more", more + 1));
+    Unreadable::new(reason, format!("no recipient can be reached: {}{more}", list.join("; ")))
+}
+
+const NO_SMTPUTF8: &str = "its local part needs SMTPUTF8, which the smarthost does not offer";
+
+/// The list in `mto`. A fold is legal. A line end with no blank behind it is an attempt to add a header, or a list that was
+/// put together wrongly; either way nobody behind it gets the mail, and the row does not count as delivered.
+fn mto_list(mto: &[u8], mendings: &mut Mendings, invalid: &mut Vec<InvalidRecipient>) -> Vec<Entry> {
+    let mto = mto.trim_ascii();
+    let mut logical: Vec<Vec<u8>> = Vec::new();
+    for line in lines(mto) {
+        match logical.last_mut() {
+            Some(last) if line.content.is_empty() || matches!(line.content[0], b' ' | b'\t') => {
+                last.extend(line.content)
+            }
+            _ => logical.push(line.content.to_vec()),
+        }
+    }
+    let mut logical = logical.into_iter();
+    let first = logical.next().unwrap_or_default();
+    for line in logical {
+        let written = super::for_people(&decode::utf8_or_windows_1252(&line));
+        mendings.add(format!("mto held a line end and more behind it: `{written}` was left out"));
+        let why = "it stands behind a line end in mto, as headers do that are smuggled in".to_owned();
+        invalid.push(InvalidRecipient { written, why });
+    }
+    address::list(&without_controls(&decode::utf8_or_windows_1252(&first)))
+}
+
+/// A NUL must not end an address early: as a blank it is one that no address has inside.
+fn without_controls(text: &str) -> String {
+    text.chars().map(|c| if c < ' ' || c == '\x7f' { ' ' } else { c }).collect()
+}
+
+struct Reader<'a> {
+    fields: &'a [Field],
+    wire: Wire,
+    invalid: Vec<InvalidRecipient>,
+}
+
+impl Reader<'_> {
+    fn recipients_of(&mut self, name: &str) -> Vec<Mailbox> {
+        let fields = self.fields;
+        let fields = fields.iter().filter(|field| field.is(name));
+        fields.flat_map(|field| self.recipients(address::list(&field.value))).collect()
+    }
+
+    fn recipients(&mut self, entries: Vec<Entry>) -> Vec<Mailbox> {
+        let mut mailboxes = Vec::with_capacity(entries.len());
+        for entry in entries {
+            match entry.and_then(|mailbox| self.reachable(mailbox)) {
+                Ok(mailbox) => mailboxes.push(mailbox),
+                Err(invalid) => self.invalid.push(invalid),
+            }
+        }
+        mailboxes
+    }
+
+    fn reachable(&self, mailbox: Mailbox) -> Entry {
+        if needs_smtputf8(&mailbox.email) && !self.wire.smtputf8 {
+            return Err(InvalidRecipient { written: mailbox.email.to_string(), why: NO_SMTPUTF8.to_owned() });
+        }
+        Ok(mailbox)
+    }
+
+    /// The first field of this name that holds a usable mailbox, for headers of which there is one.
+    fn senders(&self, name: &str, mendings: &mut Mendings) -> Vec<Mailbox> {
+        let mut found = Vec::new();
+        for field in self.fields.iter().filter(|field| field.is(name)) {
+            if !found.is_empty() {
+                mendings.add(format!("a further {name} header was left out"));
+                continue;
+            }
+            found = self.usable(field, mendings);
+        }
+        found
+    }
+
+    /// The mailboxes of all fields of this name.
+    fn others(&self, name: &str, mendings: &mut Mendings) -> Vec<Mailbox> {
+        let fields = self.fields.iter().filter(|field| field.is(name));
+        fields.flat_map(|field| self.usable(field, mendings)).collect()
+    }
+
+    fn usable(&self, field: &Field, mendings: &mut Mendings) -> Vec<Mailbox> {
+        let mut mailboxes = Vec::new();
+        for entry in address::list(&field.value) {
+            match entry.and_then(|mailbox| self.reachable(mailbox)) {
+                Ok(mailbox) => mailboxes.push(mailbox),
+                Err(bad) => {
+                    mendings.add(format!("{}: `{}` was left out: {}", field.name, bad.written, bad.why));
+                }
+            }
+        }
+        mailboxes
+    }
+
+    fn from(&self, settings: &Settings, mendings: &mut Mendings) -> Result<Vec<Mailbox>, Unreadable> {
+        let from = self.senders("From", mendings);
+        if !from.is_empty() {
+            return Ok(from);
+        }
+        let Some(default) = &settings.default_from else {
+            let what = match self.fields.iter().find(|field| field.is("From")) {
+                Some(field) => {
+                    format!("From holds no usable address: `{}`", super::for_people(&words::decode(&field.value)))
+                }
+                None => "there is no From header".to_owned(),
+            };
+            return Err(Unreadable::new(Reason::NoSender, format!("{what}, and no default_from is configured")));
+        };
+        mendings.add("there was no usable From: default_from was put there");
+        Ok(vec![Mailbox::new(None, default.clone())])
+    }
+}
+
+/// `envelope_from`, else `-f`, else Return-Path, else Sender, else From; but nothing in place of the null sender.
+fn envelope_sender(
+    mparams: &[u8],
+    fields: &[Field],
+    visible: &Mailbox,
+    settings: &Settings,
+    mendings: &mut Mendings,
+) -> Option<Address> {
+    let mut own = None;
+    if let Some(written) = option_f(&decode::utf8_or_windows_1252(mparams)) {
+        own = reverse_path(&written);
+        if own.is_none() {
+            mendings.add(format!("mparams: `-f {}` is no address and was passed over", super::for_people(&written)));
+        }
+    }
+    for field in fields.iter().filter(|field| field.is("Return-Path")) {
+        if own.is_none() {
+            own = reverse_path(&field.value);
+            if own.is_none() {
+                mendings.add(format!(
+                    "Return-Path: `{}` is no address and was passed over",
+                    super::for_people(&field.value)
+                ));
+            }
+        }
+    }
+    match own {
+        Some(None) => None,
+        Some(Some(address)) => Some(settings.envelope_from.clone().unwrap_or(address)),
+        None => Some(settings.envelope_from.clone().unwrap_or_else(|| visible.email.clone())),
+    }
+}
+
+/// An address, or the null sender `<>` (RFC 5321 §4.1.2): the inner `None`.
+fn reverse_path(written: &str) -> Option<Option<Address>> {
+    let written = written.trim();
+    if written == "<>" {
+        return Some(None);
+    }
+    match address::list(written).as_slice() {
+        [Ok(mailbox)] => Some(Some(mailbox.email.clone())),
+        _ => None,
+    }
+}
+
+/// The address behind `-f`, in both spellings. Quotes are taken off as a shell would; what a shell would do with `;`, `|`
+/// and the like nobody does, and they end the address. No other option means anything here.
+fn option_f(params: &str) -> Option<String> {
+    let mut options = params.split_ascii_whitespace();
+    let first = options.find(|option| option.starts_with("-f"))?;
+    let value = match &first[2..] {
+        "" => options.next()?,
+        value => value,
+    };
+    let unquoted = match value.chars().next() {
+        Some(mark @ ('\'' | '"')) => value[1..].split(mark).next().unwrap_or_default(),
+        _ => value,
+    };
+    if matches!(unquoted, "" | "<>") {
+        return Some("<>".to_owned());
+    }
+    let end = unquoted.find([';', '|', '&', '`', '$', '(']).unwrap_or(unquoted.len());
+    Some(unquoted[..end].to_owned())
+}

@@ -1,0 +1,215 @@
+//! The header block of the mail that goes out.
+
+use jiff::Timestamp;
+use lettre::message::Mailbox;
+
+use super::body::Body;
+use super::envelope::Parties;
+use super::headers::Field;
+use super::lines::LONGEST_LINE;
+use super::mime::Value;
+use super::{Mendings, Stamp, Unreadable, address, words};
+use crate::outcome::Reason;
+
+/// The block, with the blank line behind it.
+pub struct Head {
+    pub text: String,
+    pub message_id: String,
+    pub subject: String,
+}
+
+/// Headers that hold addresses and go out beside those of the envelope (RFC 5322 §3.6.6, RFC 8098 §2.1).
+const OTHER_ADDRESSES: [&str; 7] = [
+    "Disposition-Notification-To",
+    "Return-Receipt-To",
+    "Errors-To",
+    "Resent-From",
+    "Resent-Sender",
+    "Resent-To",
+    "Resent-Cc",
+];
+
+/// Never on the wire: hidden recipients, the envelope's own (RFC 5321 §4.4), and a length that no longer holds.
+const LEFT_OUT: [&str; 4] = ["Bcc", "Resent-Bcc", "Return-Path", "Content-Length"];
+
+/// Words of a Subject that are longer than this are encoded, so that every line fits into 76 characters.
+const LONGEST_WORD: usize = 64;
+
+/// Puts the block together: To and Subject first, the row's own headers in their order, and behind them what it lacked.
+pub fn compose(
+    msubject: &str,
+    fields: &[Field],
+    parties: &Parties,
+    body: &Body,
+    stamp: &Stamp,
+    mendings: &mut Mendings,
+) -> Result<Head, Unreadable> {
+    let own_subject = words::one_line(&words::decode(msubject));
+    let in_block =
+        fields.iter().find(|field| field.is("Subject")).map(|field| words::one_line(&words::decode(&field.value)));
+    let subject = if own_subject.is_empty() { in_block.unwrap_or_default() } else { own_subject };
+    let mut writer = Writer { out: String::new(), done: Vec::new(), message_id: String::new() };
+    writer.once("To", |out| write_to(out, parties));
+    writer.once("Subject", |out| {
+        if !subject.is_empty() {
+            words::write_text(out, "Subject", &subject, LONGEST_WORD);
+        }
+    });
+    for field in fields {
+        writer.field(field, parties, body, mendings);
+    }
+    for name in ["From", "Sender", "Reply-To", "Cc"] {
+        writer.parties(name, parties);
+    }
+    writer.once("Date", |out| out.push_str(&format!("Date: {}\r\n", rfc_5322(stamp.created))));
+    if writer.message_id.is_empty() {
+        let domain = parties.from[0].email.domain();
+        writer.message_id = format!("<{}@{domain}>", stamp.record);
+        let line = format!("Message-ID: {}\r\n", writer.message_id);
+        writer.once("Message-ID", |out| out.push_str(&line));
+    }
+    writer.mime_version();
+    writer.content(body);
+    let Writer { mut out, message_id, .. } = writer;
+    if let Some(line) = out.lines().find(|line| line.len() > LONGEST_LINE) {
+        let name = super::for_people(line.split(':').next().unwrap_or_default());
+        let detail = format!("mheaders: a header line cannot be folded under 998 bytes; it begins with `{name}`");
+        return Err(Unreadable::new(Reason::HeaderInvalid, detail));
+    }
+    out.push_str("\r\n");
+    Ok(Head { text: out, message_id, subject })
+}
+
+fn write_to(out: &mut String, parties: &Parties) {
+    if !parties.to.is_empty() {
+        address::write(out, "To", &parties.to.iter().collect::<Vec<_>>());
+    } else if parties.cc.is_empty() {
+        out.push_str("To: undisclosed-recipients:;\r\n");
+    }
+}
+
+/// RFC 5322 §3.3, in UTC.
+fn rfc_5322(time: Timestamp) -> String {
+    time.to_zoned(jiff::tz::TimeZone::UTC).strftime("%a, %d %b %Y %H:%M:%S +0000").to_string()
+}
+
+struct Writer {
+    out: String,
+    /// Lower-case names of headers that may stand only once, and do.
+    done: Vec<String>,
+    message_id: String,
+}
+
+impl Writer {
+    fn once(&mut self, name: &str, write: impl FnOnce(&mut String)) -> bool {
+        let name = name.to_ascii_lowercase();
+        let first = !self.done.contains(&name);
+        if first {
+            write(&mut self.out);
+            self.done.push(name);
+        }
+        first
+    }
+
+    fn field(&mut self, field: &Field, parties: &Parties, body: &Body, mendings: &mut Mendings) {
+        let name = field.name.as_str();
+        if LEFT_OUT.iter().any(|left_out| field.is(left_out)) {
+            return;
+        }
+        match name.to_ascii_lowercase().as_str() {
+            "to" | "content-transfer-encoding" => {}
+            "subject" => {
+                let value = words::one_line(&words::decode(&field.value));
+                if !value.is_empty() && !self.out.contains(&format!("Subject: {value}\r\n")) {
+                    mendings.add("mheaders held a Subject too: msubject goes first, if it is not empty");
+                }
+            }
+            "from" | "sender" | "reply-to" | "cc" => self.parties(name, parties),
+            "mime-version" => self.mime_version(),
+            "content-type" => self.content(body),
+            "date" | "message-id" | "in-reply-to" | "references" => self.single(field, mendings),
+            _ if field.value.is_empty() => {
+                mendings.add(format!("{}: it was empty and was left out", super::for_people(name)))
+            }
+            "content-disposition" => self.disposition(field),
+            _ => self.other(field),
+        }
+    }
+
+    /// The headers of the envelope's people, at the place of the first of their kind.
+    fn parties(&mut self, name: &str, parties: &Parties) {
+        let (name, mailboxes): (_, Vec<&Mailbox>) = match name.to_ascii_lowercase().as_str() {
+            "from" => ("From", parties.from.iter().collect()),
+            "sender" => ("Sender", parties.sender.iter().collect()),
+            "reply-to" => ("Reply-To", parties.reply_to.iter().collect()),
+            _ => ("Cc", parties.cc.iter().collect()),
+        };
+        if !mailboxes.is_empty() {
+            self.once(name, |out| address::write(out, name, &mailboxes));
+        }
+    }
+
+    fn mime_version(&mut self) {
+        self.once("MIME-Version", |out| out.push_str("MIME-Version: 1.0\r\n"));
+    }
+
+    fn content(&mut self, body: &Body) {
+        self.once("Content-Type", |out| {
+            body.kind.write(out, "Content-Type");
+            if let Some(encoding) = body.encoding {
+                out.push_str(&format!("Content-Transfer-Encoding: {encoding}\r\n"));
+            }
+        });
+    }
+
+    /// Headers of which there is one (RFC 5322 §3.6), and that hold nothing but ASCII.
+    fn single(&mut self, field: &Field, mendings: &mut Mendings) {
+        let name = field.name.as_str();
+        let good = match field.is("Message-ID") {
+            true => is_message_id(&field.value),
+            false => !field.value.is_empty() && field.value.bytes().all(|byte| matches!(byte, b' '..=b'~')),
+        };
+        if !good {
+            mendings.add(format!("{name}: `{}` cannot be one and was left out", super::for_people(&field.value)));
+            return;
+        }
+        let first = self.once(name, |out| write_words(out, name, &field.value));
+        if !first {
+            mendings.add(format!("a further {name} header was left out"));
+        } else if field.is("Message-ID") {
+            self.message_id = field.value.clone();
+        }
+    }
+
+    fn disposition(&mut self, field: &Field) {
+        self.once(&field.name, |out| Value::parse(&field.value).write(out, &field.name));
+    }
+
+    fn other(&mut self, field: &Field) {
+        let plain = field.value.bytes().all(|byte| matches!(byte, b' '..=b'~')) && !field.value.contains("=?");
+        if plain {
+            return write_words(&mut self.out, &field.name, &field.value);
+        }
+        if OTHER_ADDRESSES.iter().any(|name| field.is(name)) {
+            let entries = address::list(&field.value);
+            let mailboxes: Vec<&Mailbox> = entries.iter().flatten().collect();
+            if !mailboxes.is_empty() && mailboxes.iter().all(|mailbox| mailbox.email.user().is_ascii()) {
+                return address::write(&mut self.out, &field.name, &mailboxes);
+            }
+        }
+        let value = words::one_line(&words::decode(&field.value));
+        words::write_text(&mut self.out, &field.name, &value, LONGEST_LINE);
+    }
+}
+
+fn write_words(out: &mut String, name: &str, value: &str) {
+    words::write_text(out, name, value, usize::MAX);
+}
+
+fn is_message_id(value: &str) -> bool {
+    let inner = value.strip_prefix('<').and_then(|value| value.strip_suffix('>')).unwrap_or_default();
+    let sides = inner.split_once('@');
+    sides.is_some_and(|(left, right)| !left.is_empty() && !right.is_empty())
+        && value.len() <= 900
+        && inner.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'<' | b'>'))
+}

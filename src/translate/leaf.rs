@@ -1,0 +1,200 @@
+//! One part without parts inside: is it what it says, does it fit the wire, and if not, how is it encoded anew?
+
+use std::borrow::Cow;
+
+use super::lines::{Shape, write_crlf};
+use super::mime::Value;
+use super::transfer::{self, Encoding};
+use crate::decode;
+
+/// What is to be done with a leaf.
+pub struct Plan {
+    pub body: Body,
+    /// The Content-Transfer-Encoding that the part needs, where its own no longer holds.
+    pub encoding: Option<&'static str>,
+    /// The charset that the part needs, where its own is missing or untrue.
+    pub charset: Option<&'static str>,
+    /// What was wrong and what was done, for people; follows the name of the part.
+    pub mending: Option<String>,
+}
+
+/// How the body is written.
+pub enum Body {
+    /// As it is, with line ends made CRLF.
+    AsItIs,
+    /// This text as quoted-printable; `None` is the body itself.
+    QuotedPrintable(Option<String>),
+    MendedQuotedPrintable,
+    /// These bytes as base64; `None` is the body itself.
+    Base64(Option<Vec<u8>>),
+    RewrappedBase64,
+}
+
+impl Plan {
+    fn keep() -> Self {
+        Self { body: Body::AsItIs, encoding: None, charset: None, mending: None }
+    }
+
+    /// Appends the body to `out`.
+    pub fn write(&self, out: &mut Vec<u8>, body: &[u8]) {
+        match &self.body {
+            Body::AsItIs => write_crlf(out, body),
+            Body::QuotedPrintable(text) => {
+                transfer::write_quoted_printable(out, text.as_ref().map_or(body, |text| text.as_bytes()));
+            }
+            Body::MendedQuotedPrintable => transfer::write_mended_quoted_printable(out, body),
+            Body::Base64(bytes) => transfer::write_base64(out, bytes.as_deref().unwrap_or(body)),
+            Body::RewrappedBase64 => transfer::write_rewrapped_base64(out, body),
+        }
+    }
+}
+
+/// Plans one leaf of a multipart. `label` is its Content-Transfer-Encoding as written, `eight_bit` whether what stands
+/// around it can carry 8-bit bytes.
+pub fn plan(kind: &Value, attached: bool, label: Option<&str>, body: &[u8], eight_bit: bool) -> Plan {
+    let encoding = Encoding::named(label);
+    let said = label.map_or("nothing of its encoding".to_owned(), |label| super::for_people(label));
+    let shape = Shape::of(body);
+    let file = attached || kind.names_a_file() || !kind.is_text();
+    match encoding {
+        Encoding::Base64 => base64(kind, file, shape, body),
+        Encoding::QuotedPrintable if file => quoted_file(shape, body),
+        Encoding::QuotedPrintable => quoted_text(kind, shape, body),
+        _ if file => plain_file(encoding, &said, shape, eight_bit),
+        _ => plain_text(kind, encoding, &said, shape, body, eight_bit),
+    }
+}
+
+fn base64(kind: &Value, file: bool, shape: Shape, body: &[u8]) -> Plan {
+    let mut plan = Plan::keep();
+    if shape.eight_bit || !shape.travels() {
+        plan.body = Body::RewrappedBase64;
+        plan.mending = Some(
+            "held base64 in lines that are too long, or bytes that do not belong there: broken into lines anew".into(),
+        );
+    }
+    if !file && needs_charset(kind) {
+        name_charset(&mut plan, kind, &decode::loose_base64(body));
+    }
+    plan
+}
+
+/// The line ends of a file are its content, so a file goes out in a form that keeps them.
+fn quoted_file(shape: Shape, body: &[u8]) -> Plan {
+    if !shape.eight_bit && shape.travels() && !shape.bare_lf && !shape.bare_cr {
+        return Plan::keep();
+    }
+    Plan {
+        body: Body::Base64(Some(transfer::unquote_printable(body))),
+        encoding: Some("base64"),
+        charset: None,
+        mending: Some(
+            "is a file in quoted-printable that would not have kept its bytes on its way: sent as base64".into(),
+        ),
+    }
+}
+
+fn quoted_text(kind: &Value, shape: Shape, body: &[u8]) -> Plan {
+    let mut plan = Plan::keep();
+    if shape.eight_bit || !shape.travels() {
+        let what = if shape.eight_bit { "8-bit text that was not encoded" } else { "lines that are too long" };
+        plan.body = Body::MendedQuotedPrintable;
+        plan.mending = Some(format!("said quoted-printable and held {what}: the rest of it was encoded too"));
+    }
+    if needs_charset(kind) {
+        name_charset(&mut plan, kind, &transfer::unquote_printable(body));
+    }
+    plan
+}
+
+fn needs_charset(kind: &Value) -> bool {
+    kind.param("charset").and_then(decode::charset).is_none()
+}
+
+/// Names the charset of text that is encoded already.
+fn name_charset(plan: &mut Plan, kind: &Value, text: &[u8]) {
+    if text.is_ascii() {
+        return;
+    }
+    let charset = if std::str::from_utf8(text).is_ok() { "utf-8" } else { "windows-1252" };
+    plan.charset = Some(charset);
+    let more = plan.mending.take().map_or(String::new(), |mending| format!("; it {mending}"));
+    let said = kind
+        .param("charset")
+        .map_or("no charset".to_owned(), |label| format!("charset `{}`", super::for_people(label)));
+    plan.mending = Some(format!("said {said} and held 8-bit text: marked as {charset}{more}"));
+}
+
+fn plain_file(encoding: Encoding, said: &str, shape: Shape, eight_bit: bool) -> Plan {
+    let honest = !shape.eight_bit || (encoding == Encoding::EightBit && eight_bit);
+    if honest && encoding != Encoding::Unknown && shape.travels() && !shape.bare_lf && !shape.bare_cr {
+        return Plan::keep();
+    }
+    let what = match shape {
+        Shape { eight_bit: true, .. } => "8-bit bytes",
+        _ if !shape.travels() => "lines that are too long for the wire",
+        _ => "line ends that it would have lost on its way",
+    };
+    Plan {
+        body: Body::Base64(None),
+        encoding: Some("base64"),
+        charset: None,
+        mending: Some(format!("said {said} and held a file with {what}: sent as base64")),
+    }
+}
+
+fn plain_text(kind: &Value, encoding: Encoding, said: &str, shape: Shape, body: &[u8], eight_bit: bool) -> Plan {
+    let honest = !shape.eight_bit || (encoding == Encoding::EightBit && eight_bit);
+    let fits = honest && encoding != Encoding::Unknown && shape.travels();
+    let charset = kind.param("charset").and_then(decode::charset);
+    let held = charset.is_some_and(|charset| !shape.eight_bit || decode::strictly(body, charset).is_some());
+    if fits && (held || !shape.eight_bit) {
+        return Plan::keep();
+    }
+    if charset.is_some_and(|charset| !charset.is_ascii_compatible()) {
+        let mending = Some(format!("said {said} and held text that is not made of lines: sent as base64"));
+        return Plan { body: Body::Base64(None), encoding: Some("base64"), charset: None, mending };
+    }
+    if !shape.eight_bit && shape.travels() {
+        let mending = Some(format!("said {said}, which is no encoding: sent as 7bit"));
+        return Plan { body: Body::AsItIs, encoding: Some("7bit"), charset: None, mending };
+    }
+    let what = match shape {
+        Shape { eight_bit: true, .. } => "8-bit text",
+        Shape { nul: true, .. } => "NULs",
+        _ => "lines that are too long for the wire",
+    };
+    let mending = format!("said {said} and held {what}: sent as quoted-printable");
+    if held || !shape.eight_bit {
+        let body = Body::QuotedPrintable(None);
+        return Plan { body, encoding: Some("quoted-printable"), charset: None, mending: Some(mending) };
+    }
+    let (text, why) = text(body, kind.param("charset"));
+    Plan {
+        body: Body::QuotedPrintable(Some(text.into_owned())),
+        encoding: Some("quoted-printable"),
+        charset: Some("utf-8"),
+        mending: Some(why.map_or(mending.clone(), |why| format!("{mending}, and {why}"))),
+    }
+}
+
+/// Text by its declared charset (§3 of RFC 2046 for those without): UTF-8 or else Windows-1252 where none is declared or the
+/// label means nothing; where single bytes do not belong to the declared one, they alone are read as Windows-1252. With it
+/// what had to be guessed.
+pub fn text<'a>(body: &'a [u8], label: Option<&str>) -> (Cow<'a, str>, Option<String>) {
+    if body.is_ascii() && label.and_then(decode::charset).is_none_or(|charset| charset.is_ascii_compatible()) {
+        return (String::from_utf8_lossy(body), None);
+    }
+    let Some(charset) = label.and_then(decode::charset) else {
+        let guess = if std::str::from_utf8(body).is_ok() { "UTF-8" } else { "Windows-1252" };
+        let said = label.map_or("no charset".to_owned(), |label| format!("the charset `{}`", super::for_people(label)));
+        return (decode::utf8_or_windows_1252(body), Some(format!("the text named {said} and was read as {guess}")));
+    };
+    match decode::strictly(body, charset) {
+        Some(text) => (text, None),
+        None => {
+            let why = format!("bytes that are not {} were read as Windows-1252", charset.name());
+            (decode::mostly(body, charset).into(), Some(why))
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! Lines of bytes that end in CRLF, LF or CR, all of which the producers write, often mixed.
+
+use memchr::memchr2;
+
+/// One line: its content without the line end, and where the next one begins.
+#[derive(Clone, Copy, Debug)]
+pub struct Line<'a> {
+    pub content: &'a [u8],
+    /// Offset of `content` in the whole.
+    pub start: usize,
+    /// Offset behind the line end.
+    pub next: usize,
+}
+
+/// The lines of `bytes`. What follows the last line end is a line only if it is not empty.
+pub fn lines(bytes: &[u8]) -> impl Iterator<Item = Line<'_>> {
+    let mut start = 0;
+    std::iter::from_fn(move || {
+        if start >= bytes.len() {
+            return None;
+        }
+        let rest = &bytes[start..];
+        let length = memchr2(b'\r', b'\n', rest).unwrap_or(rest.len());
+        let ending = match &rest[length..] {
+            [b'\r', b'\n', ..] => 2,
+            [] => 0,
+            _ => 1,
+        };
+        let line = Line { content: &rest[..length], start, next: start + length + ending };
+        start = line.next;
+        Some(line)
+    })
+}
+
+/// No more than blanks.
+pub fn is_blank(line: &[u8]) -> bool {
+    line.iter().all(|byte| matches!(byte, b' ' | b'\t' | b'\x0b' | b'\x0c'))
+}
+
+/// Appends `bytes` with every line end made CRLF. Adds none at the end.
+pub fn write_crlf(out: &mut Vec<u8>, bytes: &[u8]) {
+    for line in lines(bytes) {
+        out.extend_from_slice(line.content);
+        if line.start + line.content.len() < line.next {
+            out.extend_from_slice(b"\r\n");
+        }
+    }
+}
+
+/// What the wire wants to know of a piece of mail (RFC 5321 §2.3.8 and §4.5.3.1.6).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Shape {
+    pub eight_bit: bool,
+    pub nul: bool,
+    /// Bytes of the longest line, without its end.
+    pub longest: usize,
+    /// A line ends in LF alone.
+    pub bare_lf: bool,
+    /// A CR that no LF follows.
+    pub bare_cr: bool,
+}
+
+/// Longest line that may travel, without its CRLF.
+pub const LONGEST_LINE: usize = 998;
+
+impl Shape {
+    pub fn of(bytes: &[u8]) -> Self {
+        let mut shape =
+            Self { eight_bit: !bytes.is_ascii(), nul: memchr::memchr(0, bytes).is_some(), ..Self::default() };
+        for line in lines(bytes) {
+            shape.longest = shape.longest.max(line.content.len());
+            match &bytes[line.start + line.content.len()..line.next] {
+                b"\n" => shape.bare_lf = true,
+                b"\r" => shape.bare_cr = true,
+                _ => {}
+            }
+        }
+        shape
+    }
+
+    /// Nothing but its 8-bit bytes can hinder it on its way.
+    pub fn travels(&self) -> bool {
+        !self.nul && self.longest <= LONGEST_LINE
+    }
+}

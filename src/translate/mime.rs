@@ -1,0 +1,171 @@
+//! Content-Type and Content-Disposition (RFC 2045 §5.1, RFC 2183), read with patience and written with care.
+
+use super::words::{self, Line};
+
+/// A media type or disposition with its parameters.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Value {
+    /// In lower case.
+    pub main: String,
+    pub params: Vec<Param>,
+    /// A parameter holds quotation marks that nobody escaped, or is quoted nowhere and should be.
+    pub sloppy: bool,
+}
+
+/// A parameter: its name in lower case, and its value without quotes, encoded words not decoded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Param {
+    pub name: String,
+    pub value: String,
+}
+
+impl Value {
+    pub fn parse(text: &str) -> Self {
+        let (main, mut rest) = text.split_at(text.find(';').unwrap_or(text.len()));
+        let main = main.split('(').next().unwrap_or_default().trim().to_ascii_lowercase();
+        let mut value = Self { main, ..Self::default() };
+        while let Some(start) = rest.find(';') {
+            rest = &rest[start + 1..];
+            let Some((name, after)) = param_name(rest) else { continue };
+            let (param, sloppy, after) = match after.strip_prefix('"') {
+                Some(inner) => quoted(inner),
+                None => unquoted(&name, after),
+            };
+            value.sloppy |= sloppy;
+            if !value.params.iter().any(|param| param.name == name) {
+                value.params.push(Param { name, value: param });
+            }
+            rest = after;
+        }
+        value
+    }
+
+    pub fn param(&self, name: &str) -> Option<&str> {
+        self.params.iter().find(|param| param.name == name).map(|param| param.value.as_str())
+    }
+
+    /// Puts `value` in place of the parameter's, or behind the others.
+    pub fn set(&mut self, name: &str, value: &str) {
+        match self.params.iter_mut().find(|param| param.name == name) {
+            Some(param) => param.value = value.to_owned(),
+            None => self.params.push(Param { name: name.to_owned(), value: value.to_owned() }),
+        }
+    }
+
+    pub fn is_multipart(&self) -> bool {
+        self.main.starts_with("multipart/")
+    }
+
+    /// Text, or nothing that can be told apart from it.
+    pub fn is_text(&self) -> bool {
+        self.main.starts_with("text/") || !self.main.contains('/')
+    }
+
+    /// Signed or encrypted: not one byte may be changed (RFC 1847, RFC 3156, RFC 8551).
+    pub fn is_sealed(&self) -> bool {
+        let main = self.main.as_str();
+        matches!(main, "multipart/signed" | "multipart/encrypted")
+            || ["application/pkcs7-", "application/x-pkcs7-", "application/pgp-"]
+                .iter()
+                .any(|kind| main.starts_with(kind))
+    }
+
+    /// It names a file, in whatever spelling.
+    pub fn names_a_file(&self) -> bool {
+        let is_name = |name: &str| matches!(name.split('*').next(), Some("name" | "filename"));
+        self.params.iter().any(|param| is_name(&param.name) && !param.value.is_empty())
+    }
+
+    /// Writes the header anew. Values outside ASCII, and such with quotes or encoded words inside, go out by RFC 2231.
+    pub fn write(&self, out: &mut String, header: &str) {
+        let mut line = Line::new(out, header);
+        line.word(&self.main);
+        for param in &self.params {
+            let value = &param.value;
+            let decoded =
+                if value.contains("=?") && !value.starts_with("=_") { words::decode(value) } else { value.clone() };
+            let extended = param.name.contains('*');
+            line.stick(";");
+            if decoded.bytes().all(is_token) && !decoded.is_empty() {
+                line.word(&format!("{}={decoded}", param.name));
+            } else if extended
+                || decoded.bytes().all(|byte| matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\'))
+            {
+                let ascii: String =
+                    decoded.chars().filter(|c| matches!(c, ' '..='~') && !matches!(c, '"' | '\\')).collect();
+                line.word(&format!("{}=\"{ascii}\"", param.name));
+            } else {
+                write_extended(&mut line, &param.name, &decoded);
+            }
+        }
+        line.end();
+    }
+}
+
+/// RFC 2231 §3 and §4, always with numbered pieces, which every reader of one piece knows as well.
+fn write_extended(line: &mut Line<'_>, name: &str, value: &str) {
+    let mut pieces = vec![String::from("utf-8''")];
+    for c in value.chars() {
+        let mut buffer = [0; 4];
+        let encoded: String = match c {
+            c if c.is_ascii_alphanumeric() || "-._".contains(c) => c.to_string(),
+            c => c.encode_utf8(&mut buffer).bytes().map(|byte| format!("%{byte:02X}")).collect(),
+        };
+        let last = pieces.len() - 1;
+        if pieces[last].len() + encoded.len() > 50 {
+            pieces.push(encoded);
+        } else {
+            pieces[last].push_str(&encoded);
+        }
+    }
+    for (number, piece) in pieces.iter().enumerate() {
+        if number > 0 {
+            line.stick(";");
+        }
+        line.word(&format!("{name}*{number}*={piece}"));
+    }
+}
+
+fn is_token(byte: u8) -> bool {
+    byte.is_ascii_graphic() && !b"()<>@,;:\\\"/[]?=".contains(&byte)
+}
+
+/// `name =`, and what follows.
+fn param_name(text: &str) -> Option<(String, &str)> {
+    let text = text.trim_start();
+    let end = text.find(|c: char| !c.is_ascii_alphanumeric() && c != '-' && c != '*')?;
+    let after = text[end..].trim_start().strip_prefix('=')?.trim_start();
+    (end > 0).then(|| (text[..end].to_ascii_lowercase(), after))
+}
+
+/// The value behind an opening quotation mark. If what follows the closing one is no end, the marks inside were not
+/// escaped, and the value ends at the mark that an end follows.
+fn quoted(inner: &str) -> (String, bool, &str) {
+    let ends = |after: &str| {
+        let after = after.trim_start();
+        after.is_empty() || after.starts_with([';', '('])
+    };
+    let mut value = String::new();
+    let mut chars = inner.char_indices();
+    while let Some((at, c)) = chars.next() {
+        match c {
+            '"' if ends(&inner[at + 1..]) => return (value, false, &inner[at + 1..]),
+            '"' => break,
+            '\\' => value.extend(chars.next().map(|(_, c)| c)),
+            c => value.push(c),
+        }
+    }
+    let marks = inner.match_indices('"').map(|(at, _)| at);
+    let end = marks.clone().find(|at| ends(&inner[at + 1..])).or(marks.last()).unwrap_or(inner.len());
+    (inner[..end].to_owned(), true, inner.get(end + 1..).unwrap_or_default())
+}
+
+/// A value without quotation marks: to the next blank, but for names of files, which go on to the end.
+fn unquoted<'a>(name: &str, text: &'a str) -> (String, bool, &'a str) {
+    let end = text.find(';').unwrap_or(text.len());
+    let whole = text[..end].trim();
+    let file = matches!(name.split('*').next(), Some("name" | "filename"));
+    let value = if file { whole } else { whole.split(' ').next().unwrap_or_default() };
+    let sloppy = !value.bytes().all(|byte| is_token(byte) || !byte.is_ascii()) && !name.contains('*');
+    (value.to_owned(), sloppy, &text[end..])
+}

@@ -1,0 +1,191 @@
+//! Encoded words (RFC 2047) and header lines of at most 76 characters.
+
+use std::fmt::Write;
+
+use email_encoding::headers::rfc2047;
+use email_encoding::headers::writer::EmailWriter;
+
+use crate::decode;
+
+/// Header lines are folded here where they can be (RFC 2047 §2, RFC 5322 §2.1.1).
+const FOLD: usize = 76;
+
+/// Controls and blanks in a row become one blank, and none is left at the ends.
+pub fn one_line(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for word in text.split(|c: char| c <= ' ' || c == '\x7f').filter(|word| !word.is_empty()) {
+        if !line.is_empty() {
+            line.push(' ');
+        }
+        line.push_str(word);
+    }
+    line
+}
+
+/// Decodes encoded words wherever they stand, in quotes too. Neighbours of one charset are joined before they are decoded,
+/// because producers split them inside of characters.
+pub fn decode(text: &str) -> String {
+    let mut decoded = String::with_capacity(text.len());
+    let mut pending: Option<(&str, Vec<u8>)> = None;
+    let mut rest = text;
+    while let Some((before, word, after)) = next_word(rest) {
+        let adjacent = pending.is_some() && before.trim().is_empty();
+        if !adjacent {
+            flush(&mut pending, &mut decoded);
+            decoded.push_str(before);
+        }
+        match &mut pending {
+            Some((charset, bytes)) if charset.eq_ignore_ascii_case(word.charset) => bytes.extend(word.bytes),
+            _ => {
+                flush(&mut pending, &mut decoded);
+                pending = Some((word.charset, word.bytes));
+            }
+        }
+        rest = after;
+    }
+    flush(&mut pending, &mut decoded);
+    decoded.push_str(rest);
+    decoded
+}
+
+fn flush(pending: &mut Option<(&str, Vec<u8>)>, decoded: &mut String) {
+    if let Some((label, bytes)) = pending.take() {
+        match decode::charset(label).and_then(|charset| decode::strictly(&bytes, charset)) {
+            Some(text) => decoded.push_str(&text),
+            None => decoded.push_str(&decode::utf8_or_windows_1252(&bytes)),
+        }
+    }
+}
+
+struct Word<'a> {
+    charset: &'a str,
+    bytes: Vec<u8>,
+}
+
+/// The next encoded word, with the text before and after it. Longer than RFC 2047 allows and with blanks inside is fine.
+fn next_word(text: &str) -> Option<(&str, Word<'_>, &str)> {
+    let mut from = 0;
+    while let Some(found) = text[from..].find("=?") {
+        let start = from + found;
+        if let Some((word, after)) = word_at(&text[start + 2..]) {
+            return Some((&text[..start], word, after));
+        }
+        from = start + 1;
+    }
+    None
+}
+
+fn word_at(text: &str) -> Option<(Word<'_>, &str)> {
+    let end = text.find(|c: char| c == '?' || c.is_whitespace())?;
+    let charset = &text[..end];
+    let rest = text[end..].strip_prefix('?')?;
+    let coding = rest.chars().next()?;
+    let rest = rest[coding.len_utf8()..].strip_prefix('?')?;
+    let (inner, after) = rest.split_at(rest.find('?')?);
+    let after = after.strip_prefix("?=")?;
+    let bytes = match coding {
+        'b' | 'B' => decode::loose_base64(inner.as_bytes()),
+        'q' | 'Q' => unquote(inner.as_bytes()),
+        _ => return None,
+    };
+    Some((Word { charset, bytes }, after))
+}
+
+/// The Q encoding (RFC 2047 §4.2); an `=` that no two digits follow stands for itself.
+fn unquote(text: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((&byte, tail)) = rest.split_first() {
+        rest = tail;
+        match byte {
+            b'_' => bytes.push(b' '),
+            b'=' => match hex_pair(tail) {
+                Some(value) => {
+                    bytes.push(value);
+                    rest = &tail[2..];
+                }
+                None => bytes.push(b'='),
+            },
+            _ => bytes.push(byte),
+        }
+    }
+    bytes
+}
+
+/// The byte that two hexadecimal digits at the start of `text` mean.
+pub fn hex_pair(text: &[u8]) -> Option<u8> {
+    let digit = |at: usize| (*text.get(at)? as char).to_digit(16);
+    Some((digit(0)? * 16 + digit(1)?) as u8)
+}
+
+/// One header line that is being written: `Name:`, then words that are folded as they come.
+pub struct Line<'a> {
+    writer: EmailWriter<'a>,
+    fresh: bool,
+}
+
+impl<'a> Line<'a> {
+    /// `out` must end in a line end, or be empty.
+    pub fn new(out: &'a mut String, name: &str) -> Self {
+        out.push_str(name);
+        out.push(':');
+        Self { writer: EmailWriter::new(out, name.len() + 1, 1, false), fresh: true }
+    }
+
+    /// A word that is never taken apart, behind a blank.
+    pub fn word(&mut self, word: &str) {
+        if !self.fresh {
+            self.writer.space();
+        }
+        if !self.fresh && self.writer.projected_line_len() + word.len() > FOLD {
+            // Writing into a String cannot fail, here and below.
+            let _ = self.writer.new_line();
+        }
+        let _ = self.writer.write_str(word);
+        self.fresh = false;
+    }
+
+    /// Text as encoded words, behind a blank.
+    pub fn encoded(&mut self, text: &str) {
+        if !self.fresh {
+            self.writer.space();
+        }
+        let _ = rfc2047::encode(text, &mut self.writer);
+        self.fresh = false;
+    }
+
+    /// Something short that belongs to the word before it: a comma, a semicolon.
+    pub fn stick(&mut self, mark: &str) {
+        let _ = self.writer.write_str(mark);
+    }
+
+    pub fn end(mut self) {
+        let _ = self.writer.write_str("\r\n");
+    }
+}
+
+/// Writes unstructured text (RFC 5322 §2.2.1) as a header. What lies between the first and the last word that needs it is
+/// encoded; the other words stay readable. Words longer than `longest` are encoded too.
+pub fn write_text(out: &mut String, name: &str, text: &str, longest: usize) {
+    let words: Vec<&str> = text.split(' ').filter(|word| !word.is_empty()).collect();
+    let plain =
+        |word: &str| word.bytes().all(|byte| byte.is_ascii_graphic()) && !word.contains("=?") && word.len() <= longest;
+    // Beside an encoded word a quotation mark would seem to quote it.
+    let all_plain = words.iter().all(|word| plain(word));
+    let needs = |word: &&str| !plain(word) || word.contains('"');
+    let range = match (all_plain, words.iter().position(needs), words.iter().rposition(needs)) {
+        (false, Some(first), Some(last)) => first..last + 1,
+        _ => 0..0,
+    };
+    let mut line = Line::new(out, name);
+    for word in &words[..range.start] {
+        line.word(word);
+    }
+    if !range.is_empty() {
+        line.encoded(&words[range.clone()].join(" "));
+    }
+    for word in &words[range.end..] {
+        line.word(word);
+    }
+    line.end();
+}

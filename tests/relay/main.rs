@@ -1,0 +1,9 @@
+//! The session with the smarthost, seen from the wire.
+
+mod certificates;
+mod dialogs;
+mod login;
+mod script;
+mod sending;
+mod server;
+mod support;

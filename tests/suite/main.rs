@@ -1,0 +1,10 @@
+//! The suite: one binary, so that it links once. A new part is a file beside this one and a `mod` line here.
+//! How tests come by servers, and how those that need one are named, stands in [`support`].
+
+mod delivery;
+mod layers;
+mod ledger;
+mod pace;
+mod retry;
+mod servers;
+mod support;

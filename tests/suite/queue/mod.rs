@@ -1,0 +1,36 @@
+//! What a queue promises, said once and held against each database.
+
+mod claims;
+mod contents;
+mod operators;
+mod place;
+mod producers;
+mod recovery;
+mod setup;
+mod settling;
+
+/// Makes of each function a test on every database, in modules that are named after them.
+macro_rules! on_each_database {
+    ($(async fn $name:ident($place:ident: Place) $body:block)+) => {
+        $(async fn $name($place: Place) $body)+
+        mod mariadb {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                super::$name(crate::queue::place::Place::mariadb().await).await;
+            })+
+        }
+        mod postgres {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                super::$name(crate::queue::place::Place::postgres().await).await;
+            })+
+        }
+        mod sqlite {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                super::$name(crate::queue::place::Place::sqlite().await).await;
+            })+
+        }
+    };
+}
+use on_each_database;

@@ -1,0 +1,207 @@
+//! A database with a producers' table and our tables, and shorthands for what tests do there.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use mailqueue::mail::{Columns, Fingerprint};
+use mailqueue::outcome::{Fate, History, Reason, RecipientRecord, RecipientState, Verdict};
+use mailqueue::queue::{Claim, Database, Listed, Queue, Row, Settings, Settled, Settlement};
+use sqlx::{AssertSqlSafe, Connection, Executor, MySqlConnection, PgConnection, Row as _, SqliteConnection};
+use url::Url;
+
+use crate::support::database::{self, TestDatabase};
+
+pub const TABLE: &str = "mail_queue";
+
+pub struct Place {
+    pub database: TestDatabase,
+}
+
+/// A producer's or an operator's own connection.
+pub enum Session {
+    MariaDb(MySqlConnection),
+    Postgres(PgConnection),
+    Sqlite(SqliteConnection),
+}
+
+impl Place {
+    pub async fn mariadb() -> Self {
+        Self { database: database::mariadb().await }.migrated().await
+    }
+
+    pub async fn postgres() -> Self {
+        Self { database: database::postgres().await }.migrated().await
+    }
+
+    pub async fn sqlite() -> Self {
+        Self { database: database::sqlite() }.migrated().await
+    }
+
+    async fn migrated(self) -> Self {
+        self.dispatcher("").migrate(true).await.unwrap();
+        self
+    }
+
+    /// The queue as a dispatcher of this name sees it; with an empty name as an operator does.
+    pub fn dispatcher(&self, name: &str) -> Queue {
+        self.queue_on(self.database.url.clone(), TABLE, name)
+    }
+
+    pub fn queue_on(&self, url: Url, table: &str, dispatcher: &str) -> Queue {
+        let settings = Settings {
+            name: Arc::from("newsletter"),
+            database: Database { url, password: None },
+            table: table.to_owned(),
+        };
+        Queue::new(settings, dispatcher.to_owned()).unwrap()
+    }
+
+    pub async fn session(&self) -> Session {
+        Session::on(&self.database.url).await
+    }
+
+    pub fn is_sqlite(&self) -> bool {
+        self.database.url.scheme() == "sqlite"
+    }
+
+    /// Puts mails into the table as a producer would; each says its number.
+    pub async fn mails(&self, count: usize) -> Vec<i64> {
+        let queue = self.dispatcher("");
+        let mut mids = Vec::with_capacity(count);
+        for number in 0..count {
+            mids.push(queue.insert(&mail(number)).await.unwrap());
+        }
+        mids
+    }
+
+    /// The state that an operator sees.
+    pub async fn listed(&self, mid: i64) -> Option<Listed> {
+        self.dispatcher("").look(mid).await.unwrap().map(|(listed, _)| listed)
+    }
+
+    pub async fn state(&self, mid: i64) -> String {
+        self.listed(mid).await.map_or_else(|| "gone".to_owned(), |listed| listed.state.to_string())
+    }
+
+    /// How many records there are, of rows that are there or not.
+    pub async fn records(&self) -> i64 {
+        self.session().await.number("SELECT COUNT(*) FROM mailqueue_delivery").await
+    }
+}
+
+impl Session {
+    pub async fn on(url: &Url) -> Self {
+        match url.scheme() {
+            "mysql" => Self::MariaDb(MySqlConnection::connect(url.as_str()).await.unwrap()),
+            "postgres" => Self::Postgres(PgConnection::connect(url.as_str()).await.unwrap()),
+            _ => Self::Sqlite(SqliteConnection::connect(url.as_str()).await.unwrap()),
+        }
+    }
+
+    pub async fn run(&mut self, sql: &str) -> Result<(), sqlx::Error> {
+        let sql = sqlx::raw_sql(AssertSqlSafe(sql.to_owned()));
+        match self {
+            Self::MariaDb(connection) => connection.execute(sql).await.map(drop),
+            Self::Postgres(connection) => connection.execute(sql).await.map(drop),
+            Self::Sqlite(connection) => connection.execute(sql).await.map(drop),
+        }
+    }
+
+    pub async fn number(&mut self, sql: &str) -> i64 {
+        let sql = AssertSqlSafe(sql.to_owned());
+        match self {
+            Self::MariaDb(connection) => connection.fetch_one(sql).await.unwrap().get_unchecked(0),
+            Self::Postgres(connection) => connection.fetch_one(sql).await.unwrap().get_unchecked(0),
+            Self::Sqlite(connection) => connection.fetch_one(sql).await.unwrap().get_unchecked(0),
+        }
+    }
+
+    /// All lines of an answer, each cell as text.
+    pub async fn lines(&mut self, sql: &str) -> Vec<String> {
+        macro_rules! lines {
+            ($connection:expr) => {{
+                let rows = $connection.fetch_all(sqlx::raw_sql(AssertSqlSafe(sql.to_owned()))).await.unwrap();
+                rows.iter()
+                    .map(|row| {
+                        let cells = (0..row.len()).map(|at| row.get_unchecked::<Option<String>, _>(at));
+                        cells.map(|cell| cell.unwrap_or_default()).collect::<Vec<_>>().join(" ")
+                    })
+                    .collect()
+            }};
+        }
+        match self {
+            Self::MariaDb(connection) => lines!(connection),
+            Self::Postgres(connection) => lines!(connection),
+            Self::Sqlite(connection) => lines!(connection),
+        }
+    }
+}
+
+pub fn mail(number: usize) -> Columns {
+    let text = |text: String| Some(text.into_bytes());
+    Columns {
+        mto: text(format!("bWVtYmVy{number:08}")),
+        msubject: text("TmV3cw==".to_owned()),
+        mbody: text("SGVsbG8=".repeat(300)),
+        mheaders: text("RnJvbTogYUBleGFtcGxlLm9yZw==".to_owned()),
+        mparams: None,
+    }
+}
+
+/// A moment, in seconds.
+pub fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(1_700_000_000 + second).unwrap()
+}
+
+pub fn recipient(address: &str, state: RecipientState) -> RecipientRecord {
+    RecipientRecord { address: address.to_owned(), state, reply: Some("250 2.0.0 Ok".to_owned()), at: at(5) }
+}
+
+pub fn verdict(fate: Fate, recipients: &[RecipientRecord]) -> Verdict {
+    let history = History { attempts: 1, unknowns: 0, first_deferred: Some(at(5)), recipients: recipients.to_vec() };
+    Verdict { fate, history, last_reply: Some("451 4.3.0 Try later".to_owned()) }
+}
+
+pub fn delivered() -> Verdict {
+    verdict(Fate::Delivered, &[])
+}
+
+pub fn deferred(until: Timestamp) -> Verdict {
+    verdict(Fate::Deferred { reason: Reason::Throttled, next_attempt: until }, &[])
+}
+
+pub fn failed() -> Verdict {
+    verdict(Fate::Failed { reason: Reason::Refused }, &[])
+}
+
+pub fn held() -> Verdict {
+    verdict(Fate::Held { reason: Reason::OutcomeUnknown }, &[])
+}
+
+pub fn settlement(row: Row, verdict: Verdict) -> Settlement {
+    Settlement { claim: row.claim, fingerprint: Some(row.fingerprint), message_id: Some("<m@x>".to_owned()), verdict }
+}
+
+/// Finds, claims and loads everything that waits.
+pub async fn take_all(queue: &Queue) -> Vec<Row> {
+    let mids = queue.find(i64::MIN, 10_000).await.unwrap();
+    let claims = queue.claim(&mids, at(0)).await.unwrap();
+    queue.load(claims).await.unwrap()
+}
+
+/// Marks rows as sending.
+pub async fn send(queue: &Queue, rows: &[Row]) -> Vec<bool> {
+    let rows: Vec<(&Claim, Fingerprint, &str)> =
+        rows.iter().map(|row| (&row.claim, row.fingerprint, "<m@x>")).collect();
+    queue.sending(&rows).await.unwrap()
+}
+
+pub async fn settle(queue: &Queue, row: Row, verdict: Verdict) -> Settled {
+    queue.settle(vec![settlement(row, verdict)]).await.unwrap().remove(0).1
+}
+
+/// Claims everything that is due.
+pub async fn take_due(queue: &Queue, now: Timestamp) -> Vec<Row> {
+    let claims = queue.claim_due(now, 1000).await.unwrap();
+    queue.load(claims).await.unwrap()
+}
