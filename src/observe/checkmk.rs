@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::health::{Health, Queue, RelayState, Rows, grouped};
+use super::health::{Health, Queue, Relay, RelayState, Rows, grouped, span};
 use super::outside::Daemon;
 
 /// From where on a number is WARN and CRIT.
@@ -69,31 +69,16 @@ pub fn lines(health: &Health, daemon: &Daemon, levels: &Levels, now: Timestamp) 
 fn daemon_line(health: &Health, daemon: &Daemon, levels: &Levels, now: Timestamp) -> String {
     let poll_age = health.last_poll.map(|at| age(at, now));
     let polled = poll_age.map_or("no table looked at yet".to_owned(), |age| format!("last poll {} ago", span(age)));
-    let (verdict, text) = match daemon {
-        Daemon::Running { pid } => {
-            // A relay that is paused is looked to by its own line; the tables have to wait for it.
-            let late = match health.relay.state {
-                RelayState::Up => poll_age.map_or(Verdict::Ok, |age| levels.last_poll.judge(age)),
-                RelayState::Paused | RelayState::Stopped => Verdict::Ok,
-            };
-            (late, format!("running as process {pid}, {polled}"))
-        }
-        Daemon::Silent { pid, since } => {
-            (Verdict::Crit, format!("process {pid} shows no signs of life for {}; restart it", span(age(*since, now))))
-        }
-        Daemon::Stopped { since: Some(since) } => {
-            (Verdict::Crit, format!("not running, stopped {} ago; nothing is sent", span(age(*since, now))))
-        }
-        Daemon::Stopped { since: None } => (Verdict::Crit, "not running on this host; nothing is sent".to_owned()),
-        Daemon::Died { since } => (
-            Verdict::Crit,
-            format!(
-                "not running, died without a word; last sign of life {} ago; nothing is sent",
-                span(age(*since, now))
-            ),
-        ),
-        Daemon::Unknown { why } => (Verdict::Unknown, format!("cannot be told: {why}")),
+    let verdict = match (daemon, health.relay.state) {
+        (Daemon::Running { .. }, RelayState::Up) => poll_age.map_or(Verdict::Ok, |age| levels.last_poll.judge(age)),
+        // A relay that is paused is looked to by its own line; the tables have to wait for it.
+        (Daemon::Running { .. }, _) => Verdict::Ok,
+        (Daemon::Silent { .. } | Daemon::Stopped { .. } | Daemon::Died { .. }, _) => Verdict::Crit,
+        (Daemon::Unknown { .. }, _) => Verdict::Unknown,
     };
+    let mut text = daemon.sentence(now);
+    text.push_str(", ");
+    text.push_str(&polled);
     let metrics = [
         poll_age.map(|age| metric("last_poll_age", age, Some(levels.last_poll))),
         health.ledger_open.map(|open| metric("ledger_open", open, None)),
@@ -107,12 +92,13 @@ fn relay_line(health: &Health, daemon: &Daemon, now: Timestamp) -> String {
         accepted.map_or("no mail accepted yet".to_owned(), |age| format!("last mail accepted {} ago", span(age)));
     let reason = health.relay.reason.as_deref().unwrap_or("in trouble");
     let (verdict, text) = match (health.relay.state, daemon) {
-        (RelayState::Stopped, _) => {
-            (Verdict::Warn, format!("stopped by an operator; `mailqueue resume relay` lets it go on; {last}"))
-        }
-        (RelayState::Paused, _) => (Verdict::Crit, format!("paused: {reason}; {last}")),
         (RelayState::Up, Daemon::Running { .. }) => (Verdict::Ok, format!("up, {last}")),
-        (RelayState::Up, _) => (Verdict::Unknown, format!("no dispatcher that could tell; {last}")),
+        (RelayState::Paused, Daemon::Running { .. }) => (Verdict::Crit, format!("paused: {reason}; {last}")),
+        _ if health.relay == Relay::stopped() => {
+            (Verdict::Warn, format!("stopped by an operator, `mailqueue resume relay` lets it go on; {last}"))
+        }
+        // One trouble, one alarm: the dispatcher's line has it.
+        _ => (Verdict::Unknown, format!("no dispatcher that could tell; {last}")),
     };
     line(verdict, "mailqueue relay", &[accepted.map(|age| metric("last_accepted_age", age, None))], &text)
 }
@@ -177,13 +163,4 @@ fn line(verdict: Verdict, service: &str, metrics: &[Option<String>], text: &str)
 /// Whole seconds; 0 where clocks disagree.
 fn age(at: Timestamp, now: Timestamp) -> u64 {
     u64::try_from(now.duration_since(at).as_secs()).unwrap_or(0)
-}
-
-fn span(seconds: u64) -> String {
-    match seconds {
-        0..120 => format!("{seconds} s"),
-        120..7_200 => format!("{} min", seconds / 60),
-        7_200..172_800 => format!("{} h", seconds / 3_600),
-        _ => format!("{} days", seconds / 86_400),
-    }
 }

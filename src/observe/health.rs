@@ -62,7 +62,7 @@ pub enum RelayState {
     Up,
     /// In trouble that is no mail's; tried again by itself.
     Paused,
-    /// An operator's emergency stop.
+    /// An operator's emergency stop; or no dispatcher runs.
     Stopped,
 }
 
@@ -80,6 +80,11 @@ impl Relay {
     /// An operator's emergency stop.
     pub fn stopped() -> Self {
         Self { state: RelayState::Stopped, until: None, reason: Some("operator".to_owned()) }
+    }
+
+    /// Nobody is there to offer it anything.
+    pub fn unused() -> Self {
+        Self { state: RelayState::Stopped, until: None, reason: Some("no dispatcher runs here".to_owned()) }
     }
 }
 
@@ -136,4 +141,14 @@ pub fn grouped(number: u64) -> String {
         text.push(digit);
     }
     text
+}
+
+/// `12 s`, `5 min`, `3 h`, `9 days`: one unit is enough for a person.
+pub fn span(seconds: u64) -> String {
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7_200 => format!("{} min", seconds / 60),
+        7_200..172_800 => format!("{} h", seconds / 3_600),
+        _ => format!("{} days", seconds / 86_400),
+    }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use jiff::Timestamp;
 
-use super::health::{self, Health, Relay};
+use super::health::{self, Health, Relay, span};
 use super::snapshot::Snapshot;
 use crate::ledger::{self, Tracer};
 use crate::queue::{self, Queue};
@@ -40,6 +40,25 @@ pub enum Daemon {
     },
 }
 
+impl Daemon {
+    /// In words, without a capital letter or a full stop.
+    pub fn sentence(&self, now: Timestamp) -> String {
+        let ago = |at: &Timestamp| span(u64::try_from(now.duration_since(*at).as_secs()).unwrap_or(0));
+        match self {
+            Self::Running { pid } => format!("running as process {pid}"),
+            Self::Silent { pid, since } => {
+                format!("process {pid} shows no signs of life for {}; restart it", ago(since))
+            }
+            Self::Stopped { since: Some(since) } => format!("not running, stopped {} ago; nothing is sent", ago(since)),
+            Self::Stopped { since: None } => "not running on this host; nothing is sent".to_owned(),
+            Self::Died { since } => {
+                format!("not running, died without a word; last sign of life {} ago; nothing is sent", ago(since))
+            }
+            Self::Unknown { why } => format!("cannot be told: {why}"),
+        }
+    }
+}
+
 /// Looks at everything. A database that is out of reach is part of the answer.
 pub async fn look(queues: &[Queue], state_dir: &Path, now: Timestamp) -> (Health, Daemon) {
     let counted = counts(queues, now).await;
@@ -56,7 +75,7 @@ pub async fn look(queues: &[Queue], state_dir: &Path, now: Timestamp) -> (Health
     let relay = match (&snapshot, &daemon) {
         _ if counted.relay_stopped => Relay::stopped(),
         (Some(snapshot), Daemon::Running { .. } | Daemon::Silent { .. }) => snapshot.relay.clone(),
-        _ => Relay::default(),
+        _ => Relay::unused(),
     };
     let health = Health {
         queues: counted.queues,
