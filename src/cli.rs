@@ -17,6 +17,7 @@ mod select;
 mod show;
 mod status;
 mod trace;
+mod watched;
 
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;

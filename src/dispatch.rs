@@ -153,6 +153,11 @@ impl Handle {
         self.shared.health.watch().borrow().clone()
     }
 
+    /// What a log may show of a text in which addresses may stand.
+    pub fn redact(&self, text: &str) -> String {
+        (self.shared.settings.redact)(text)
+    }
+
     /// Entries of the ledger that are not settled yet.
     pub fn ledger_open(&self) -> u64 {
         self.shared.ledger.open_count()

@@ -1,58 +1,125 @@
-//! What people and machines see of the work: logs, and one picture of health that others turn into text.
+//! What people and machines see of the work: one picture of health, and the files below that turn it into text.
+//!
+//! [`start`] has everything that watches a running dispatcher; [`outside::look`] is for commands. Neither knows the
+//! dispatcher itself, only what [`subject::Subject`] shows of it.
 
+pub mod checkmk;
+pub mod health;
 pub mod logs;
+pub mod metrics;
+pub mod monitor;
+pub mod notify;
+pub mod outside;
+pub mod snapshot;
+pub mod subject;
+pub mod summary;
+pub mod systemd;
 
-use std::io;
-use std::path::Path;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use prometheus::core::Collector;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
 
-/// The file in `state_dir` through which a running dispatcher shows its health to other processes.
-const FILE: &str = "status.json";
+use crate::queue::Queue;
+use health::Health;
+use metrics::Metrics;
+use monitor::Monitor;
+use subject::Subject;
 
-/// A dispatcher that has not drawn its picture for so long is taken for dead, or stuck.
-const STALE: Duration = Duration::from_secs(15);
-
-/// How a dispatcher is, in its own words.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Picture {
-    pub pid: u32,
-    pub drawn: Timestamp,
-    pub last_poll: Option<Timestamp>,
-    pub last_accepted: Option<Timestamp>,
-    pub relay: RelayPicture,
+/// What is to watch a dispatcher.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub state_dir: PathBuf,
+    /// Rows are counted so often, and never more often than every five seconds.
+    pub poll_interval: Duration,
+    /// For `/metrics` and `/healthz`.
+    pub listen: Option<SocketAddr>,
+    pub notify: Option<notify::Settings>,
 }
 
-/// `up`; `paused` after trouble, until then; `stopped` by an operator, or because no dispatcher runs.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RelayPicture {
-    pub state: String,
-    pub until: Option<Timestamp>,
-    pub reason: Option<String>,
+/// Everything that watches a running dispatcher. Dropping it ends the watch.
+#[derive(Debug)]
+pub struct Observers<S> {
+    subject: S,
+    state_dir: PathBuf,
+    monitor: Option<SocketAddr>,
+    tasks: JoinSet<()>,
 }
 
-impl Picture {
-    /// Replaces the picture in `state_dir` as a whole: a reader sees the old one or the new one.
-    pub fn write(&self, state_dir: &Path) -> io::Result<()> {
-        let fresh = state_dir.join("status.json.new");
-        std::fs::write(&fresh, serde_json::to_vec(self)?)?;
-        std::fs::rename(fresh, state_dir.join(FILE))
+/// Starts to watch: counts rows in the background, serves metrics, tells the service manager, sums up each hour, sends
+/// digests. `counters` are those that the dispatcher keeps. Fails where the port cannot be had.
+pub async fn start<S: Subject>(
+    subject: S,
+    queues: Vec<Queue>,
+    counters: Vec<Box<dyn Collector>>,
+    settings: Settings,
+) -> anyhow::Result<Observers<S>> {
+    let metrics = Arc::new(Metrics::new(counters, Timestamp::now())?);
+    let monitor = match settings.listen {
+        Some(address) => Some(Monitor::bind(address).await?),
+        None => None,
+    };
+    let address = monitor.as_ref().and_then(|monitor| monitor.address().ok());
+    let (sender, health) = watch::channel(Health::default());
+
+    let mut tasks = JoinSet::new();
+    if let Some(monitor) = monitor {
+        tasks.spawn(monitor.serve(subject.clone(), metrics.clone()));
+    }
+    tasks.spawn(count(subject.clone(), queues, metrics, sender, settings.poll_interval));
+    tasks.spawn(systemd::run(subject.clone(), health));
+    tasks.spawn(summary::run(subject.clone()));
+    tasks.spawn(snapshot::keep(subject.clone(), settings.state_dir.clone()));
+    if let Some(notify) = settings.notify {
+        tasks.spawn(notify::run(subject.clone(), notify));
+    }
+    Ok(Observers { subject, state_dir: settings.state_dir, monitor: address, tasks })
+}
+
+impl<S: Subject> Observers<S> {
+    /// Where `/metrics` is.
+    pub fn monitor(&self) -> Option<SocketAddr> {
+        self.monitor
     }
 
-    /// The picture that a dispatcher left in `state_dir`; `None` where there is none that can be read, or an old one.
-    pub fn read(state_dir: &Path, now: Timestamp) -> Option<Self> {
-        let bytes = std::fs::read(state_dir.join(FILE)).ok()?;
-        let picture: Self = serde_json::from_slice(&bytes).ok()?;
-        (now.duration_since(picture.drawn).unsigned_abs() < STALE).then_some(picture)
-    }
-
-    /// One line for people.
-    pub fn sentence(&self) -> String {
-        match &self.relay.reason {
-            Some(reason) => format!("relay {}: {reason}", self.relay.state),
-            None => format!("relay {}", self.relay.state),
+    /// The dispatcher has ended in good order.
+    pub async fn stop(mut self) {
+        self.tasks.shutdown().await;
+        if let Err(error) = snapshot::close(&self.subject, &self.state_dir) {
+            tracing::warn!(target: "mailqueue::monitor", %error, "`mailqueue status` will not know of this end");
         }
+    }
+}
+
+/// Counts rows now and then, so that nobody who asks has to wait for a database.
+async fn count(
+    subject: impl Subject,
+    queues: Vec<Queue>,
+    metrics: Arc<Metrics>,
+    health: watch::Sender<Health>,
+    interval: Duration,
+) {
+    loop {
+        let begun = Instant::now();
+        let counted = outside::counts(&queues, Timestamp::now()).await;
+        let took = begun.elapsed();
+        metrics.counting_took(took);
+        let look = subject.look();
+        let new = Health {
+            queues: counted.queues,
+            relay: look.relay,
+            last_poll: look.last_poll,
+            last_accepted: look.last_accepted,
+            ledger_open: Some(look.ledger_open),
+        };
+        metrics.counted(&new);
+        health.send_replace(new);
+        sleep(interval.max(Duration::from_secs(5)).saturating_sub(took)).await;
     }
 }

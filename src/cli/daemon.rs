@@ -5,10 +5,13 @@ use std::sync::Arc;
 use anyhow::Context;
 use sha2::{Digest, Sha256};
 
+use super::watched::Watched;
 use crate::config::Config;
-use crate::dispatch::{self, Dispatcher, Source};
+use crate::dispatch::{self, Dispatcher, Handle, Source};
 use crate::ledger::{Ledger, StateDir};
+use crate::mail::Address;
 use crate::observe::logs::Redactor;
+use crate::observe::{self, Observers, notify};
 use crate::queue::Queue;
 use crate::relay::Relay;
 
@@ -31,6 +34,33 @@ pub async fn dispatcher(config: &Config, state_dir: &StateDir, once: bool) -> an
         sources.push(Source { queue, weight });
     }
     Ok(Dispatcher::new(settings(config, state_dir), sources, relay, ledger, once))
+}
+
+/// Everything that watches a dispatcher.
+pub async fn observe(config: &Config, handle: &Handle) -> anyhow::Result<Observers<Watched>> {
+    let queues = config.queues.iter().map(|queue| Queue::new(queue.settings.clone(), String::new()));
+    let counters = handle.progress().meter.collectors();
+    let settings = observe::Settings {
+        state_dir: config.state_dir.clone(),
+        poll_interval: config.poll_interval,
+        listen: config.monitor,
+        notify: notify(config)?,
+    };
+    observe::start(Watched(handle.clone()), queues.collect::<Result<_, _>>()?, counters, settings).await
+}
+
+/// Digests come from whom the configuration names as a sender, else from this host.
+fn notify(config: &Config) -> anyhow::Result<Option<notify::Settings>> {
+    let Some(to) = config.notify.clone() else { return Ok(None) };
+    let host = config.relay.helo.clone();
+    let named = config.message.default_from.clone().or(config.message.envelope_from.clone());
+    let from = match named {
+        Some(from) => from,
+        None => Address::new("mailqueue", &host)
+            .with_context(|| format!("[notify] has no sender, {host} being no domain: set message.default_from"))?,
+    };
+    let pace = notify::Pace::default();
+    Ok(Some(notify::Settings { to, from, host, state_dir: config.state_dir.clone(), pace }))
 }
 
 fn settings(config: &Config, state_dir: &StateDir) -> dispatch::Settings {

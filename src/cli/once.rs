@@ -3,13 +3,16 @@
 use std::io::Write;
 use std::time::Duration;
 
+use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::output::{Out, safe};
+use super::watched::Watched;
 use super::{Ending, daemon};
 use crate::config::Config;
 use crate::dispatch::{Dispatcher, Pass, Tally};
+use crate::observe::snapshot;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Exit status: 0 nothing is left over from the pass, 1 some rows were deferred, failed or \
@@ -18,7 +21,10 @@ pub struct Args {}
 
 pub async fn run(_: &Args, config: &Config, out: &mut Out) -> anyhow::Result<Ending> {
     let state_dir = daemon::take_state_dir(config)?;
-    let pass = drive(daemon::dispatcher(config, &state_dir, true).await?).await?;
+    let dispatcher = daemon::dispatcher(config, &state_dir, true).await?;
+    let watched = Watched(dispatcher.handle());
+    let pass = drive(dispatcher).await?;
+    snapshot::close(&watched, &config.state_dir).context("the picture for `mailqueue status` cannot be written")?;
     writeln!(out, "{}", sentence(&pass.tally))?;
     conclude(pass)
 }

@@ -1,19 +1,14 @@
 //! `mailqueue run`: the daemon, as systemd or a shell starts it.
 
-use std::path::Path;
-use std::time::Duration;
-
-use jiff::Timestamp;
-use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::time::Instant;
-use tracing::{error, info, warn};
+use tracing::{error, info};
 
 use super::{Ending, daemon};
 use crate::config::Config;
-use crate::dispatch::{Handle, Pass, RelayState};
+use crate::dispatch::{Handle, Pass};
 use crate::ledger::StateDir;
-use crate::observe::{Picture, RelayPicture};
+use crate::observe::systemd;
+use crate::relay::Relay;
 
 #[derive(Debug, clap::Args)]
 #[command(
@@ -21,9 +16,6 @@ use crate::observe::{Picture, RelayPicture};
     (all but [log]); SIGUSR1 looks at the tables at once."
 )]
 pub struct Args {}
-
-/// How often the picture of health is drawn anew, and the service manager told that we live.
-const TICK: Duration = Duration::from_secs(1);
 
 pub async fn run(_: &Args, mut config: Config) -> anyhow::Result<Ending> {
     let mut signals = Signals::new()?;
@@ -53,34 +45,41 @@ async fn session(
 ) -> anyhow::Result<(Pass, Option<Box<Config>>)> {
     let dispatcher = daemon::dispatcher(config, state_dir, false).await?;
     let handle = dispatcher.handle();
+    let observers = daemon::observe(config, &handle).await?;
     let mut next = None;
+    let mut ending = false;
     let mut running = std::pin::pin!(dispatcher.run());
-    let mut tick = tokio::time::interval(TICK);
-    notify(&[NotifyState::Ready]);
     let pass = loop {
         tokio::select! {
             pass = &mut running => break pass,
-            _ = signals.terminate.recv() => stop(&handle),
-            _ = signals.interrupt.recv() => stop(&handle),
+            _ = signals.terminate.recv() => ending = true,
+            _ = signals.interrupt.recv() => ending = true,
             _ = signals.poll.recv() => handle.poll(),
-            _ = signals.reload.recv() => match Config::load(&config.file) {
+            _ = signals.reload.recv() => match reload(config) {
                 Ok(fresh) => {
-                    reloading();
+                    systemd::reloading();
                     next = Some(Box::new(fresh));
                     handle.stop();
                 }
-                Err(invalid) => error!("the configuration stays as it was: {invalid}"),
+                Err(error) => error!("the configuration stays as it was: {error:#}"),
             },
-            _ = tick.tick() => show(&handle, state_dir.path()),
+        }
+        if ending {
+            info!("finishing what is in flight");
+            systemd::stopping();
+            handle.stop();
+            break running.await;
         }
     };
-    Ok((pass, next))
+    observers.stop().await;
+    Ok((pass, next.filter(|_| !ending)))
 }
 
-fn stop(handle: &Handle) {
-    info!("finishing what is in flight");
-    notify(&[NotifyState::Stopping]);
-    handle.stop();
+/// The file as it is now, if a dispatcher can be made of it.
+fn reload(config: &Config) -> anyhow::Result<Config> {
+    let fresh = Config::load(&config.file)?;
+    Relay::new(fresh.relay.clone())?;
+    Ok(fresh)
 }
 
 struct Signals {
@@ -98,48 +97,5 @@ impl Signals {
             reload: signal(SignalKind::hangup())?,
             poll: signal(SignalKind::user_defined1())?,
         })
-    }
-}
-
-/// Leaves the picture for `mailqueue status`, and tells the service manager.
-fn show(handle: &Handle, state_dir: &Path) {
-    let picture = picture(handle);
-    notify(&[NotifyState::Watchdog, NotifyState::Status(&picture.sentence())]);
-    if let Err(error) = picture.write(state_dir) {
-        warn!(%error, "the picture of health cannot be written to state_dir");
-    }
-}
-
-fn picture(handle: &Handle) -> Picture {
-    let progress = handle.progress();
-    let relay = match handle.relay().state {
-        RelayState::Up => RelayPicture { state: "up".to_owned(), until: None, reason: None },
-        RelayState::Paused { until, reason } => {
-            let pause = until.saturating_duration_since(Instant::now());
-            let until = Timestamp::now().checked_add(pause).ok();
-            RelayPicture { state: "paused".to_owned(), until, reason: Some(reason) }
-        }
-        RelayState::Stopped => {
-            RelayPicture { state: "stopped".to_owned(), until: None, reason: Some("operator".to_owned()) }
-        }
-    };
-    Picture {
-        pid: std::process::id(),
-        drawn: Timestamp::now(),
-        last_poll: progress.last_poll(),
-        last_accepted: progress.last_accepted(),
-        relay,
-    }
-}
-
-/// Without a service manager this does nothing.
-fn notify(state: &[NotifyState<'_>]) {
-    let _ = sd_notify::notify(state);
-}
-
-fn reloading() {
-    match NotifyState::monotonic_usec_now() {
-        Ok(now) => notify(&[NotifyState::Reloading, now]),
-        Err(_) => notify(&[NotifyState::Reloading]),
     }
 }

@@ -75,6 +75,7 @@ pub async fn run(shared: &Shared, lane: &Arc<Lane>) -> Ended {
         shared.progress.pulse.waiting(lane.name(), rest).await;
     }
     give_back(shared, lane);
+    shared.progress.pulse.feeder_ended(lane.name());
     Ended::Done
 }
 

@@ -17,7 +17,8 @@ pub struct Pulse {
 
 #[derive(Clone, Copy, Debug)]
 struct Beats {
-    feeder: Instant,
+    /// `None` once it has ended, as it does long before the last mails are finished.
+    feeder: Option<Instant>,
     keeper: Instant,
     started: bool,
 }
@@ -42,15 +43,22 @@ impl Pulse {
     /// A lane that will run from now on.
     pub(super) fn expect(&self, lane: Arc<str>) {
         let now = Instant::now();
-        self.lock().insert(lane, Beats { feeder: now, keeper: now, started: false });
+        self.lock().insert(lane, Beats { feeder: Some(now), keeper: now, started: false });
     }
 
     pub(super) fn step(&self, lane: &str, which: Loop) {
         if let Some(beats) = self.lock().get_mut(lane) {
             match which {
-                Loop::Feeder => beats.feeder = Instant::now(),
+                Loop::Feeder => beats.feeder = Some(Instant::now()),
                 Loop::Keeper => beats.keeper = Instant::now(),
             }
+        }
+    }
+
+    pub(super) fn feeder_ended(&self, lane: &str) {
+        if let Some(beats) = self.lock().get_mut(lane) {
+            beats.feeder = None;
+            beats.started = true;
         }
     }
 
@@ -76,9 +84,14 @@ impl Pulse {
         }
     }
 
-    pub fn vital(&self, lane: &str, now: Instant) -> Option<Vital> {
-        let beats = *self.lock().get(lane)?;
-        Some(Vital { still_for: now.saturating_duration_since(beats.feeder.min(beats.keeper)), started: beats.started })
+    /// How each lane is, in the order of their names.
+    pub fn vitals(&self, now: Instant) -> Vec<(Arc<str>, Vital)> {
+        let vital = |beats: &Beats| Vital {
+            still_for: now
+                .saturating_duration_since(beats.feeder.map_or(beats.keeper, |feeder| feeder.min(beats.keeper))),
+            started: beats.started,
+        };
+        self.lock().iter().map(|(name, beats)| (name.clone(), vital(beats))).collect()
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<Arc<str>, Beats>> {

@@ -2,6 +2,7 @@
 
 use std::io::IsTerminal;
 
+use anyhow::Context as _;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use tracing_subscriber::filter::EnvFilter;
@@ -71,7 +72,11 @@ pub fn start(settings: &Settings) -> anyhow::Result<()> {
         Format::Json => registry.with(lines.json().flatten_event(true).with_current_span(false)).try_init(),
         Format::Text => registry.with(lines.with_ansi(std::io::stderr().is_terminal())).try_init(),
         Format::Journald => {
-            let journal = tracing_journald::layer()?.with_syslog_identifier("mailqueue".to_owned());
+            let journal = tracing_journald::layer()
+                .context("[log] format = \"journald\": there is no journal here; write \"text\" or \"json\" instead")?
+                .with_syslog_identifier("mailqueue".to_owned())
+                // `journalctl MAILQUEUE_ID=newsletter/1234`
+                .with_field_prefix(Some("MAILQUEUE".to_owned()));
             registry.with(journal).try_init()
         }
     };

@@ -1,0 +1,117 @@
+//! The file through which a dispatcher shows other processes what only it knows: the relay's state and signs of life.
+
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, interval};
+
+use super::health::{Relay, RelayState};
+use super::subject::Subject;
+
+/// Below `state_dir`.
+pub const FILE: &str = "health.json";
+
+/// What stands in the file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Snapshot {
+    pub pid: u32,
+    /// At least every `every_seconds`, while the loops make progress.
+    pub written: Timestamp,
+    pub every_seconds: u64,
+    /// The last one before an orderly end.
+    pub stopped: bool,
+    pub relay: Relay,
+    /// How many connections may be in use.
+    pub connections: usize,
+    pub last_poll: Option<Timestamp>,
+    pub last_accepted: Option<Timestamp>,
+}
+
+impl Snapshot {
+    /// `None` where no dispatcher has written one.
+    pub fn read(state_dir: &Path) -> io::Result<Option<Self>> {
+        match std::fs::read(state_dir.join(FILE)) {
+            Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes)?)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Puts it in place of the last one; readers see one or the other.
+    pub fn write(&self, state_dir: &Path) -> io::Result<()> {
+        let new = state_dir.join("health.json.new");
+        let mut options = std::fs::OpenOptions::new();
+        let mut file = options.write(true).create(true).truncate(true).mode(0o640).open(&new)?;
+        file.write_all(&serde_json::to_vec(self)?)?;
+        std::fs::rename(&new, state_dir.join(FILE))
+    }
+}
+
+/// A change of the relay's state is shown so soon.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Anything else that changed, and a sign of life.
+const CHANGED: Duration = Duration::from_secs(10);
+const ALIVE: Duration = Duration::from_secs(30);
+
+/// Keeps the file of a running dispatcher until it is dropped.
+pub async fn keep(subject: impl Subject, state_dir: PathBuf) {
+    let mut looks = interval(LOOK);
+    let mut shown: Option<(Snapshot, Instant)> = None;
+    let mut failing = false;
+    loop {
+        looks.tick().await;
+        let look = subject.look();
+        if !look.alive() {
+            // Whoever reads the file sees it grow old.
+            continue;
+        }
+        let now = Snapshot::of(&subject, false);
+        if let Some((before, at)) = &shown {
+            let changed = Snapshot { written: before.written, ..now.clone() } != *before;
+            let patience = match (now.relay.state == before.relay.state, changed) {
+                (false, _) => LOOK,
+                (true, true) => CHANGED,
+                (true, false) => ALIVE,
+            };
+            if at.elapsed() < patience {
+                continue;
+            }
+        }
+        let written = now.write(&state_dir);
+        if let Err(error) = &written
+            && !failing
+        {
+            tracing::warn!(target: "mailqueue::monitor", %error, file = %state_dir.join(FILE).display(),
+                "cannot be written: `mailqueue status` does not see how the dispatcher is");
+        }
+        failing = written.is_err();
+        shown = Some((now, Instant::now()));
+    }
+}
+
+/// The last one.
+pub fn close(subject: &impl Subject, state_dir: &Path) -> io::Result<()> {
+    Snapshot { relay: Relay { state: RelayState::Up, until: None, reason: None }, ..Snapshot::of(subject, true) }
+        .write(state_dir)
+}
+
+impl Snapshot {
+    fn of(subject: &impl Subject, stopped: bool) -> Self {
+        let look = subject.look();
+        Self {
+            pid: std::process::id(),
+            written: Timestamp::now(),
+            every_seconds: ALIVE.as_secs(),
+            stopped,
+            relay: look.relay,
+            connections: look.connections,
+            last_poll: look.last_poll,
+            last_accepted: look.last_accepted,
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! What the service manager is told: ready, how it goes, alive, stopping (sd_notify(3)). Without one, nothing happens.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use sd_notify::NotifyState;
+use tokio::sync::watch;
+use tokio::time::interval;
+
+use super::health::{Health, Queue, Relay, RelayState, grouped};
+use super::subject::Subject;
+
+/// How often a dispatcher that is starting is looked at.
+const WHILE_STARTING: Duration = Duration::from_millis(100);
+
+/// How often status and signs of life are looked at, or more often where the watchdog wants it.
+const LOOK: Duration = Duration::from_secs(10);
+
+/// `newsletter 1,204 waiting, 3 failed; relay up`: what `systemctl status` shows, on one line.
+pub fn status_text(health: &Health) -> String {
+    let mut parts: Vec<String> = health.queues.iter().map(queue_text).collect();
+    parts.push(relay_text(&health.relay));
+    parts.join("; ").chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+fn queue_text(queue: &Queue) -> String {
+    let Some(rows) = &queue.rows else {
+        return format!("{} out of reach", queue.name);
+    };
+    let about = if rows.about { "about " } else { "" };
+    let mut text = format!("{} {about}{} waiting", queue.name, grouped(rows.waiting));
+    for (number, word) in [
+        (rows.claimed + rows.sending, "sending"),
+        (rows.deferred, "deferred"),
+        (rows.failed, "failed"),
+        (rows.unreadable, "unreadable"),
+        (rows.held, "held"),
+    ] {
+        if number > 0 {
+            text.push_str(&format!(", {} {word}", grouped(number)));
+        }
+    }
+    if rows.paused {
+        text.push_str(", paused");
+    }
+    text
+}
+
+fn relay_text(relay: &Relay) -> String {
+    match (relay.state, relay.until, relay.reason.as_deref()) {
+        (RelayState::Up, ..) => "relay up".to_owned(),
+        (RelayState::Stopped, ..) => "relay stopped by an operator".to_owned(),
+        (RelayState::Paused, None, reason) => format!("relay paused: {}", reason.unwrap_or("in trouble")),
+        (RelayState::Paused, Some(until), reason) => {
+            format!("relay paused until {}: {}", moment(until), reason.unwrap_or("in trouble"))
+        }
+    }
+}
+
+/// To the second, in UTC.
+fn moment(at: Timestamp) -> String {
+    at.strftime("%H:%M:%SZ").to_string()
+}
+
+/// Tells the service manager until it is dropped. `health` is the newest picture.
+pub async fn run(subject: impl Subject, health: watch::Receiver<Health>) {
+    if std::env::var_os("NOTIFY_SOCKET").is_some() {
+        tell_all(subject, health, sd_notify::watchdog_enabled(), tell).await;
+    }
+}
+
+/// The same with everything from outside as an argument: READY once every lane has been seen to, STATUS whenever it
+/// changes, WATCHDOG while all loops make progress and the service manager wants to know at all.
+pub async fn tell_all(
+    subject: impl Subject,
+    mut health: watch::Receiver<Health>,
+    watchdog: Option<Duration>,
+    mut tell: impl FnMut(&[NotifyState<'_>]),
+) {
+    let mut starting = interval(WHILE_STARTING);
+    while !subject.look().started() {
+        starting.tick().await;
+    }
+    tell(&[NotifyState::Ready]);
+    let mut looks = interval(watchdog.map_or(LOOK, |watchdog| (watchdog / 3).min(LOOK)).max(Duration::from_millis(1)));
+    let mut told = String::new();
+    loop {
+        tokio::select! {
+            _ = looks.tick() => {}
+            Ok(()) = health.changed() => {}
+        }
+        let look = subject.look();
+        let counted = health.borrow_and_update().clone();
+        let text = status_text(&Health { relay: look.relay.clone(), ..counted });
+        if text != told {
+            tell(&[NotifyState::Status(&text)]);
+            told = text;
+        }
+        if watchdog.is_some() {
+            if look.alive() {
+                tell(&[NotifyState::Watchdog]);
+            } else {
+                let troubles = look.troubles().join("; ");
+                tracing::error!(target: "mailqueue::systemd", troubles, "no progress: the watchdog is not fed");
+            }
+        }
+    }
+}
+
+/// A SIGHUP is being obeyed. Afterwards, [`ready`].
+pub fn reloading() {
+    // The time is what Type=notify-reload wants beside it.
+    match NotifyState::monotonic_usec_now() {
+        Ok(now) => tell(&[NotifyState::Reloading, now]),
+        Err(_) => tell(&[NotifyState::Reloading]),
+    }
+}
+
+pub fn ready() {
+    tell(&[NotifyState::Ready]);
+}
+
+/// SIGTERM: what is on the wire is finished.
+pub fn stopping() {
+    tell(&[NotifyState::Stopping, NotifyState::Status("finishing what is on the wire")]);
+}
+
+fn tell(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::debug!(target: "mailqueue::systemd", %error, "the service manager does not listen");
+    }
+}
