@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use super::lane::{Done, Lane, Notes};
 use super::{Shared, events};
+use crate::crash;
 use crate::ledger::EntryId;
 use crate::queue::Settlement;
 
@@ -47,6 +48,7 @@ async fn settle(shared: &Shared, lane: &Lane, group: impl Iterator<Item = Done>)
             }
         }
     }
+    crash::point("after-ledger");
     let stories: Vec<_> = settlements.iter().map(|settlement| events::story(shared, settlement)).collect();
     let begun = Instant::now();
     let mut pause = Duration::from_millis(200);
@@ -70,6 +72,7 @@ async fn settle(shared: &Shared, lane: &Lane, group: impl Iterator<Item = Done>)
             }
         }
     };
+    crash::point("after-delete");
     shared.progress.meter.settling_took(lane.name(), begun.elapsed());
     for (story, (_, settled)) in stories.into_iter().zip(&results) {
         events::settled(shared, story, settled);

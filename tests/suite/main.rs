@@ -2,6 +2,7 @@
 //! How tests come by servers, and how those that need one are named, stands in [`support`].
 
 mod delivery;
+mod faults;
 mod layers;
 mod ledger;
 mod pace;
