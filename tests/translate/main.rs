@@ -4,4 +4,5 @@ mod bodies;
 mod corpus;
 mod damage;
 mod people;
+mod properties;
 mod rows;
