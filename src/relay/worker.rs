@@ -165,7 +165,6 @@ impl<'a> Task<'a> {
             }
             return Step::Anew;
         }
-        session.kept = true;
         let judgement = judge(&answers, size);
         note_pipelining(relay, &answers, &judgement);
         if let Some(limit) = judgement.limit {
@@ -285,6 +284,7 @@ fn is_replaceable(answers: &Answers, kept: bool) -> bool {
 
 fn note_pipelining(relay: &Relay, answers: &Answers, judgement: &Judgement) {
     if !answers.pipelined {
+        relay.trust.rested();
     } else if judgement.breaks_pipelining {
         relay.trust.broken();
     } else if answers.lost.is_some() {
