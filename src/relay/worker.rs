@@ -183,7 +183,8 @@ impl<'a> Task<'a> {
                 session.reset();
                 Step::Keep
             }
-            Next::Drop if judgement.fates.contains(&Fate::Again) => Step::Anew,
+            // Offered again, one command at a time.
+            Next::Drop if judgement.breaks_pipelining && answers.lost.is_none() => Step::Anew,
             Next::Drop => Step::Stop,
         }
     }

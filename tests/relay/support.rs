@@ -12,7 +12,7 @@ use tracing_subscriber::fmt::MakeWriter;
 
 /// Settings for a smarthost in the clear, with timeouts that no test reaches unless it wants to.
 pub fn settings(port: u16) -> Settings {
-    let long = Duration::from_secs(10);
+    let long = Duration::from_secs(30);
     Settings {
         host: "127.0.0.1".into(),
         port,
