@@ -253,7 +253,8 @@ impl Inner {
             places(mids.len())
         );
         let lines = link.fetch(&sql, mids).await?;
-        lines.iter().map(|line| Ok((line.some_int(0)?, columns(line, 1)?))).collect()
+        // Line by line, so that few bodies are in memory twice.
+        lines.into_iter().map(|line| Ok((line.some_int(0)?, columns(&line, 1)?))).collect()
     }
 }
 

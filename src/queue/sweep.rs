@@ -25,6 +25,7 @@ const WALK: Duration = Duration::from_millis(300);
 
 impl Inner {
     pub(super) async fn sweep(&self) -> Result<u64, Error> {
+        drop(self.doubts().await?);
         let mut position = self.sweep.lock().await;
         let mut swept = 0;
         let mut walk = Walk::from(position.rowless, 1000, 1000);

@@ -82,7 +82,9 @@ on_each_server! {
         let queue = place.queue_on(url, TABLE, "a");
         for _ in 0..3 {
             let (a, b, c) = tokio::join!(queue.paused(), queue.find(0, 1), queue.beat());
-            (a.unwrap(), b.unwrap(), c.unwrap());
+            a.unwrap();
+            b.unwrap();
+            c.unwrap();
             place.disconnect(&user).await;
         }
     }

@@ -3,6 +3,7 @@
 mod accounts;
 mod claims;
 mod contents;
+mod links;
 mod locks;
 mod operators;
 mod peculiar;
