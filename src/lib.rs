@@ -11,7 +11,7 @@
 //!
 //! Imports run one way: `main → cli → {config, dispatch, observe} → {queue, ledger, relay, translate, retry} → outcome
 //! → mail`, and `translate → decode`. The five in the middle never import each other, each owns its `Settings`, and
-//! nothing below `cli` imports `config`. `tests/layers.rs` holds this rule.
+//! nothing below `cli` imports `config`. `tests/suite/layers.rs` holds this rule.
 
 pub mod cli;
 pub mod config;

@@ -1,8 +1,9 @@
-# Where the servers' programs come from: the machine, or Debian packages that are downloaded and unpacked, not installed.
-# So no service starts, no user is made, no configuration is touched, and two mail servers whose packages exclude each
-# other can stand side by side.
+# Where the servers' programs come from: the machine, or Debian packages that are downloaded and unpacked, but not
+# installed. So no service starts, no user is made, no configuration is touched, and two mail servers whose packages
+# exclude each other can stand side by side.
 
-cache= # what was unpacked is in $cache/root
+cache=      # what was unpacked is in $cache/root
+packaged=() # stands before a program that may be from there, and lets it find its libraries
 
 # Packages, and one file that each cannot do without.
 needed=(
@@ -15,6 +16,7 @@ needed=(
     "libsasl2-modules        usr/lib/*/sasl2/libplain.so"
     "libsasl2-modules-db     usr/lib/*/sasl2/libsasldb.so"
     "exim4-daemon-light      usr/sbin/exim4"
+    "libnss-wrapper          usr/lib/*/libnss_wrapper.so"
 )
 
 # provide_packages: sees to it that every needed file is on the machine or in the cache.
@@ -41,7 +43,7 @@ provide_packages() {
 
     local libraries
     libraries=$(find "$cache/root" -maxdepth 3 -path '*/lib/*-linux-gnu*' -type d -printf '%p:' 2>/dev/null || true)
-    export LD_LIBRARY_PATH=${libraries}$cache/root/usr/lib/postfix${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+    packaged=(env "LD_LIBRARY_PATH=$libraries$cache/root/usr/lib/postfix${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}")
 }
 
 # installed FILE: the absolute path of a file that a needed package has, on the machine or in the cache. Of several the
@@ -76,6 +78,8 @@ download() {
         for deb in "$cache"/debs/*.deb; do
             dpkg -x "$deb" "$cache/root"
         done
+        # Nothing here shall give rights to anyone, Exim included.
+        find "$cache/root" -type f -perm /6000 -exec chmod ug-s {} +
         touch "$cache/unpacked/$package"
     done
     rm -rf "$cache/debs" "$cache/apt"

@@ -1,0 +1,45 @@
+//! A fresh database for each test. Those on servers go when `tests/run` ends and throws the servers away.
+
+use sqlx::{AssertSqlSafe, Connection, Executor, MySqlConnection, PgConnection};
+use tempfile::TempDir;
+use url::Url;
+
+use super::variable;
+
+pub struct TestDatabase {
+    /// With user and password, as sqlx and the configuration's `database` take it.
+    pub url: Url,
+    /// Holds an SQLite file.
+    _directory: Option<TempDir>,
+}
+
+pub async fn mariadb() -> TestDatabase {
+    let (server, name) = (variable("MAILQUEUE_TEST_MARIADB"), random_name());
+    let mut connection = MySqlConnection::connect(&server).await.expect("MariaDB is out of reach");
+    connection.execute(AssertSqlSafe(format!("CREATE DATABASE {name}"))).await.expect("CREATE DATABASE");
+    on_server(&server, &name)
+}
+
+pub async fn postgres() -> TestDatabase {
+    let (server, name) = (variable("MAILQUEUE_TEST_POSTGRES"), random_name());
+    let mut connection = PgConnection::connect(&server).await.expect("PostgreSQL is out of reach");
+    connection.execute(AssertSqlSafe(format!("CREATE DATABASE {name}"))).await.expect("CREATE DATABASE");
+    on_server(&server, &name)
+}
+
+/// A file that does not exist yet, in a directory of its own.
+pub fn sqlite() -> TestDatabase {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let url = format!("sqlite:{}", directory.path().join("queue.sqlite").display());
+    TestDatabase { url: url.parse().expect("URL"), _directory: Some(directory) }
+}
+
+fn on_server(server: &str, name: &str) -> TestDatabase {
+    let mut url: Url = server.parse().expect("URL");
+    url.set_path(name);
+    TestDatabase { url, _directory: None }
+}
+
+fn random_name() -> String {
+    format!("test_{:016x}", rand::random::<u64>())
+}

@@ -1,0 +1,50 @@
+//! What tests stand on: databases, smarthosts, and the program itself.
+//!
+//! Servers are started by `tests/run`, which names them to the tests in environment variables; [`variable`] reads them.
+//! A test that needs a server stands in a module that is named after it, `mariadb`, `postgres`, `postfix` or `exim`,
+//! because `tests/run --embedded-only` chooses by these names (`.config/nextest.toml`). Started without its server, such
+//! a test fails and says what to do; it never passes by doing nothing.
+//!
+//! | variable | holds |
+//! | --- | --- |
+//! | `MAILQUEUE_TEST_MARIADB` | URL of an account that may do everything; [`database::mariadb`] |
+//! | `MAILQUEUE_TEST_POSTGRES` | likewise; [`database::postgres`] |
+//! | `MAILQUEUE_TEST_POSTFIX_…`, `MAILQUEUE_TEST_EXIM_…` | [`smarthost::Smarthost`], its methods in their order: |
+//! | `…_PORT` | submission: STARTTLS, then AUTH, are required |
+//! | `…_TLS_PORT` | the same with implicit TLS (Postfix only) |
+//! | `…_PLAIN_PORT` | neither TLS nor AUTH (Postfix only) |
+//! | `…_CA` | PEM file of the authority behind the certificate |
+//! | `…_USER`, `…_PASSWORD_FILE` | the login |
+//! | `…_LOG` | its log |
+//! | `…_MAILDIR` | what was accepted, a file for each recipient |
+//! | `MAILQUEUE_TEST_SINK`, `MAILQUEUE_TEST_SOURCE` | Postfix's `smtp-sink` and `smtp-source`; as root the sink runs as `nobody` |
+
+pub mod binary;
+pub mod catcher;
+pub mod database;
+pub mod smarthost;
+
+use std::time::Duration;
+
+/// How long a test waits for something that should happen at once. Generous, because machines can be busy; a test that
+/// passes never waits this long.
+pub const DEADLINE: Duration = Duration::from_secs(30);
+
+/// The value of a variable that `tests/run` sets.
+pub fn variable(name: &str) -> String {
+    std::env::var(name)
+        .unwrap_or_else(|_| panic!("{name} is not set: this test needs a server, run it with `tests/run`"))
+}
+
+/// Waits until `look` finds something, and panics with `what` if that does not come to pass.
+pub async fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let search = async {
+        loop {
+            if let Some(found) = look() {
+                return found;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, search).await.unwrap_or_else(|_| panic!("did not happen in time: {what}"))
+}

@@ -1,0 +1,101 @@
+//! The real smarthosts that `tests/run` starts; `tests/servers/postfix.sh` and `exim.sh` say what each refuses.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::{eventually, variable};
+
+#[derive(Clone, Copy)]
+pub struct Smarthost {
+    /// How the names of its variables begin.
+    prefix: &'static str,
+}
+
+pub const POSTFIX: Smarthost = Smarthost { prefix: "MAILQUEUE_TEST_POSTFIX" };
+pub const EXIM: Smarthost = Smarthost { prefix: "MAILQUEUE_TEST_EXIM" };
+
+/// One recipient's copy of a mail.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Delivered {
+    /// Empty for the null sender.
+    pub sender: String,
+    pub recipient: String,
+    /// The smarthost's `Received`, then the mail, with LF line ends.
+    pub content: String,
+}
+
+impl Smarthost {
+    /// Submission on 127.0.0.1: STARTTLS, then AUTH, are required.
+    pub fn port(self) -> u16 {
+        self.variable("PORT").parse().expect("port")
+    }
+
+    /// The same with implicit TLS; Postfix only.
+    pub fn implicit_tls_port(self) -> u16 {
+        self.variable("TLS_PORT").parse().expect("port")
+    }
+
+    /// Neither TLS nor AUTH; Postfix only.
+    pub fn plain_port(self) -> u16 {
+        self.variable("PLAIN_PORT").parse().expect("port")
+    }
+
+    /// The authority behind its certificate, which is for localhost, 127.0.0.1 and ::1.
+    pub fn ca_file(self) -> PathBuf {
+        self.variable("CA").into()
+    }
+
+    pub fn user(self) -> String {
+        self.variable("USER")
+    }
+
+    pub fn password_file(self) -> PathBuf {
+        self.variable("PASSWORD_FILE").into()
+    }
+
+    pub fn log(self) -> String {
+        fs::read_to_string(self.variable("LOG")).expect("the smarthost's log")
+    }
+
+    /// Waits until `count` mails for addresses that end with `suffix` have arrived, and returns them in the order of
+    /// their recipients. As all tests share the Maildir, `suffix` should be a domain of the test's own. To see that
+    /// nothing more arrives, send a last mail and wait for it too.
+    pub async fn delivered_to(self, suffix: &str, count: usize) -> Vec<Delivered> {
+        eventually(&format!("{count} mails for {suffix} in the smarthost's Maildir"), || {
+            let mut mails = self.mails();
+            mails.retain(|mail| mail.recipient.ends_with(suffix));
+            mails.sort_by(|a, b| a.recipient.cmp(&b.recipient));
+            (mails.len() >= count).then_some(mails)
+        })
+        .await
+    }
+
+    fn mails(self) -> Vec<Delivered> {
+        // The smarthost makes it with the first mail.
+        let Ok(entries) = fs::read_dir(Path::new(&self.variable("MAILDIR")).join("new")) else { return Vec::new() };
+        entries
+            .map(|entry| parse(&String::from_utf8_lossy(&fs::read(entry.expect("Maildir").path()).expect("mail"))))
+            .collect()
+    }
+
+    fn variable(self, name: &str) -> String {
+        variable(&format!("{}_{name}", self.prefix))
+    }
+}
+
+fn parse(file: &str) -> Delivered {
+    let received = file.find("Received: ").expect("the smarthost's own line");
+    let (envelope, content) = file.split_at(received);
+    let envelope: HashMap<_, _> = envelope
+        .lines()
+        .filter_map(|line| line.split_once(": "))
+        .map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()))
+        .collect();
+    let recipient = envelope.get("x-original-to").or_else(|| envelope.get("envelope-to")).expect("recipient");
+    Delivered {
+        sender: envelope["return-path"].trim_matches(['<', '>']).to_owned(),
+        recipient: recipient.clone(),
+        content: content.to_owned(),
+    }
+}
