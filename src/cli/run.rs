@@ -5,7 +5,7 @@ use tracing::{error, info};
 
 use super::{Ending, daemon};
 use crate::config::Config;
-use crate::dispatch::{Handle, Pass};
+use crate::dispatch::Pass;
 use crate::ledger::StateDir;
 use crate::observe::systemd;
 use crate::relay::Relay;
