@@ -46,7 +46,7 @@ pub fn column(name: &str, stored: Option<&[u8]>, limit: u64) -> Result<Vec<u8>, 
         let byte = text[place];
         return Err(damage(format!("byte {} (0x{byte:02x}) does not belong into base64", place + 1)));
     }
-    if text.len() % 4 != 0 {
+    if !text.len().is_multiple_of(4) {
         let length = text.len();
         return Err(damage(format!(
             "{length} characters of base64 are no multiple of 4: it was cut off or padded wrongly"
@@ -93,9 +93,14 @@ pub fn utf8_or_windows_1252(bytes: &[u8]) -> Cow<'_, str> {
     }
 }
 
-/// The bytes as text of this charset, if every one of them is.
+/// The bytes as text of this charset, if every one of them is. In UTF-16 a mark of the byte order is believed.
 pub fn strictly<'a>(bytes: &'a [u8], charset: &'static Encoding) -> Option<Cow<'a, str>> {
-    charset.decode_without_bom_handling_and_without_replacement(bytes)
+    match Encoding::for_bom(bytes) {
+        Some((marked, mark)) if !charset.is_ascii_compatible() => {
+            marked.decode_without_bom_handling_and_without_replacement(&bytes[mark..])
+        }
+        _ => charset.decode_without_bom_handling_and_without_replacement(bytes),
+    }
 }
 
 /// The bytes as text of this charset, where single bytes that it cannot hold are read as Windows-1252.

@@ -12,6 +12,7 @@ mod listing;
 mod mysql;
 mod postgres;
 mod record;
+mod rights;
 mod schema;
 mod settings;
 mod settling;

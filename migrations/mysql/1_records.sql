@@ -18,7 +18,7 @@ CREATE TABLE IF NOT EXISTS mailqueue_delivery (
   message_id MEDIUMTEXT CHARACTER SET utf8mb4 NULL,
   PRIMARY KEY (id),
   UNIQUE KEY mailqueue_delivery_row (queue_table, mid),
-  KEY mailqueue_delivery_due (queue_table, state, next_attempt),
+  KEY mailqueue_delivery_due (queue_table, state, next_attempt, mid),
   KEY mailqueue_delivery_owner (queue_table, owner)
 ) ENGINE = InnoDB DEFAULT CHARACTER SET ascii COLLATE ascii_bin;
 

@@ -9,6 +9,9 @@ use super::select::Filters;
 use crate::config::Config;
 use crate::queue::Listed;
 
+/// So many rows share the width of their columns; more are not held in memory.
+const ALIGNED: usize = 1_000;
+
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  mailqueue list --state failed,unreadable\n  \
     mailqueue list --queue newsletter --to anna@example.org --json")]
@@ -23,6 +26,7 @@ pub struct Args {
 pub async fn run(args: &Args, config: &Config, out: &mut Out) -> anyhow::Result<Ending> {
     let now = Timestamp::now();
     let mut head = Some(["ID", "STATE", "REASON", "TRIES", "FIRST SEEN", "NEXT", "WHAT WAS SAID"]);
+    let mut rows = Vec::new();
     for queue in args.filters.queues(config)? {
         let mut walk = args.filters.walk(config, queue, now);
         while let Some(page) = walk.next().await? {
@@ -30,10 +34,16 @@ pub async fn run(args: &Args, config: &Config, out: &mut Out) -> anyhow::Result<
                 for listed in &page {
                     out.json(&Object::of(listed))?;
                 }
-            } else if !page.is_empty() {
-                out.table(head.take(), page.iter().map(|listed| cells(listed, now)).collect())?;
+            } else {
+                rows.extend(page.iter().map(|listed| cells(listed, now)));
+            }
+            if rows.len() >= ALIGNED {
+                out.table(head.take(), std::mem::take(&mut rows))?;
             }
         }
+    }
+    if !rows.is_empty() {
+        out.table(head.take(), rows)?;
     }
     Ok(Ending::Done)
 }

@@ -5,9 +5,10 @@ use tracing::{error, info};
 
 use super::{Ending, daemon};
 use crate::config::Config;
-use crate::dispatch::{Handle, Pass};
+use crate::dispatch::Pass;
 use crate::ledger::StateDir;
 use crate::observe::systemd;
+use crate::relay::Relay;
 
 #[derive(Debug, clap::Args)]
 #[command(
@@ -46,31 +47,39 @@ async fn session(
     let handle = dispatcher.handle();
     let observers = daemon::observe(config, &handle).await?;
     let mut next = None;
+    let mut ending = false;
     let mut running = std::pin::pin!(dispatcher.run());
     let pass = loop {
         tokio::select! {
             pass = &mut running => break pass,
-            _ = signals.terminate.recv() => stop(&handle),
-            _ = signals.interrupt.recv() => stop(&handle),
+            _ = signals.terminate.recv() => ending = true,
+            _ = signals.interrupt.recv() => ending = true,
             _ = signals.poll.recv() => handle.poll(),
-            _ = signals.reload.recv() => match Config::load(&config.file) {
+            _ = signals.reload.recv() => match reload(config) {
                 Ok(fresh) => {
                     systemd::reloading();
                     next = Some(Box::new(fresh));
                     handle.stop();
                 }
-                Err(invalid) => error!("the configuration stays as it was: {invalid}"),
+                Err(error) => error!("the configuration stays as it was: {error:#}"),
             },
+        }
+        if ending {
+            info!("finishing what is in flight");
+            systemd::stopping();
+            handle.stop();
+            break running.await;
         }
     };
     observers.stop().await;
-    Ok((pass, next))
+    Ok((pass, next.filter(|_| !ending)))
 }
 
-fn stop(handle: &Handle) {
-    info!("finishing what is in flight");
-    systemd::stopping();
-    handle.stop();
+/// The file as it is now, if a dispatcher can be made of it.
+fn reload(config: &Config) -> anyhow::Result<Config> {
+    let fresh = Config::load(&config.file)?;
+    Relay::new(fresh.relay.clone())?;
+    Ok(fresh)
 }
 
 struct Signals {

@@ -156,9 +156,8 @@ pub async fn translated(
         record: listed.record.clone().unwrap_or_else(|| crate::mail::RecordId::new([0; 16])),
         created: listed.first_seen.unwrap_or_else(Timestamp::now),
     };
-    let wire = translate::Wire::default();
     let limits = queue.limits().await?;
-    Ok(translate::translate(columns, &limits, &stamp, wire, &config.message))
+    Ok(translate::translate(columns, &limits, &stamp, translate::Wire::default(), &config.message))
 }
 
 /// The queue that an id or an option names.

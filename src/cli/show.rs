@@ -73,7 +73,7 @@ fn record(listed: &Listed, bytes: usize, now: Timestamp, out: &mut Out) -> anyho
     let mut lines = vec![["state".to_owned(), state(listed)]];
     let mut line = |name: &str, value: Option<String>| lines.extend(value.map(|value| [name.to_owned(), value]));
     line("why", listed.detail.clone());
-    line("last said", listed.last_reply.clone());
+    line("last said", listed.last_reply.clone().filter(|said| listed.detail.as_ref() != Some(said)));
     line("first seen", listed.first_seen.map(when));
     line("next attempt", listed.next_attempt.map(when));
     line("attempts", listed.record.as_ref().map(|_| listed.history.attempts.to_string()));
@@ -131,7 +131,7 @@ fn body(mail: &Mail, out: &mut Out) -> anyhow::Result<()> {
     if let Some(text) = message.body_text(0) {
         let text = safe_lines(text.trim_end());
         for line in text.lines().take(LINES) {
-            writeln!(out, "  {line}")?;
+            writeln!(out, "{}", format!("  {line}").trim_end())?;
         }
         let more = text.lines().count().saturating_sub(LINES);
         if more > 0 {

@@ -19,8 +19,11 @@ pub struct Streak {
 
 #[derive(Default)]
 struct Inner {
+    /// Of the newest attempt, where it was such a refusal.
     code: Option<(u8, u16, u16)>,
     waiting: Vec<Finished>,
+    /// So many have been refused with this code that further ones are no mail's fault.
+    tripped: bool,
 }
 
 impl std::fmt::Debug for Streak {
@@ -36,33 +39,33 @@ impl Streak {
 
     /// Takes a finished attempt. Settles it, with those that waited, unless it makes a streak longer.
     pub fn take(&self, shared: &Shared, finished: Finished) {
-        let Some(code) = policy_refusal(&finished.attempt) else {
+        let code = policy_refusal(&finished.attempt);
+        if self.lock().code != code {
             self.flush(shared);
-            return worker::conclude(shared, finished);
-        };
-        if self.lock().code != Some(code) {
-            self.flush(shared);
+            let mut inner = self.lock();
+            (inner.code, inner.tripped) = (code, false);
         }
+        let Some((class, subject, detail)) = code else { return worker::conclude(shared, finished) };
         let full = {
             let mut inner = self.lock();
-            inner.code = Some(code);
             inner.waiting.push(finished);
-            inner.waiting.len() >= LIMIT
+            inner.tripped |= inner.waiting.len() >= LIMIT;
+            if inner.tripped { std::mem::take(&mut inner.waiting) } else { Vec::new() }
         };
-        if full {
-            let waiting = std::mem::take(&mut *self.lock()).waiting;
-            let (class, subject, detail) = code;
-            worker::relay_trouble(shared, &format!("{LIMIT} mails in a row refused with {class}.{subject}.{detail}"));
-            for finished in waiting {
-                let attempt = retry::excused(&finished.attempt);
-                worker::conclude(shared, Finished { attempt, ..finished });
-            }
+        if full.is_empty() {
+            return;
+        }
+        // Once it is clear, one more is enough: rights do not come back by trying ten more mails.
+        worker::relay_trouble(shared, &format!("mails in a row are refused with {class}.{subject}.{detail}"));
+        for finished in full {
+            let attempt = retry::excused(&finished.attempt);
+            worker::conclude(shared, Finished { attempt, ..finished });
         }
     }
 
     /// Settles what waits: it was no streak.
     pub fn flush(&self, shared: &Shared) {
-        let waiting = std::mem::take(&mut *self.lock()).waiting;
+        let waiting = std::mem::take(&mut self.lock().waiting);
         for finished in waiting {
             worker::conclude(shared, finished);
         }

@@ -1,17 +1,194 @@
 //! Whether a database is fit for the job.
 
-use super::Inner;
+use super::error::{Error, Failure};
+use super::link::{Line, Link};
+use super::rights::Rights;
+use super::schema::Schema;
 use super::view::{Finding, Level};
+use super::{Inner, mysql, postgres, sqlite};
+
+const OURS: [&str; 3] = ["mailqueue_delivery", "mailqueue_recipient", "mailqueue_dispatcher"];
+const ON_OURS: [&str; 4] = ["SELECT", "INSERT", "UPDATE", "DELETE"];
+const ON_THEIRS: [&str; 2] = ["SELECT", "DELETE"];
 
 impl Inner {
     pub(super) async fn check(&self) -> Vec<Finding> {
         let mut findings = Vec::new();
-        let mut tell =
-            |level, what: &str, found: String| findings.push(Finding { level, what: what.to_owned(), found });
-        match self.paused().await {
-            Ok(_) => tell(Level::Ok, "our tables", "there".to_owned()),
-            Err(error) => tell(Level::Failed, "our tables", error.to_string()),
+        if let Err(failure) = self.probe(&mut findings).await {
+            let what = if findings.is_empty() { "database" } else { "looking further" };
+            let found = match failure.told(self.name()) {
+                Error::Unreachable { what, .. } => {
+                    format!("out of reach: {what}; check `database` and whether the server is up")
+                }
+                error => error.to_string(),
+            };
+            findings.push(Finding { level: Level::Failed, what: what.to_owned(), found });
         }
         findings
     }
+
+    async fn probe(&self, findings: &mut Vec<Finding>) -> Result<(), Failure> {
+        let mut tell =
+            |level, what: &str, found: String| findings.push(Finding { level, what: what.to_owned(), found });
+        let mut link = self.link().await?;
+        let version = match self.dialect().name {
+            "mysql" => mysql::VERSION,
+            "postgres" => postgres::VERSION,
+            _ => sqlite::VERSION,
+        };
+        let version = link.fetch(version, Vec::new()).await?;
+        let version = version.first().map(|line| line.some_text(0)).transpose()?.unwrap_or_default();
+        tell(Level::Ok, "database", version);
+
+        self.forget_schema().await;
+        let schema = match self.schema(&mut link).await {
+            Ok(schema) => {
+                let without = if schema.columns.len() < 5 { "; no mparams, so senders come from headers" } else { "" };
+                tell(Level::Ok, "table", format!("{} has the columns{without}", self.settings.table));
+                Some(schema)
+            }
+            Err(failure @ (Failure::Broken(_) | Failure::Stalled(_))) => return Err(failure),
+            Err(failure) => {
+                tell(Level::Failed, "table", failure.told(self.name()).to_string());
+                None
+            }
+        };
+
+        let mut ours = Ok(());
+        for table in OURS {
+            // All columns that this version knows, and no rows.
+            let columns = match table {
+                "mailqueue_delivery" => "queue_table, claim, next_attempt",
+                "mailqueue_recipient" => "record, address_key, position",
+                _ => "kind, id, heartbeat",
+            };
+            let sql = format!("SELECT {columns} FROM {table} WHERE 1 = 0");
+            ours = ours.and(link.fetch(&sql, Vec::new()).await.map(drop));
+        }
+        match ours {
+            Ok(()) => tell(Level::Ok, "our tables", "there".to_owned()),
+            Err(failure) => tell(Level::Failed, "our tables", failure.told(self.name()).to_string()),
+        }
+
+        let Some(schema) = schema else { return Ok(()) };
+        for (level, what, found) in self.rights(&mut link).await? {
+            tell(level, what, found);
+        }
+        let (level, found) = self.numbering(&mut link, &schema).await?;
+        tell(level, "numbers", found);
+        for (level, what, found) in self.engine(&mut link).await? {
+            tell(level, what, found);
+        }
+        let (level, found) = sizes(&schema);
+        tell(level, "column sizes", found);
+        Ok(())
+    }
+
+    async fn rights(&self, link: &mut Link) -> Result<Vec<(Level, &'static str, String)>, Failure> {
+        let table = self.settings.table.as_str();
+        let mut told = Vec::new();
+        let rights = match self.dialect().name {
+            "mysql" => Rights::of_mysql(link).await?,
+            "postgres" => Rights::of_postgres(link, &OURS, &self.dialect().quoted(table)).await?,
+            _ => {
+                let writable = link.command("BEGIN IMMEDIATE; ROLLBACK").await;
+                return Ok(vec![match writable {
+                    Ok(()) => (Level::Ok, "rights", "the file can be written".to_owned()),
+                    Err(failure) => (Level::Failed, "rights", failure.told(self.name()).to_string()),
+                }]);
+            }
+        };
+        let theirs = if self.dialect().name == "postgres" { self.dialect().quoted(table) } else { table.to_owned() };
+        let mut missing = Vec::new();
+        for (table, wanted) in OURS.iter().map(|&ours| (ours, &ON_OURS[..])).chain([(theirs.as_str(), &ON_THEIRS[..])])
+        {
+            let lacking: Vec<_> = wanted.iter().filter(|right| !rights.allow(right, table)).copied().collect();
+            if !lacking.is_empty() {
+                missing.push(format!("GRANT {} ON {table} TO {}", lacking.join(", "), rights.grantee));
+            }
+        }
+        told.push(match missing.as_slice() {
+            [] => (Level::Ok, "rights", "all that are needed".to_owned()),
+            _ if rights.unsure => (
+                Level::Warning,
+                "rights",
+                format!("those of roles are not looked into; needed: {}", missing.join("; ")),
+            ),
+            _ => (Level::Failed, "rights", format!("too few: {}", missing.join("; "))),
+        });
+        let needless = rights.beyond(&ON_THEIRS, &theirs);
+        if !needless.is_empty() {
+            let found = format!(
+                "more than are needed on {table}: {}; SELECT and DELETE do, and a mistake can then do no more than that",
+                needless.join(", ")
+            );
+            told.push((Level::Warning, "rights", found));
+        }
+        Ok(told)
+    }
+
+    async fn numbering(&self, link: &mut Link, schema: &Schema) -> Result<(Level, String), Failure> {
+        let (sql, name) = match self.dialect().name {
+            "mysql" => (mysql::UNIQUE, self.settings.table.as_str()),
+            "postgres" => (postgres::UNIQUE, schema.table.as_str()),
+            _ => (sqlite::UNIQUE, self.settings.table.as_str()),
+        };
+        let lines = link.fetch(sql, vec![name.into()]).await?;
+        if lines.first().map(|line| line.some_int(0)).transpose()?.unwrap_or(0) > 0 {
+            return Ok((Level::Ok, "mid is unique".to_owned()));
+        }
+        let found =
+            "mid is not unique: two mails could share a number, and one of them be lost; make it the primary key";
+        Ok((Level::Failed, found.to_owned()))
+    }
+
+    async fn engine(&self, link: &mut Link) -> Result<Vec<(Level, &'static str, String)>, Failure> {
+        let mut told = Vec::new();
+        if self.dialect().name != "mysql" {
+            return Ok(told);
+        }
+        let text = |lines: Vec<Line>| lines.first().map(|line| line.text(0)).transpose().map(Option::flatten);
+        let engine = text(link.fetch(mysql::ENGINE, vec![self.settings.table.as_str().into()]).await?)?;
+        let engine = engine.unwrap_or_else(|| "no table".to_owned());
+        told.push(match engine.to_lowercase().as_str() {
+            "innodb" | "rocksdb" | "tokudb" | "ndbcluster" => (Level::Ok, "engine", engine),
+            _ => {
+                let found = format!(
+                    "{engine} has no transactions: only one dispatcher may work on this table, and one that dies while it \
+                     deletes a row can leave its record until the next pass; ALTER TABLE … ENGINE = InnoDB mends it"
+                );
+                (Level::Warning, "engine", found)
+            }
+        });
+        let log =
+            text(link.fetch("SELECT CAST(@@log_bin * (@@binlog_format = 'STATEMENT') AS CHAR)", Vec::new()).await?)?;
+        if log.is_some_and(|log| log != "0") {
+            let found = "binlog_format is STATEMENT, with which InnoDB refuses READ COMMITTED; set MIXED or ROW";
+            told.push((Level::Failed, "binary log", found.to_owned()));
+        }
+        Ok(told)
+    }
+}
+
+fn sizes(schema: &Schema) -> (Level, String) {
+    let limits = schema.limits;
+    if !schema.sized {
+        let found =
+            "the columns have no limit; a value of exactly 256 (mto) or 65535 bytes is taken for cut all the same";
+        return (Level::Ok, found.to_owned());
+    }
+    let small = [("mto", limits.mto, 4096), ("msubject", limits.msubject, 1024), ("mbody", limits.mbody, 1 << 20)];
+    let small: Vec<_> = small.iter().filter(|(_, limit, wanted)| limit < wanted).collect();
+    if small.is_empty() {
+        return (Level::Ok, "large enough".to_owned());
+    }
+    // Three bytes of text are four of base64.
+    let small: Vec<_> =
+        small.iter().map(|(name, limit, _)| format!("{name} holds {} bytes of text", limit / 4 * 3)).collect();
+    let found = format!(
+        "{}; a server that is not strict cuts what is longer without a word, and the row is set aside as truncated; make \
+         the columns longer",
+        small.join(", ")
+    );
+    (Level::Warning, found)
 }

@@ -10,7 +10,7 @@ use super::claim::{Claim, Row};
 use super::dialect::{GROUP, padded, places, tuples};
 use super::error::{Error, Failure, persist};
 use super::link::{Line, Link, Value};
-use super::record::{RECORD, Record, drop_records, histories, ids_of};
+use super::record::{RECORD, Record, histories, ids_of};
 use crate::mail::{Columns, Fingerprint, MailId, RecordId};
 use crate::outcome::History;
 
@@ -120,7 +120,7 @@ impl Inner {
         let mut link = self.link().await?;
         let sql = format!(
             "SELECT {RECORD} FROM mailqueue_delivery d WHERE d.queue_table = ? AND d.state = 'deferred' \
-             AND d.next_attempt <= ? ORDER BY d.next_attempt LIMIT ?"
+             AND d.next_attempt <= ? ORDER BY d.next_attempt, d.mid LIMIT ?"
         );
         let args = vec![self.key(), now.as_millisecond().into(), i64::from(limit).into()];
         link.fetch(&sql, args).await?.iter().map(|line| Record::read(line, 0)).collect()
@@ -135,8 +135,9 @@ impl Inner {
         let mut link = self.link().await?;
         let ids: Vec<Value> = padded(group.iter().map(|record| record.id.as_str().into()).collect());
         let sql = format!(
-            "UPDATE mailqueue_delivery SET state = 'claimed', owner = ?, claim = ? \
+            "UPDATE mailqueue_delivery{} SET state = 'claimed', owner = ?, claim = ? \
              WHERE id IN ({}) AND state = 'deferred' AND next_attempt <= ?",
+            self.by_id(),
             places(ids.len())
         );
         let mut args = vec![self.owner(), token.into()];
@@ -231,7 +232,7 @@ impl Inner {
             // Ours only: a record that was taken over is the other's to drop.
             let ids = vec![claim.record.as_str().into(), (&*claim.token).into()];
             if link.execute("DELETE FROM mailqueue_delivery WHERE id = ? AND claim = ?", ids).await? > 0 {
-                drop_records(&mut link, &[&claim.record]).await?;
+                self.drop_records(&mut link, &[&claim.record]).await?;
             }
         }
         Ok(contents)

@@ -8,6 +8,13 @@ pub(super) struct Dialect {
     pub begin: &'static str,
     /// Behind a SELECT on our tables whose rows are about to change.
     pub lock: &'static str,
+    /// Behind a table's name in a statement that locks rows: the index to go by. MySQL locks, and waits for, each row
+    /// that it looks at, and of a small table it looks at all unless told not to.
+    pub by_index: fn(index: &str) -> String,
+    /// `DELETE`, up to the table, which is called `q` and can take an index.
+    pub delete: &'static str,
+    /// The index that a table's numbers stand in.
+    pub numbered_by: Option<&'static str>,
     pub quote: char,
     /// A row's number as a signed 64-bit integer.
     pub mid: &'static str,

@@ -73,8 +73,9 @@ impl Inner {
             }
         }
         let sql = format!(
-            "SELECT {RECORD} FROM mailqueue_delivery d WHERE d.queue_table = ? \
+            "SELECT {RECORD} FROM mailqueue_delivery d{} WHERE d.queue_table = ? \
              AND (d.owner = ? OR (d.owner = ? AND d.claim = ?)) ORDER BY d.id{}",
+            (self.dialect().by_index)("mailqueue_delivery_owner"),
             self.dialect().lock
         );
         let lines = link.fetch(&sql, vec![self.key(), owner.into(), self.owner(), (&**token).into()]).await?;
@@ -85,7 +86,8 @@ impl Inner {
         // These stay `sending` until they are settled: whoever finds them next does not know their outcome either.
         for group in unknown.chunks(GROUP) {
             let ids: Vec<Value> = padded(group.iter().map(|record| record.id.as_str().into()).collect());
-            let sql = format!("UPDATE mailqueue_delivery SET owner = ?, claim = ? WHERE id IN ({})", places(ids.len()));
+            let (by_id, places) = (self.by_id(), places(ids.len()));
+            let sql = format!("UPDATE mailqueue_delivery{by_id} SET owner = ?, claim = ? WHERE id IN ({places})");
             let mut args = vec![self.owner(), (&**token).into()];
             args.extend(ids);
             link.execute(&sql, args).await?;
@@ -113,8 +115,9 @@ impl Inner {
         link.begin(self.dialect().begin).await?;
         let mut args: Vec<Value> = ids.iter().map(|id| id.as_str().into()).collect();
         let sql = format!(
-            "SELECT d.id FROM mailqueue_delivery d WHERE d.id IN ({}) AND d.claim = ? AND d.owner = ? \
+            "SELECT d.id FROM mailqueue_delivery d{} WHERE d.id IN ({}) AND d.claim = ? AND d.owner = ? \
              AND d.state = 'claimed' ORDER BY d.id{}",
+            self.by_id(),
             places(args.len()),
             self.dialect().lock
         );

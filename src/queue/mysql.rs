@@ -11,6 +11,13 @@ pub(super) const DIALECT: Dialect = Dialect {
               sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION' /*M!100300 , idle_transaction_timeout = 30 */",
     begin: "START TRANSACTION",
     lock: " FOR UPDATE",
+    by_index: |index| format!(" FORCE INDEX (`{index}`)"),
+    delete: "DELETE q FROM",
+    numbered_by: Some(
+        "SELECT index_name FROM information_schema.statistics \
+         WHERE table_schema = DATABASE() AND table_name = ? AND column_name = 'mid' AND seq_in_index = 1 \
+         ORDER BY non_unique, index_name = 'PRIMARY' DESC LIMIT 1",
+    ),
     quote: '`',
     mid: "CAST(q.mid AS SIGNED)",
     skip: ("INSERT IGNORE INTO", ""),
@@ -39,9 +46,18 @@ pub(super) const DIALECT: Dialect = Dialect {
         });
         format!("SHA2(CONCAT_WS(',', {}), 256)", parts.join(", "))
     }),
-    pair: |fingerprint| format!("CONCAT(mid, ':', {fingerprint})"),
+    pair: |fingerprint| format!("CONCAT(q.mid, ':', {fingerprint})"),
     place: |_| "?",
     producers: include_str!("../../migrations/mysql/producers/table.sql"),
     producers_mparams: ",\n  mparams LONGTEXT NULL",
     last_number: Some("SELECT CAST(LAST_INSERT_ID() AS SIGNED)"),
 };
+
+pub(super) const VERSION: &str = "SELECT CONCAT(IF(VERSION() LIKE '%MariaDB%', 'MariaDB ', 'MySQL '), VERSION())";
+pub(super) const GRANTS: &str = "SHOW GRANTS FOR CURRENT_USER()";
+pub(super) const ENGINE: &str =
+    "SELECT engine FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = ?";
+/// How many unique keys there are of the number alone.
+pub(super) const UNIQUE: &str = "SELECT COUNT(*) FROM (SELECT index_name FROM information_schema.statistics \
+     WHERE table_schema = DATABASE() AND table_name = ? AND non_unique = 0 GROUP BY index_name \
+     HAVING COUNT(*) = 1 AND MIN(column_name) = 'mid') k";

@@ -9,6 +9,9 @@ pub(super) const DIALECT: Dialect = Dialect {
               SET lock_timeout = '5s'; SET idle_in_transaction_session_timeout = '30s'; SET TIME ZONE 'UTC'",
     begin: "BEGIN",
     lock: " FOR UPDATE",
+    by_index: |_| String::new(),
+    delete: "DELETE FROM",
+    numbered_by: None,
     quote: '"',
     mid: "q.mid::bigint",
     skip: ("INSERT INTO", "ON CONFLICT DO NOTHING"),
@@ -43,7 +46,7 @@ pub(super) const DIALECT: Dialect = Dialect {
         });
         format!("encode(sha256(convert_to(concat_ws(',', {}), 'UTF8')), 'hex')", parts.join(", "))
     }),
-    pair: |fingerprint| format!("(mid::text || ':' || {fingerprint})"),
+    pair: |fingerprint| format!("(q.mid::text || ':' || {fingerprint})"),
     place: |kind| match kind {
         "bytea" => "convert_to(?, 'UTF8')",
         _ => "?",
@@ -52,3 +55,14 @@ pub(super) const DIALECT: Dialect = Dialect {
     producers_mparams: ",\n  mparams TEXT NULL",
     last_number: None,
 };
+
+pub(super) const VERSION: &str = "SELECT 'PostgreSQL ' || current_setting('server_version')";
+/// Who we are, and each right that we have on a table.
+pub(super) const GRANTS: &str = "SELECT current_user::text, r.name FROM (VALUES ('SELECT'), ('INSERT'), ('UPDATE'), \
+     ('DELETE'), ('TRUNCATE'), ('TRIGGER')) AS r (name) WHERE has_table_privilege(to_regclass(?)::oid, r.name) \
+     UNION ALL SELECT current_user::text, 'OWNER' FROM pg_catalog.pg_class c \
+     WHERE c.oid = to_regclass(?) AND pg_has_role(c.relowner, 'USAGE')";
+/// How many unique keys there are of the number alone.
+pub(super) const UNIQUE: &str = "SELECT COUNT(*) FROM pg_catalog.pg_index i JOIN pg_catalog.pg_attribute a \
+     ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0] WHERE i.indrelid = to_regclass(?) AND i.indisunique \
+     AND i.indisvalid AND i.indnkeyatts = 1 AND i.indpred IS NULL AND a.attname = 'mid'";

@@ -152,18 +152,26 @@ fn address_key(address: &str) -> String {
     Sha256::digest(address).iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Deletes records with their recipients.
-pub(super) async fn drop_records(link: &mut Link, ids: &[&RecordId]) -> Result<(), Failure> {
-    for group in ids.chunks(GROUP) {
-        let args = padded(group.iter().map(|id| id.as_str().into()).collect());
-        let places = places(args.len());
-        link.execute(&format!("DELETE FROM mailqueue_recipient WHERE record IN ({places})"), args.clone()).await?;
-        link.execute(&format!("DELETE FROM mailqueue_delivery WHERE id IN ({places})"), args).await?;
-    }
-    Ok(())
-}
-
 impl Inner {
+    /// Behind `mailqueue_delivery` in a statement that finds records by id and locks them.
+    pub(super) fn by_id(&self) -> String {
+        (self.dialect().by_index)("PRIMARY")
+    }
+
+    /// Deletes records with their recipients.
+    pub(super) async fn drop_records(&self, link: &mut Link, ids: &[&RecordId]) -> Result<(), Failure> {
+        let (delete, by_id) = (self.dialect().delete, self.by_id());
+        for group in ids.chunks(GROUP) {
+            let args = padded(group.iter().map(|id| id.as_str().into()).collect());
+            let places = places(args.len());
+            let recipients = format!("{delete} mailqueue_recipient AS q{by_id} WHERE q.record IN ({places})");
+            link.execute(&recipients, args.clone()).await?;
+            let records = format!("{delete} mailqueue_delivery AS q{by_id} WHERE q.id IN ({places})");
+            link.execute(&records, args).await?;
+        }
+        Ok(())
+    }
+
     /// Puts claims back to where they were: a row that was waiting is waiting again, unless a recipient of it was
     /// accepted meanwhile, and any other is deferred with its old time. Inside a transaction that has locked them.
     pub(super) async fn give_back(&self, link: &mut Link, ids: &[&RecordId]) -> Result<(), Failure> {
@@ -175,10 +183,11 @@ impl Inner {
                  EXISTS (SELECT 1 FROM mailqueue_recipient r WHERE r.record = d.id AND r.state = 'accepted')"
             );
             let fresh: Vec<RecordId> = ids_of(link.fetch(&fresh, args.clone()).await?)?;
-            drop_records(link, &fresh.iter().collect::<Vec<_>>()).await?;
+            self.drop_records(link, &fresh.iter().collect::<Vec<_>>()).await?;
             let rest = format!(
-                "UPDATE mailqueue_delivery SET state = 'deferred', owner = NULL, \
-                 next_attempt = COALESCE(next_attempt, created) WHERE id IN ({places})"
+                "UPDATE mailqueue_delivery{} SET state = 'deferred', owner = NULL, \
+                 next_attempt = COALESCE(next_attempt, created) WHERE id IN ({places})",
+                self.by_id()
             );
             link.execute(&rest, args).await?;
         }

@@ -20,6 +20,8 @@ const NAMES: [&str; 5] = ["mto", "msubject", "mbody", "mheaders", "mparams"];
 pub(super) struct Schema {
     /// Quoted.
     pub table: String,
+    /// Behind the table's name in a DELETE by number.
+    pub by_mid: String,
     /// Name and type of the text columns that are there.
     pub columns: Vec<(&'static str, String)>,
     /// The five columns' bytes, for a SELECT.
@@ -28,6 +30,8 @@ pub(super) struct Schema {
     pub size: String,
     pub fingerprint: Option<String>,
     pub limits: ColumnLimits,
+    /// The database keeps to limits of some columns at least.
+    pub sized: bool,
     read: Instant,
 }
 
@@ -69,6 +73,12 @@ impl Schema {
                 )));
             }
         }
+        let mut by_mid = String::new();
+        if let Some(sql) = dialect.numbered_by
+            && let Some(line) = link.fetch(sql, vec![table.into()]).await?.first()
+        {
+            by_mid = (dialect.by_index)(&line.some_text(0)?);
+        }
         let bytes = NAMES.map(|name| column(name).map(|(_, kind, _)| (dialect.bytes)(name, kind)));
         let size = bytes.iter().flatten().map(|bytes| (dialect.length)(bytes)).collect::<Vec<_>>();
         let limit = |name, default| match column(name) {
@@ -88,7 +98,9 @@ impl Schema {
                 mparams: limit("mparams", fallback.mparams),
             },
             columns: NAMES.iter().filter_map(|&name| column(name).map(|(_, kind, _)| (name, kind.clone()))).collect(),
+            sized: found.iter().any(|(name, _, limit)| NAMES.contains(&name.as_str()) && limit.is_some()),
             table: quoted,
+            by_mid,
             read: Instant::now(),
         })
     }

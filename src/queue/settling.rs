@@ -7,7 +7,7 @@ use super::claim::{Claim, Settled, Settlement};
 use super::dialect::{GROUP, padded, places, tuples};
 use super::error::{Error, Failure, persist};
 use super::link::{Link, Value};
-use super::record::{drop_records, write_recipients};
+use super::record::write_recipients;
 use crate::mail::{Fingerprint, MailId, RecordId};
 use crate::outcome::{Fate, RecipientRecord, RecipientState};
 
@@ -44,8 +44,9 @@ impl Inner {
         here_args.extend(pairs(|(claim, ..)| (&*claim.token).into()));
 
         let sql = format!(
-            "UPDATE mailqueue_delivery SET state = 'sending', fingerprint = CASE id {whens}END, \
-             message_id = CASE id {whens}END WHERE {here} AND state IN ('claimed', 'sending')"
+            "UPDATE mailqueue_delivery{} SET state = 'sending', fingerprint = CASE id {whens}END, \
+             message_id = CASE id {whens}END WHERE {here} AND state IN ('claimed', 'sending')",
+            self.by_id()
         );
         let mut args = pairs(|(_, fingerprint, _)| fingerprint.to_hex().as_str().into());
         args.extend(pairs(|(.., message_id)| (*message_id).into()));
@@ -137,7 +138,7 @@ impl Inner {
             }
         }
         let delivered: Vec<_> = deliveries.iter().map(|&(index, ..)| &group[index].claim.record).collect();
-        drop_records(&mut link, &delivered).await?;
+        self.drop_records(&mut link, &delivered).await?;
         link.commit().await?;
         Ok(Some(settled))
     }
@@ -150,7 +151,8 @@ impl Inner {
         for ids in ids.chunks(GROUP) {
             let ids = padded(ids.iter().map(|&id| id.into()).collect());
             let sql = format!(
-                "SELECT d.id, d.owner, d.claim FROM mailqueue_delivery d WHERE d.id IN ({}) ORDER BY d.id{}",
+                "SELECT d.id, d.owner, d.claim FROM mailqueue_delivery d{} WHERE d.id IN ({}) ORDER BY d.id{}",
+                self.by_id(),
                 places(ids.len()),
                 self.dialect().lock
             );
@@ -219,8 +221,10 @@ impl Inner {
                     let padded = padded(group.to_vec());
                     let places = places(padded.len());
                     let sql = format!(
-                        "DELETE FROM {} WHERE mid IN ({places}) AND {} IN ({places})",
+                        "{} {} AS q{} WHERE q.mid IN ({places}) AND {} IN ({places})",
+                        self.dialect().delete,
                         schema.table,
+                        schema.by_mid,
                         (self.dialect().pair)(fingerprint)
                     );
                     let mut args: Vec<Value> = padded.iter().map(|&(mid, _)| mid.into()).collect();
@@ -272,7 +276,8 @@ impl Inner {
         self.schema(&mut link).await?;
         link.begin(self.dialect().begin).await?;
         let sql = format!(
-            "SELECT d.fingerprint FROM mailqueue_delivery d WHERE d.id = ? AND d.queue_table = ? AND d.mid = ?{}",
+            "SELECT d.fingerprint FROM mailqueue_delivery d{} WHERE d.id = ? AND d.queue_table = ? AND d.mid = ?{}",
+            self.by_id(),
             self.dialect().lock
         );
         let lines = link.fetch(&sql, vec![record.as_str().into(), self.key(), mid.into()]).await?;
@@ -280,7 +285,7 @@ impl Inner {
         let stands = made_for.is_some_and(|made| made.is_none_or(|made| made == fingerprint.to_hex()));
         if stands && complete {
             self.delete_rows(&mut link, vec![(mid, fingerprint)], true).await?;
-            drop_records(&mut link, &[record]).await?;
+            self.drop_records(&mut link, &[record]).await?;
         } else if stands {
             let lines: Vec<_> = accepted.iter().enumerate().map(|(at, recipient)| (record, at, recipient)).collect();
             write_recipients(&mut link, self.dialect(), &lines).await?;

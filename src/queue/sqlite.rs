@@ -9,6 +9,9 @@ pub(super) const DIALECT: Dialect = Dialect {
     // The write lock at once: a transaction that reads first and then wants to write can be refused without a wait.
     begin: "BEGIN IMMEDIATE",
     lock: "",
+    by_index: |_| String::new(),
+    delete: "DELETE FROM",
+    numbered_by: None,
     quote: '"',
     mid: "CAST(q.mid AS INTEGER)",
     skip: ("INSERT INTO", "ON CONFLICT DO NOTHING"),
@@ -36,3 +39,11 @@ pub(super) const DIALECT: Dialect = Dialect {
     producers_mparams: ",\n  mparams TEXT NULL",
     last_number: None,
 };
+
+pub(super) const VERSION: &str = "SELECT 'SQLite ' || sqlite_version()";
+/// Whether the number is the primary key, or how many unique keys there are of it alone.
+pub(super) const UNIQUE: &str = "SELECT (SELECT COUNT(*) FROM pragma_table_info(?1) t WHERE t.name = 'mid' AND t.pk = 1 \
+     AND (SELECT COUNT(*) FROM pragma_table_info(?1) p WHERE p.pk > 0) = 1) + \
+     (SELECT COUNT(*) FROM pragma_index_list(?1) l WHERE l.\"unique\" = 1 AND l.partial = 0 \
+     AND (SELECT COUNT(*) FROM pragma_index_info(l.name)) = 1 \
+     AND EXISTS (SELECT 1 FROM pragma_index_info(l.name) c WHERE c.name = 'mid'))";

@@ -9,7 +9,7 @@ use super::Inner;
 use super::dialect::{padded, places};
 use super::error::{Error, Failure, persist};
 use super::link::{Link, Value};
-use super::record::{drop_records, ids_of};
+use super::record::ids_of;
 use crate::mail::{Fingerprint, RecordId};
 
 /// Where the comparison of contents goes on at the next pass.
@@ -93,13 +93,14 @@ impl Inner {
             link.begin(self.dialect().begin).await?;
             let args: Vec<Value> = padded(group.iter().map(|id| id.as_str().into()).collect());
             let sql = format!(
-                "SELECT d.id FROM mailqueue_delivery d WHERE d.id IN ({}) AND d.state NOT IN ('claimed', 'sending') \
+                "SELECT d.id FROM mailqueue_delivery d{} WHERE d.id IN ({}) AND d.state NOT IN ('claimed', 'sending') \
                  ORDER BY d.id{}",
+                self.by_id(),
                 places(args.len()),
                 self.dialect().lock
             );
             let idle = ids_of(link.fetch(&sql, args).await?)?;
-            drop_records(link, &idle.iter().collect::<Vec<_>>()).await?;
+            self.drop_records(link, &idle.iter().collect::<Vec<_>>()).await?;
             link.commit().await?;
             dropped += idle.len() as u64;
         }

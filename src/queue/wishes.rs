@@ -8,7 +8,7 @@ use super::Inner;
 use super::dialect::{padded, places, tuples};
 use super::error::{Error, Failure, persist};
 use super::link::{Link, Value};
-use super::record::{RECORD, Record, drop_records};
+use super::record::{RECORD, Record};
 use super::view::{Granted, Wish};
 use crate::mail::{Fingerprint, RecordId};
 use crate::outcome::State;
@@ -50,7 +50,7 @@ impl Inner {
                     Granted::NotNow(format!("a dispatcher is at work on it ({})", record.state))
                 }
                 (Some(content), Some(record)) if record.fingerprint.is_some_and(|made| made != *content) => {
-                    drop_records(&mut link, &[&record.id]).await?;
+                    self.drop_records(&mut link, &[&record.id]).await?;
                     Granted::NotNow("the row has another content than it had; it is waiting now".to_owned())
                 }
                 (Some(content), record) => self.grant_one(&mut link, wish, mid, *content, record, now).await?,
@@ -65,7 +65,8 @@ impl Inner {
     async fn locked(&self, link: &mut Link, mids: &[i64]) -> Result<HashMap<i64, Record>, Failure> {
         let numbers: Vec<Value> = padded(mids.iter().map(|&mid| mid.into()).collect());
         let sql = format!(
-            "SELECT {RECORD} FROM mailqueue_delivery d WHERE d.queue_table = ? AND d.mid IN ({}) ORDER BY d.mid{}",
+            "SELECT {RECORD} FROM mailqueue_delivery d{} WHERE d.queue_table = ? AND d.mid IN ({}) ORDER BY d.mid{}",
+            (self.dialect().by_index)("mailqueue_delivery_row"),
             places(numbers.len()),
             self.dialect().lock
         );
@@ -112,11 +113,9 @@ impl Inner {
                 not_now(&format!("it is {}, not held", record.state))
             }
             (Wish::Retry | Wish::Release, Some(record)) => {
-                if record.state != State::Deferred {
-                    // Whoever asks for another try asks for those who were refused as well.
-                    let sql = "DELETE FROM mailqueue_recipient WHERE record = ? AND state <> 'accepted'";
-                    link.execute(sql, vec![record.id.as_str().into()]).await?;
-                }
+                // Whoever asks for another try asks for those who were refused as well.
+                let sql = "DELETE FROM mailqueue_recipient WHERE record = ? AND state <> 'accepted'";
+                link.execute(sql, vec![record.id.as_str().into()]).await?;
                 // Expiry counts anew, or what was too old would fail at once.
                 let sql = "UPDATE mailqueue_delivery SET state = 'deferred', reason = 'operator', detail = NULL, \
                            first_deferred = NULL, next_attempt = ?, owner = NULL WHERE id = ?";
@@ -132,7 +131,7 @@ impl Inner {
             }
             (Wish::Delete, Some(record)) => {
                 let gone = self.delete_rows(link, vec![(mid, content)], true).await?.unwrap_or_default();
-                drop_records(link, &[&record.id]).await?;
+                self.drop_records(link, &[&record.id]).await?;
                 if gone.is_empty() { Ok(Granted::Done) } else { not_now("the row was changed just now") }
             }
         }

@@ -23,8 +23,8 @@ use crate::outcome::{Cause, Reply};
 pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Sync + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Sync + Unpin> Stream for T {}
 
-/// More unread input than this while we write, and the peer floods us.
-const MAX_INPUT: usize = 256 * 1024;
+/// More unread input than this while we write, and the peer floods us. The replies to a flight of thousands fit in.
+const MAX_INPUT: usize = 4 * 1024 * 1024;
 
 /// How much is read at once.
 const READ: usize = 4096;

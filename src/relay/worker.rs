@@ -131,14 +131,12 @@ struct Task<'a> {
     /// Indices of the recipients that are still to be offered.
     pending: VecDeque<usize>,
     relay: Option<Trouble>,
-    /// A connection that had gone before MAIL was answered has been replaced already.
-    replaced: bool,
 }
 
 impl<'a> Task<'a> {
     fn new(offer: Offer<'a>) -> Self {
         let count = offer.recipients.len();
-        Self { offer, outcomes: vec![None; count], pending: (0..count).collect(), relay: None, replaced: false }
+        Self { offer, outcomes: vec![None; count], pending: (0..count).collect(), relay: None }
     }
 
     async fn transaction(
@@ -161,8 +159,7 @@ impl<'a> Task<'a> {
         }
         let pipelined = session.announced.pipelining && relay.trust.allows();
         let answers = session.offer(&envelope, pipelined).await;
-        if self.is_replaceable(&answers, session.kept) {
-            self.replaced = true;
+        if is_replaceable(&answers, session.kept) {
             if answers.ahead {
                 relay.trust.lost();
             }
@@ -241,13 +238,6 @@ impl<'a> Task<'a> {
         }
     }
 
-    /// A kept connection that the peer had closed before it saw MAIL, or a flight of which nothing was answered: no
-    /// mail is to blame, and the mail is offered once more.
-    fn is_replaceable(&self, answers: &Answers, kept: bool) -> bool {
-        let gone = matches!(answers.lost, Some((_, Cause::Closed(_))));
-        !self.replaced && answers.mail.is_none() && answers.lost.is_some() && (answers.ahead || kept && gone)
-    }
-
     /// Gives those an outcome that cannot be offered to this smarthost.
     fn leave_out_unreachable(&mut self, announced: &Announced) {
         let refusal = obstacle(self.offer.mail, announced).map(RecipientOutcome::Refused);
@@ -284,6 +274,13 @@ impl<'a> Task<'a> {
         let outcomes = self.outcomes.into_iter().map(|outcome| outcome.unwrap_or(RecipientOutcome::Untried));
         Attempt { outcomes: self.offer.recipients.iter().cloned().zip(outcomes).collect(), relay: self.relay }
     }
+}
+
+/// A kept connection that the peer had closed before it saw MAIL, or a flight of which nothing was answered: no mail is to
+/// blame. It is offered once more, over a new connection, of which neither can be true.
+fn is_replaceable(answers: &Answers, kept: bool) -> bool {
+    let gone = matches!(answers.lost, Some((_, Cause::Closed(_))));
+    answers.mail.is_none() && answers.lost.is_some() && (answers.ahead || kept && gone)
 }
 
 fn note_pipelining(relay: &Relay, answers: &Answers, judgement: &Judgement) {

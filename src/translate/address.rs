@@ -14,35 +14,42 @@ pub type Entry = Result<Mailbox, InvalidRecipient>;
 /// The entries of a list in their order. `text` is unfolded and free of controls. Groups are flattened.
 pub fn list(text: &str) -> Vec<Entry> {
     let mut entries = Vec::new();
+    let last_semicolon = text.rfind(';').unwrap_or(0);
     let mut rest = text;
     loop {
         rest = rest.trim_start_matches([' ', ',', ';']);
-        if let Some(members) = behind_group_name(rest) {
-            rest = members;
-            continue;
-        }
         if rest.is_empty() {
             return entries;
         }
-        let (quoted, angle) = next_angle(rest);
-        let Some(angle) = angle else {
-            let end = separators(rest, quoted).next().unwrap_or(rest.len());
-            entries.extend(bare(&rest[..end]));
-            rest = &rest[end..];
-            continue;
-        };
-        let name = &rest[..angle.open];
-        if let Some(end) = before_name(name, quoted) {
-            entries.extend(bare(&rest[..end]));
-            rest = &rest[end..];
+        let group_ends = text.len() - rest.len() < last_semicolon;
+        if let Some(members) = behind_group_name(rest).filter(|_| group_ends) {
+            rest = members;
             continue;
         }
-        let inner = rest[angle.open + 1..angle.close].trim();
-        entries.push(match parse(inner) {
+        let (trusted, angle) = next_angle(rest);
+        let Some(angle) = angle else {
+            bare_entries(rest, trusted, group_ends, &mut entries);
+            return entries;
+        };
+        let before = addresses_before_name(&rest[..angle.open], trusted);
+        bare_entries(&rest[..before], trusted, group_ends, &mut entries);
+        let name = rest[before..angle.open].trim_start_matches([' ', ',', ';']);
+        let name = behind_group_name(name).filter(|_| group_ends).unwrap_or(name);
+        entries.push(match parse(rest[angle.open + 1..angle.close].trim()) {
             Ok(address) => Ok(Mailbox::new(Some(name_of(name)).filter(|name| !name.is_empty()), address)),
-            Err(why) => Err(invalid(&rest[..=angle.close], why)),
+            Err(why) => Err(invalid(&format!("{name}{}", &rest[angle.open..=angle.close]), why)),
         });
         rest = &rest[angle.next..];
+    }
+}
+
+/// The entries of a list in which there is no `<…>` that counts.
+fn bare_entries(text: &str, trust_quotes: bool, group_ends: bool, entries: &mut Vec<Entry>) {
+    let mut start = 0;
+    for end in separators(text, trust_quotes).chain([text.len()]) {
+        let entry = text[start..end].trim_start();
+        entries.extend(bare(behind_group_name(entry).filter(|_| group_ends).unwrap_or(entry)));
+        start = (end + 1).min(text.len());
     }
 }
 
@@ -50,17 +57,14 @@ fn invalid(written: &str, why: &str) -> InvalidRecipient {
     InvalidRecipient { written: super::for_people(&words::decode(written)), why: why.to_owned() }
 }
 
-/// Behind `phrase:`, if this is a group (RFC 5322 §3.4), which a `;` ends. Otherwise the colon belongs to a name.
+/// Behind `phrase:` at the start, which begins a group (RFC 5322 §3.4) if a `;` ends it, and belongs to a name if none does.
 fn behind_group_name(text: &str) -> Option<&str> {
     let mut quoted = false;
     for (at, c) in text.char_indices() {
         match c {
             '"' => quoted = !quoted,
             _ if quoted => {}
-            ':' => {
-                let members = &text[at + 1..];
-                return members.contains(';').then_some(members);
-            }
+            ':' => return Some(&text[at + 1..]),
             ',' | ';' | '<' | '>' | '@' => return None,
             _ => {}
         }
@@ -74,6 +78,9 @@ struct Angle {
     close: usize,
     next: usize,
 }
+
+/// A comment that goes on for longer is none.
+const LONGEST_COMMENT: usize = 1000;
 
 /// The next `<…>` that a separator or the end follows, and whether quotation marks may be trusted on the way there. Where
 /// they pair up badly they are letters like any other.
@@ -109,7 +116,8 @@ fn angle_at(text: &str, open: usize) -> Option<Angle> {
     let close = open + 1 + inner.find(['<', '>']).filter(|at| inner[*at..].starts_with('>'))?;
     let mut behind = text[close + 1..].trim_start_matches(' ');
     if behind.starts_with('(') {
-        behind = behind[behind.find(')')? + 1..].trim_start_matches(' ');
+        let end = behind.bytes().take(LONGEST_COMMENT).position(|byte| byte == b')')?;
+        behind = behind[end + 1..].trim_start_matches(' ');
     }
     let ends = behind.is_empty() || behind.starts_with([',', ';']);
     ends.then(|| Angle { open, close, next: text.len() - behind.len() })
@@ -149,21 +157,26 @@ fn separators(text: &str, trust_quotes: bool) -> impl Iterator<Item = usize> {
     })
 }
 
-/// The end of the first entry before a name, if whole addresses stand before it: `a@x, b@y, Moser, Max <c@z>`.
-fn before_name(text: &str, trust_quotes: bool) -> Option<usize> {
-    let mut first = None;
+/// Where the name begins, if whole addresses stand before it: `a@x, b@y, Moser, Max <c@z>`.
+fn addresses_before_name(text: &str, trust_quotes: bool) -> usize {
+    let mut before = 0;
     let mut start = 0;
     for end in separators(text, trust_quotes) {
-        first.get_or_insert(end);
-        if parse(without_comments(&text[start..end]).0.trim()).is_ok() {
-            return first;
-        }
-        if !trust_quotes {
-            return None;
+        if looks_like_address(without_comments(&text[start..end]).0.trim()) {
+            before = end;
+        } else if !trust_quotes {
+            break;
         }
         start = end + 1;
     }
-    None
+    before
+}
+
+/// One word with an @ inside, which stands for itself even where it is no good address.
+fn looks_like_address(text: &str) -> bool {
+    let sides = text.split_once('@');
+    sides.is_some_and(|(left, right)| !left.is_empty() && !right.is_empty())
+        && !text.contains(|c: char| c.is_whitespace() || matches!(c, '"' | '<' | '>' | '(' | ')'))
 }
 
 /// An entry without brackets: an address, perhaps with its owner's name in a comment, as before RFC 822.

@@ -198,7 +198,7 @@ fn boundary_from_body<'a>(body: &'a [u8], kind: &mut Value, mendings: &mut Mendi
 
 /// The boundary of a multipart body that nobody names: the first line that looks like a delimiter and comes again.
 fn guess_boundary(body: &[u8]) -> Option<&str> {
-    let delimiter = |line: &'_ [u8]| -> bool { line.len() > 4 && line.starts_with(b"--") && line.is_ascii() };
+    let delimiter = |line: &'_ [u8]| -> bool { line.len() > 2 && line.starts_with(b"--") && line.is_ascii() };
     let first = lines(body).map(|line| line.content.trim_ascii_end()).find(|line| !line.is_empty())?;
     if !delimiter(first) || first.contains(&b' ') {
         return None;

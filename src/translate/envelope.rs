@@ -37,12 +37,10 @@ impl Parties {
         let mut reader = Reader { fields, wire, invalid: Vec::new() };
         let listed = mto_list(mto, mendings, &mut reader.invalid);
         let mut to = reader.recipients(listed);
-        for mailbox in reader.recipients_of("To") {
-            // Mail programs that name the recipient in both places mean one.
-            if !to.contains(&mailbox) {
-                to.push(mailbox);
-            }
-        }
+        // Programs that name a recipient in both places mean one.
+        let listed: HashSet<_> = to.iter().map(same).collect();
+        let more = reader.recipients_of("To").into_iter().filter(|mailbox| !listed.contains(&same(mailbox)));
+        to.extend(more.collect::<Vec<_>>());
         let cc = reader.recipients_of("Cc");
         let bcc = reader.recipients_of("Bcc");
         let from = reader.from(settings, mendings)?;
@@ -73,6 +71,10 @@ impl Parties {
         let mut all = shown.map(|mailbox| &mailbox.email).chain(&self.envelope.recipients).chain(&self.envelope.sender);
         all.any(needs_smtputf8)
     }
+}
+
+fn same(mailbox: &Mailbox) -> (Option<String>, String) {
+    (mailbox.name.clone(), mailbox.email.to_string())
 }
 
 /// Domains are compared without case, local parts are not ours to interpret (RFC 5321 §2.4).

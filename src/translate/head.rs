@@ -48,13 +48,9 @@ pub fn compose(
     let in_block =
         fields.iter().find(|field| field.is("Subject")).map(|field| words::one_line(&words::decode(&field.value)));
     let subject = if own_subject.is_empty() { in_block.unwrap_or_default() } else { own_subject };
-    let mut writer = Writer { out: String::new(), done: Vec::new(), message_id: String::new() };
+    let mut writer = Writer { out: String::new(), done: Vec::new(), message_id: String::new(), subject };
     writer.once("To", |out| write_to(out, parties));
-    writer.once("Subject", |out| {
-        if !subject.is_empty() {
-            words::write_text(out, "Subject", &subject, LONGEST_WORD);
-        }
-    });
+    writer.subject();
     for field in fields {
         writer.field(field, parties, body, mendings);
     }
@@ -70,7 +66,7 @@ pub fn compose(
     }
     writer.mime_version();
     writer.content(body);
-    let Writer { mut out, message_id, .. } = writer;
+    let Writer { mut out, message_id, subject, .. } = writer;
     if let Some(line) = out.lines().find(|line| line.len() > LONGEST_LINE) {
         let name = super::for_people(line.split(':').next().unwrap_or_default());
         let detail = format!("mheaders: a header line cannot be folded under 998 bytes; it begins with `{name}`");
@@ -98,6 +94,8 @@ struct Writer {
     /// Lower-case names of headers that may stand only once, and do.
     done: Vec<String>,
     message_id: String,
+    /// Decoded.
+    subject: String,
 }
 
 impl Writer {
@@ -111,6 +109,12 @@ impl Writer {
         first
     }
 
+    fn subject(&mut self) {
+        if !self.subject.is_empty() {
+            words::write_text(&mut self.out, "Subject", &self.subject, LONGEST_WORD);
+        }
+    }
+
     fn field(&mut self, field: &Field, parties: &Parties, body: &Body, mendings: &mut Mendings) {
         let name = field.name.as_str();
         if LEFT_OUT.iter().any(|left_out| field.is(left_out)) {
@@ -120,8 +124,8 @@ impl Writer {
             "to" | "content-transfer-encoding" => {}
             "subject" => {
                 let value = words::one_line(&words::decode(&field.value));
-                if !value.is_empty() && !self.out.contains(&format!("Subject: {value}\r\n")) {
-                    mendings.add("mheaders held a Subject too: msubject goes first, if it is not empty");
+                if !value.is_empty() && value != self.subject {
+                    mendings.add("mheaders held another Subject than msubject: it was left out");
                 }
             }
             "from" | "sender" | "reply-to" | "cc" => self.parties(name, parties),

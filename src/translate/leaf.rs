@@ -53,7 +53,7 @@ impl Plan {
 /// around it can carry 8-bit bytes.
 pub fn plan(kind: &Value, attached: bool, label: Option<&str>, body: &[u8], eight_bit: bool) -> Plan {
     let encoding = Encoding::named(label);
-    let said = label.map_or("nothing of its encoding".to_owned(), |label| super::for_people(label));
+    let said = label.map_or("nothing of its encoding".to_owned(), super::for_people);
     let shape = Shape::of(body);
     let file = attached || kind.names_a_file() || !kind.is_text();
     match encoding {

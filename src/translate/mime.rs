@@ -19,12 +19,15 @@ pub struct Param {
     pub value: String,
 }
 
+/// More parameters than anybody writes.
+const MOST_PARAMS: usize = 50;
+
 impl Value {
     pub fn parse(text: &str) -> Self {
         let (main, mut rest) = text.split_at(text.find(';').unwrap_or(text.len()));
         let main = main.split('(').next().unwrap_or_default().trim().to_ascii_lowercase();
         let mut value = Self { main, ..Self::default() };
-        while let Some(start) = rest.find(';') {
+        while let Some(start) = rest.find(';').filter(|_| value.params.len() < MOST_PARAMS) {
             rest = &rest[start + 1..];
             let Some((name, after)) = param_name(rest) else { continue };
             let (param, sloppy, after) = match after.strip_prefix('"') {
@@ -155,8 +158,8 @@ fn quoted(inner: &str) -> (String, bool, &str) {
             c => value.push(c),
         }
     }
-    let marks = inner.match_indices('"').map(|(at, _)| at);
-    let end = marks.clone().find(|at| ends(&inner[at + 1..])).or(marks.last()).unwrap_or(inner.len());
+    let mut marks = inner.match_indices('"').map(|(at, _)| at);
+    let end = marks.clone().find(|at| ends(&inner[at + 1..])).or(marks.next_back()).unwrap_or(inner.len());
     (inner[..end].to_owned(), true, inner.get(end + 1..).unwrap_or_default())
 }
 

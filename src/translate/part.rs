@@ -79,19 +79,20 @@ fn write_aside(
     mendings: &mut Mendings,
 ) -> Result<(), Unreadable> {
     let shape = Shape::of(text);
-    if sealed || (shape.travels() && !shape.eight_bit) {
-        if sealed && !(shape.travels() && !shape.eight_bit) {
-            return Err(not_transportable(place, "text outside of its parts"));
+    match (shape.travels() && !shape.eight_bit, sealed) {
+        (true, _) => {
+            write_crlf(out, text);
+            if !text.is_empty() && !out.ends_with(b"\r\n") {
+                out.extend_from_slice(b"\r\n");
+            }
         }
-        write_crlf(out, text);
-        if !text.is_empty() && !out.ends_with(b"\r\n") {
-            out.extend_from_slice(b"\r\n");
+        (false, true) => return Err(not_transportable(place, "text outside of its parts")),
+        (false, false) => {
+            mendings.add(format!(
+                "{}: text {where_}, which no reader shows, did not fit the wire and was left out",
+                place.name()
+            ));
         }
-    } else {
-        mendings.add(format!(
-            "{}: text {where_}, which no reader shows, did not fit the wire and was left out",
-            place.name()
-        ));
     }
     Ok(())
 }

@@ -72,8 +72,8 @@ fn quote(out: &mut Vec<u8>, text: &[u8], encoded_already: bool) {
             let plain = match byte {
                 b'=' => triple,
                 b' ' | b'\t' => !last,
-                // A delimiter line that arises by chance would end the part.
-                b'-' => column > 0,
+                // A soft line break must not make a delimiter of what was none.
+                b'-' => column > 0 || at == 0,
                 _ => byte.is_ascii_graphic(),
             };
             let width = if triple || !plain { 3 } else { 1 };

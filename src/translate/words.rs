@@ -145,10 +145,15 @@ impl<'a> Line<'a> {
         self.fresh = false;
     }
 
-    /// Text as encoded words, behind a blank.
+    /// Text as encoded words, behind a blank. What fits into one word is not divided.
     pub fn encoded(&mut self, text: &str) {
         if !self.fresh {
             self.writer.space();
+            let one_word = "=?utf-8?b??=".len() + text.len().div_ceil(3) * 4;
+            let fits = |column: usize| column + one_word < FOLD;
+            if fits(1) && !fits(self.writer.projected_line_len()) {
+                let _ = self.writer.new_line();
+            }
         }
         let _ = rfc2047::encode(text, &mut self.writer);
         self.fresh = false;

@@ -59,7 +59,8 @@ async fn run(script: Script, mode: Mode) -> Vec<String> {
         let next = mails.get(index + 1).filter(|_| mode == Mode::Ahead);
         let next = next.map(|(mail, recipients)| Offer { mail, recipients });
         let sending = worker.send_ahead(offer, next, &mut notes);
-        let Ok(attempt) = timeout(Duration::from_secs(30), sending).await else {
+        // Less than the timeouts that a script does not set.
+        let Ok(attempt) = timeout(Duration::from_secs(8), sending).await else {
             return vec![format!("mail {} does not come to an end", script.mails[index].name)];
         };
         found.extend(support::lines(&attempt).into_iter().map(|line| format!("{} {line}", script.mails[index].name)));

@@ -1,12 +1,7 @@
 //! Logging in: the password file, and that no log shows what is in it.
 
-use std::io::Write;
-use std::sync::{Arc, Mutex};
-
 use mailqueue::outcome::{Cause, Scope, Stage};
 use mailqueue::relay::{Login, Password, Relay, Settings};
-use tracing::subscriber::DefaultGuard;
-use tracing_subscriber::fmt::MakeWriter;
 
 use crate::script::{self, Mode};
 use crate::{server, support};
@@ -77,7 +72,7 @@ async fn the_log_shows_the_dialogue_without_password_and_content() {
     let (server, served) = server::serve(script, Mode::Off).await;
     let mut settings = support::settings(server.port());
     settings.login = Some(Login { username: "user".into(), password: Password::Value("geheim".into()) });
-    let (log, guard) = listen();
+    let (log, guard) = support::listen();
     let mut worker = Relay::new(settings).unwrap().worker();
     let attempt = worker.send(&mail, &mail.envelope.recipients, &mut support::Notes::default()).await;
     worker.quit().await;
@@ -85,40 +80,11 @@ async fn the_log_shows_the_dialogue_without_password_and_content() {
     assert_eq!(support::lines(&attempt), ["a@x.test: accepted 250 2.0.0 queued as one"]);
     assert_eq!(served.await.unwrap(), Vec::<String>::new());
 
-    let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    let log = log.text();
     for shown in ["mailqueue::relay", "C: RCPT TO:<a@x.test>", "S: 354 go ahead", "S: 250 2.0.0 queued as one"] {
         assert!(log.contains(shown), "{shown} is missing in\n{log}");
     }
     for hidden in ["geheim", "AHVzZXIAZ2VoZWlt", "Subject", "last"] {
         assert!(!log.contains(hidden), "{hidden} is in\n{log}");
     }
-}
-
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-impl<'a> MakeWriter<'a> for Log {
-    type Writer = Self;
-
-    fn make_writer(&'a self) -> Self {
-        self.clone()
-    }
-}
-
-/// Everything that this thread logs, at every level.
-fn listen() -> (Log, DefaultGuard) {
-    let log = Log::default();
-    let subscriber = tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_writer(log.clone()).finish();
-    (log, tracing::subscriber::set_default(subscriber))
 }

@@ -15,6 +15,7 @@
 //! whole one                       a transaction of that mail in which everything goes well
 //! C: MAIL                         a command that must begin so
 //! C= QUIT                         a command that must be just so
+//! alone                           nothing has come behind the last command
 //! S: 250 ok                       a reply
 //! S~ 250 ok                       the same, byte by byte
 //! S! \x00garbage\r\n              raw bytes
@@ -81,6 +82,7 @@ pub enum Act {
     Whole(String),
     Command(String),
     Exactly(String),
+    Alone,
     Say(Vec<u8>),
     Pieces(Vec<u8>),
     Content(String),
@@ -153,6 +155,7 @@ fn act(word: &str, rest: &str) -> Act {
         "whole" => Act::Whole(rest.to_owned()),
         "C:" => Act::Command(rest.to_owned()),
         "C=" => Act::Exactly(rest.to_owned()),
+        "alone" => Act::Alone,
         "S:" => Act::Say(format!("{rest}\r\n").into_bytes()),
         "S~" => Act::Pieces(format!("{rest}\r\n").into_bytes()),
         "S!" => Act::Say(unescape(rest)),

@@ -211,3 +211,44 @@ async fn sending_can_be_spawned() {
     let sending = tokio::spawn(async move { worker.send(&mail, &[], &mut Notes::default()).await });
     assert_eq!(sending.await.unwrap().outcomes.len(), 0);
 }
+
+/// The smarthost answers each command before it reads the next, and all that is on the way does not fit in any buffer.
+#[tokio::test]
+async fn thousands_of_recipients_in_one_flight_do_not_lock_up() {
+    let count = 6000;
+    let names = (0..count).map(|n| format!("recipient-with-a-rather-long-name-{n}@x.test")).collect::<Vec<_>>();
+    let replies = format!("C: RCPT\nS: 250 2.1.5 {}\n", "very well ".repeat(40)).repeat(count);
+    let text = format!(
+        "mail one {}\nconnection\ngreet\nC: MAIL\nS: 250 ok\n{replies}C: DATA\nS: 354 go ahead\ncontent one\nS: 250 done",
+        names.join(" ")
+    );
+    let script = script::parse(&text, Mode::Ahead).unwrap();
+    let recipients = names.iter().map(|text| support::address(text)).collect::<Vec<_>>();
+    let mail = support::mail(&script.mails[0].content(), &recipients);
+    let (server, served) = server::serve(script, Mode::Ahead).await;
+    let mut settings = support::settings(server.port());
+    settings.recipients_per_message = count;
+    let attempt = Relay::new(settings).unwrap().worker().send(&mail, &recipients, &mut Notes::default()).await;
+    assert_eq!(served.await.unwrap(), Vec::<String>::new());
+    assert_eq!(attempt.relay, None);
+    assert!(support::lines(&attempt).iter().all(|line| line.ends_with("accepted 250 done")));
+}
+
+#[tokio::test]
+async fn broken_pipelining_is_logged_once() {
+    let lost = "connection\ngreet\nC: MAIL\nS: 250 ok\nC: RCPT\nS: 503 5.5.1 not so fast\nstall\n";
+    let mut bench = Bench::new(&format!(
+        "mail one a@x.test\nmail two b@x.test\n{lost}connection\ngreet\nwhole one\nC: MAIL\nclose\nconnection\ngreet\nwhole two\nbye"
+    ))
+    .await;
+    let (log, guard) = support::listen();
+    for index in 0..2 {
+        let accepted = bench.send(index).await;
+        assert!(accepted[0].contains("accepted 250"), "{accepted:?}");
+    }
+    drop(guard);
+    bench.end().await;
+    let log = log.text();
+    assert_eq!(log.matches("WARN").count(), 1, "{log}");
+    assert!(log.contains("PIPELINING and does not seem to keep it"), "{log}");
+}

@@ -107,6 +107,8 @@ impl Peer<'_> {
             Act::Whole(name) => self.whole(name).await?,
             Act::Command(start) => self.command(start).await?,
             Act::Exactly(command) => self.command(&format!("{command}\r\n")).await?,
+            Act::Alone if self.stream.buffer().is_empty() => {}
+            Act::Alone => return Err("more came in the same write".into()),
             Act::Say(bytes) => self.say(bytes).await?,
             Act::Pieces(bytes) => {
                 for byte in bytes {

@@ -1,6 +1,6 @@
-# Exim as a second smarthost, because many have one: submission with STARTTLS and AUTH. It takes mail for any domain, with
-# these exceptions: at RCPT `refused…@` gets 550 5.1.1, `deferred…@` gets 450 4.2.1, after 16 recipients come 452, and
-# after five refused recipients comes 421 4.7.0; behind the final dot a subject with `refuse this` gets 554 5.6.0 and one
+# Exim as a second smarthost, because many have one: submission with STARTTLS and AUTH. It takes mail for any domain,
+# with these exceptions: at RCPT `refused…@` gets 550 5.1.1, `deferred…@` gets 450 4.2.1, after 16 recipients come 452,
+# and after five refused recipients 421 4.7.0; behind the final dot a subject with `refuse this` gets 554 5.6.0 and one
 # with `defer this` gets 451 4.3.0. What it accepts it writes into one Maildir, a file for each recipient, whose first
 # lines are Return-path and Envelope-to.
 #
@@ -18,7 +18,7 @@ start_exim() {
     chown -R "$owner" "$home"
     chmod 711 "$home"
     (umask 077 && echo -n 'exim secret' >"$home/password")
-    background "$home" "${unprivileged[@]}" env LD_LIBRARY_PATH="$LD_LIBRARY_PATH" \
+    background "$home" "${unprivileged[@]}" "${packaged[@]}" \
         LD_PRELOAD="$(installed 'usr/lib/*/libnss_wrapper.so')" \
         NSS_WRAPPER_PASSWD="$home/passwd" NSS_WRAPPER_GROUP="$home/group" \
         "$server" -C "$home/exim.conf" -bdf -q10m

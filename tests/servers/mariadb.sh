@@ -12,12 +12,13 @@ start_mariadb() {
 ALTER USER 'root'@'localhost' IDENTIFIED BY 'mailqueue';
 ALTER USER 'root'@'127.0.0.1' IDENTIFIED BY 'mailqueue';
 END
+    local options=(--no-defaults --basedir="$base" --datadir="$home/data")
     (
         cd "$base" # where the script looks for its parts
-        "${unprivileged[@]}" "$base/bin/mariadb-install-db" --no-defaults --basedir="$base" --datadir="$home/data" \
-            --auth-root-authentication-method=normal --skip-test-db >"$home/install.log" 2>&1 9>&-
+        "${unprivileged[@]}" "${packaged[@]}" "$base/bin/mariadb-install-db" "${options[@]}" \
+            --auth-root-authentication-method=normal --skip-test-db >"$home/install.log" 2>&1
     ) || fail "mariadb-install-db: $(tail -n 20 "$home/install.log")"
-    background "$home" "${unprivileged[@]}" "$server" --no-defaults --basedir="$base" --datadir="$home/data" \
+    background "$home" "${unprivileged[@]}" "${packaged[@]}" "$server" "${options[@]}" \
         --bind-address=127.0.0.1 --port="$port" --socket="$home/socket" --pid-file="$home/server.pid" \
         --init-file="$home/init.sql" --max-connections=500
     wait_for_line "$home" 'mariadbd: ready for connections' || return

@@ -1,8 +1,9 @@
-# Where the servers' programs come from: the machine, or Debian packages that are downloaded and unpacked, not installed.
-# So no service starts, no user is made, no configuration is touched, and two mail servers whose packages exclude each
-# other can stand side by side.
+# Where the servers' programs come from: the machine, or Debian packages that are downloaded and unpacked, but not
+# installed. So no service starts, no user is made, no configuration is touched, and two mail servers whose packages
+# exclude each other can stand side by side.
 
-cache= # what was unpacked is in $cache/root
+cache=      # what was unpacked is in $cache/root
+packaged=() # stands before a program that may be from there, and lets it find its libraries
 
 # Packages, and one file that each cannot do without.
 needed=(
@@ -42,7 +43,7 @@ provide_packages() {
 
     local libraries
     libraries=$(find "$cache/root" -maxdepth 3 -path '*/lib/*-linux-gnu*' -type d -printf '%p:' 2>/dev/null || true)
-    export LD_LIBRARY_PATH=${libraries}$cache/root/usr/lib/postfix${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+    packaged=(env "LD_LIBRARY_PATH=$libraries$cache/root/usr/lib/postfix${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}")
 }
 
 # installed FILE: the absolute path of a file that a needed package has, on the machine or in the cache. Of several the

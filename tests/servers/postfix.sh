@@ -9,6 +9,7 @@ start_postfix() {
     programs=$(dirname "$(installed usr/lib/postfix/sbin/master)")
     chmod 711 "$home"
     mkdir -p "$home"/{config/sasl,data,queue,mail}
+    touch "$home/mail.log" # or it will be root's alone
     make_certificate "$home"
     postfix_users "$home"
     postfix_configuration "$home" "$programs" "$submission" "$tls" "$plain"
@@ -22,7 +23,7 @@ start_postfix() {
         chown -R root:root ../config && chown $owner ../mail
         chgrp mail ../config/sasl/users && chmod 640 ../config/sasl/users
 END
-    background "$home" "${sudo[@]}" env LD_LIBRARY_PATH="$LD_LIBRARY_PATH" SASL_PATH="$(postfix_mechanisms)" \
+    background "$home" "${sudo[@]}" "${packaged[@]}" SASL_PATH="$(postfix_mechanisms)" \
         "$programs/master" -c "$home/config" -d
     wait_for_line "$home" 'daemon started' "$home/mail.log" || return
     export_variable MAILQUEUE_TEST_POSTFIX_PORT "$submission"
@@ -33,15 +34,26 @@ END
     export_variable MAILQUEUE_TEST_POSTFIX_PASSWORD_FILE "$home/password"
     export_variable MAILQUEUE_TEST_POSTFIX_MAILDIR "$home/mail"
     export_variable MAILQUEUE_TEST_POSTFIX_LOG "$home/mail.log"
-    export_variable MAILQUEUE_TEST_SINK "$(installed usr/sbin/smtp-sink)"
-    export_variable MAILQUEUE_TEST_SOURCE "$(installed usr/sbin/smtp-source)"
+    export_variable MAILQUEUE_TEST_SINK "$(postfix_tool "$home" smtp-sink)"
+    export_variable MAILQUEUE_TEST_SOURCE "$(postfix_tool "$home" smtp-source)"
+}
+
+# A script that runs one of Postfix's test programs with its libraries, and as somebody else than root.
+postfix_tool() {
+    local user=
+    [[ $2 != smtp-sink ]] || ((EUID != 0)) || user='-u nobody'
+    echo "#!/bin/sh
+exec ${packaged[*]} $(installed "usr/sbin/$2") $user \"\$@\"" >"$1/$2"
+    chmod 755 "$1/$2"
+    echo "$1/$2"
 }
 
 # The one user who may send, in the form that Cyrus SASL reads.
 postfix_users() {
-    local home=$1
+    local home=$1 saslpasswd
+    saslpasswd=("${packaged[@]}" SASL_PATH="$(postfix_mechanisms)" "$(installed usr/sbin/saslpasswd2)")
     (umask 077 && echo -n 'postfix secret' >"$home/password")
-    "$(installed usr/sbin/saslpasswd2)" -p -c -f "$home/config/sasl/users" -u smarthost.example mailqueue <"$home/password" ||
+    "${saslpasswd[@]}" -p -c -f "$home/config/sasl/users" -u smarthost.example mailqueue <"$home/password" ||
         fail "postfix: could not make its user"
     cat >"$home/config/sasl/smtpd.conf" <<END
 pwcheck_method: auxprop

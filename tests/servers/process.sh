@@ -75,7 +75,7 @@ start_all() {
 background() {
     local directory=$1
     shift
-    setsid "$@" >>"$directory/log" 2>&1 </dev/null 9>&- &
+    setsid "$@" >>"$directory/log" 2>&1 </dev/null &
     echo "$!" >"$directory/pid"
 }
 
@@ -117,7 +117,7 @@ wait_for_interrupt() {
 stop_all() {
     local file
     for file in "$directory"/*/pid; do
-        [[ ! -e $file ]] || "${sudo[@]}" kill -KILL -- "-$(<"$file")" 2>/dev/null || true
+        [[ ! -e $file ]] || "${sudo[@]}" sh -c "kill -s KILL -- -$(<"$file")" 2>/dev/null || true
     done
     [[ -n ${MAILQUEUE_TEST_KEEP-} ]] || "${sudo[@]}" rm -rf "$directory"
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use proc_macro2::{Delimiter, TokenStream, TokenTree, token_stream::IntoIter};
 
 /// Each module with those that it may import. What is not listed here may import nothing of ours.
-const MAY_IMPORT: [(&str, &[&str]); 14] = [
+const MAY_IMPORT: [(&str, &[&str]); 15] = [
     ("main", &["cli"]),
     (
         "cli",
@@ -23,20 +23,22 @@ const MAY_IMPORT: [(&str, &[&str]); 14] = [
             "decode",
             "outcome",
             "mail",
+            "secret",
         ],
     ),
     // It fills the settings of its neighbours; nothing but `cli` imports it.
-    ("config", &["dispatch", "observe", "queue", "ledger", "relay", "translate", "retry", "outcome", "mail"]),
+    ("config", &["dispatch", "observe", "queue", "ledger", "relay", "translate", "retry", "outcome", "mail", "secret"]),
     ("dispatch", &["queue", "ledger", "relay", "translate", "retry", "outcome", "mail"]),
     ("observe", &["queue", "ledger", "relay", "translate", "retry", "outcome", "mail"]),
-    ("queue", &["outcome", "mail"]),
+    ("queue", &["outcome", "mail", "secret"]),
     ("ledger", &["outcome", "mail"]),
-    ("relay", &["outcome", "mail"]),
+    ("relay", &["outcome", "mail", "secret"]),
     ("translate", &["decode", "outcome", "mail"]),
     ("retry", &["outcome", "mail"]),
     ("decode", &["outcome", "mail"]),
     ("outcome", &["mail"]),
     ("mail", &[]),
+    ("secret", &[]),
     ("lib", &[]),
 ];
 

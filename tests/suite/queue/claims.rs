@@ -1,8 +1,10 @@
 //! Who gets which row.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use mailqueue::outcome::State;
+use tokio::sync::Barrier;
 
 use super::on_each_database;
 use super::place::*;
@@ -30,23 +32,23 @@ on_each_database! {
     async fn two_dispatchers_side_by_side_never_get_the_same_row(place: Place) {
         let count = 2000;
         bulk(&place, count).await;
+        // Both know of all rows before either claims one.
+        let ready = Arc::new(Barrier::new(2));
         let work = |name: &'static str| {
-            let queue = place.dispatcher(name);
+            let (queue, ready) = (place.dispatcher(name), Arc::clone(&ready));
             tokio::spawn(async move {
+                let mids = queue.find(i64::MIN, 2000).await.unwrap();
+                ready.wait().await;
                 let mut won = Vec::new();
-                loop {
-                    let mids = queue.find(i64::MIN, 50).await.unwrap();
-                    if mids.is_empty() {
-                        return won;
-                    }
-                    won.extend(queue.claim(&mids, at(0)).await.unwrap().iter().map(|claim| claim.id().mid));
+                for mids in mids.chunks(50) {
+                    won.extend(queue.claim(mids, at(0)).await.unwrap().iter().map(|claim| claim.id().mid));
                 }
+                (mids.len(), won)
             })
         };
         let (a, b) = (work("a"), work("b"));
-        let (a, b) = (a.await.unwrap(), b.await.unwrap());
-        assert!(!a.is_empty() && !b.is_empty(), "both had a share");
-        assert_eq!(a.len() + b.len(), count);
+        let ((saw_a, a), (saw_b, b)) = (a.await.unwrap(), b.await.unwrap());
+        assert_eq!((saw_a, saw_b, a.len() + b.len()), (count, count, count));
         assert_eq!(a.into_iter().chain(b).collect::<HashSet<_>>().len(), count);
     }
 
@@ -112,7 +114,8 @@ on_each_database! {
 pub async fn bulk(place: &Place, count: usize) {
     let mut session = place.session().await;
     for first in (0..count).step_by(500) {
-        let values: Vec<_> = (first..count.min(first + 500)).map(|n| format!("('bTEyMzQ{n:05}', '', 'SGVsbG8=')")).collect();
+        let values: Vec<_> =
+            (first..count.min(first + 500)).map(|n| format!("('bTEyMzQ{n:05}', '', 'SGVsbG8=')")).collect();
         session.run(&format!("INSERT INTO {TABLE} (mto, msubject, mbody) VALUES {}", values.join(", "))).await.unwrap();
     }
 }

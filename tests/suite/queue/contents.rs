@@ -1,1 +1,166 @@
+//! What stands in a row is what is loaded, compared and deleted, byte for byte.
 
+use mailqueue::mail::{Columns, Fingerprint};
+use mailqueue::queue::Settled;
+
+use super::on_each_database;
+use super::place::*;
+
+on_each_database! {
+    async fn null_and_empty_are_different_contents(place: Place) {
+        let mut session = place.session().await;
+        session.run(&format!("INSERT INTO {TABLE} (mid, mto) VALUES (1, NULL), (2, '')")).await.unwrap();
+        let queue = place.dispatcher("a");
+        let rows = take_all(&queue).await;
+        assert_eq!(rows[0].columns, Columns::default());
+        assert_eq!(rows[1].columns.mto.as_deref(), Some(b"".as_slice()));
+        assert_ne!(rows[0].fingerprint, rows[1].fingerprint);
+        session.run(&format!("UPDATE {TABLE} SET mto = '' WHERE mid = 1")).await.unwrap();
+        let settled = queue.settle(rows.into_iter().map(|row| settlement(row, delivered())).collect()).await.unwrap();
+        assert_eq!((&settled[0].1, &settled[1].1), (&Settled::RowGone, &Settled::Done));
+        assert_eq!(place.state(1).await, "waiting");
+    }
+
+    async fn a_table_with_mparams_and_one_without_stand_side_by_side(place: Place) {
+        let admidio = place.queue_on(place.database.url.clone(), "adm_mail_queue", "a");
+        admidio.migrate(true).await.unwrap();
+        let with = Columns { mparams: Some(b"LWZhQGIuYw==".to_vec()), ..mail(1) };
+        let without = mail(2);
+        let mids = [admidio.insert(&with).await.unwrap(), admidio.insert(&without).await.unwrap()];
+        let newsletter = place.dispatcher("a");
+        let refused = newsletter.insert(&with).await.unwrap_err().to_string();
+        assert!(refused.contains("no column mparams"), "{refused}");
+        let other = newsletter.insert(&mail(3)).await.unwrap();
+        assert_eq!(other, mids[0], "the same number in both tables");
+
+        let rows = take_all(&admidio).await;
+        assert_eq!(rows.iter().map(|row| row.columns.clone()).collect::<Vec<_>>(), [with, without]);
+        assert_eq!(take_all(&newsletter).await.len(), 1);
+        let settled = admidio.settle(rows.into_iter().map(|row| settlement(row, delivered())).collect()).await.unwrap();
+        assert!(settled.iter().all(|(_, settled)| *settled == Settled::Done));
+        assert_eq!(place.state(other).await, "claimed");
+    }
+
+    async fn what_is_no_base64_is_loaded_as_it_stands_and_its_delete_compares_it(place: Place) {
+        let mut session = place.session().await;
+        session.run(&place.odd_table()).await.unwrap();
+        let garbage = "Grüße ß  \t'\"%_ end  ";
+        let quoted = garbage.replace('\'', "''");
+        session
+            .run(&format!("INSERT INTO odd (mid, mto, msubject, mbody, mheaders) VALUES (7, '{quoted}', '{quoted}', '{quoted}', NULL)"))
+            .await
+            .unwrap();
+        let queue = place.queue_on(place.database.url.clone(), "odd", "a");
+        let row = take_all(&queue).await.remove(0);
+        // In the encoding in which the column keeps it.
+        let latin1: Vec<u8> = garbage.chars().map(|c| u8::try_from(c).unwrap()).collect();
+        let kept = if place.has_latin1() { latin1 } else { garbage.as_bytes().to_vec() };
+        assert_eq!(row.columns.mto.as_deref(), Some(kept.as_slice()));
+        assert_eq!(row.columns.msubject.as_deref(), Some(garbage.as_bytes()));
+        assert_eq!(row.columns.mbody.as_deref(), Some(garbage.as_bytes()));
+        assert_eq!(row.fingerprint, Fingerprint::of(&row.columns));
+        assert_eq!(queue.sizes(std::slice::from_ref(&row.claim)).await.unwrap(), [Some(row.columns.len() as u64)]);
+        settle(&queue, row, failed()).await;
+        assert_eq!(queue.sweep().await.unwrap(), 0, "the database computes the same fingerprint");
+        queue.grant(&mailqueue::queue::Wish::Retry, &[7], at(0)).await.unwrap();
+        let row = take_due(&queue, at(1)).await.remove(0);
+        assert_eq!(settle(&queue, row, delivered()).await, Settled::Done);
+        assert_eq!(session.number("SELECT COUNT(*) FROM odd").await, 0);
+    }
+
+    async fn a_row_of_many_megabytes_is_loaded_compared_and_deleted(place: Place) {
+        let queue = place.dispatcher("a");
+        let large = Columns { mbody: Some(b"QUJD".repeat(2_500_000)), ..mail(1) };
+        place.allow_large_packets().await;
+        queue.insert(&large).await.unwrap();
+        let claims = queue.claim(&queue.find(i64::MIN, 1).await.unwrap(), at(0)).await.unwrap();
+        assert_eq!(queue.sizes(&claims).await.unwrap(), [Some(large.len() as u64)]);
+        let row = queue.load(claims).await.unwrap().remove(0);
+        assert!(row.columns == large);
+        assert_eq!(settle(&queue, row, delivered()).await, Settled::Done);
+        assert_eq!(place.session().await.number(&format!("SELECT COUNT(*) FROM {TABLE}")).await, 0);
+    }
+
+    async fn the_limits_are_those_of_the_schema(place: Place) {
+        let mut session = place.session().await;
+        session.run(&place.odd_table()).await.unwrap();
+        let limits = place.queue_on(place.database.url.clone(), "odd", "a").limits().await.unwrap();
+        let expected = if place.is_sqlite() { 256 } else { 200 };
+        assert_eq!((limits.mto, limits.mparams), (expected, 65_535));
+        let limits = place.dispatcher("a").limits().await.unwrap();
+        let text = if place.has_latin1() { u64::from(u32::MAX) } else { 65_535 };
+        assert_eq!(limits.mbody, text);
+    }
+
+    async fn numbers_come_back_only_where_the_table_gives_them_out_again(place: Place) {
+        let mut session = place.session().await;
+        session.run(&place.odd_table()).await.unwrap();
+        assert!(!place.dispatcher("a").reuses_numbers().await.unwrap());
+        let odd = place.queue_on(place.database.url.clone(), "odd", "a");
+        assert_eq!(odd.reuses_numbers().await.unwrap(), place.is_sqlite());
+    }
+
+    async fn a_column_that_goes_and_comes_back_is_told_and_survived(place: Place) {
+        let mids = place.mails(2).await;
+        let queue = place.dispatcher("a");
+        assert_eq!(queue.find(i64::MIN, 10).await.unwrap(), mids);
+        let claims = queue.claim(&mids, at(0)).await.unwrap();
+        let mut session = place.session().await;
+        session.run(&format!("ALTER TABLE {TABLE} RENAME COLUMN mbody TO gone")).await.unwrap();
+        let (error, claims) = queue.load(claims).await.unwrap_err();
+        assert!(error.to_string().contains("no column mbody"), "{error}");
+        session.run(&format!("ALTER TABLE {TABLE} RENAME COLUMN gone TO mbody")).await.unwrap();
+        assert_eq!(queue.load(claims).await.unwrap().len(), 2);
+    }
+
+    async fn a_table_that_is_dropped_and_made_anew_is_survived(place: Place) {
+        let queue = place.dispatcher("a");
+        place.mails(2).await;
+        let row = take_all(&queue).await.remove(0);
+        settle(&queue, row, failed()).await;
+        place.session().await.run(&format!("DROP TABLE {TABLE}")).await.unwrap();
+        let error = queue.find(i64::MIN, 10).await.unwrap_err();
+        assert!(matches!(error, mailqueue::queue::Error::Refused { .. }), "{error}");
+        assert!(error.to_string().contains("no table mail_queue"), "{error}");
+        queue.migrate(true).await.unwrap();
+        let mid = queue.insert(&mail(9)).await.unwrap();
+        // The old record stands for nothing any more, and the new mail under its number is not kept waiting by it.
+        queue.sweep().await.unwrap();
+        queue.recover_own(at(0)).await.unwrap();
+        assert_eq!(queue.find(i64::MIN, 10).await.unwrap(), [mid]);
+    }
+
+    async fn an_added_mparams_column_does_not_make_old_rows_new(place: Place) {
+        place.mails(1).await;
+        let row = take_all(&place.dispatcher("a")).await.remove(0);
+        place.session().await.run(&format!("ALTER TABLE {TABLE} ADD COLUMN mparams TEXT NULL")).await.unwrap();
+        let later = place.dispatcher("a");
+        assert_eq!(settle(&later, row, delivered()).await, Settled::Done);
+        assert_eq!(place.records().await, 0);
+    }
+}
+
+impl Place {
+    fn has_latin1(&self) -> bool {
+        self.database.url.scheme() == "mysql"
+    }
+
+    /// A producers' table with other types: short, in Latin-1 where there is such, and binary.
+    fn odd_table(&self) -> String {
+        let columns = match self.database.url.scheme() {
+            "mysql" => {
+                "mid INT UNSIGNED AUTO_INCREMENT PRIMARY KEY, mto VARCHAR(200) CHARACTER SET latin1, \
+                 msubject TEXT CHARACTER SET utf8mb4, mbody LONGBLOB, mheaders TEXT"
+            }
+            "postgres" => "mid SERIAL PRIMARY KEY, mto VARCHAR(200), msubject TEXT, mbody BYTEA, mheaders CHAR(30)",
+            _ => "mid INTEGER PRIMARY KEY, mto VARCHAR(200), msubject TEXT, mbody BLOB, mheaders",
+        };
+        format!("CREATE TABLE odd ({columns})")
+    }
+
+    async fn allow_large_packets(&self) {
+        if self.database.url.scheme() == "mysql" {
+            self.session().await.run("SET GLOBAL max_allowed_packet = 1073741824").await.unwrap();
+        }
+    }
+}

@@ -6,8 +6,8 @@ mod operators;
 mod place;
 mod producers;
 mod recovery;
-mod setup;
 mod settling;
+mod setup;
 
 /// Makes of each function a test on every database, in modules that are named after them.
 macro_rules! on_each_database {

@@ -1,1 +1,177 @@
+//! What operators see, and how they put things right.
 
+use mailqueue::outcome::{Fate, Reason, RecipientState, State, Verdict};
+use mailqueue::queue::{Filter, Granted, Queue, Wish};
+
+use super::on_each_database;
+use super::place::*;
+
+on_each_database! {
+    async fn a_list_goes_from_page_to_page_by_number(place: Place) {
+        let mids = place.mails(7).await;
+        let queue = place.dispatcher("a");
+        let rows = take_all(&queue).await;
+        for (row, fate) in rows.into_iter().zip([deferred(at(9)), failed(), Verdict::released(), failed(), held(), deferred(at(9))]) {
+            settle(&queue, row, fate).await;
+        }
+        let all = Filter::default();
+        assert_eq!(pages(&queue, &all, 3).await, mids);
+        let of = |states: &[State]| Filter { states: states.to_vec(), ..Filter::default() };
+        assert_eq!(pages(&queue, &of(&[State::Failed]), 1).await, [mids[1], mids[3]]);
+        assert_eq!(pages(&queue, &of(&[State::Waiting]), 1).await, [mids[2]]);
+        assert_eq!(pages(&queue, &of(&[State::Waiting, State::Held]), 1).await, [mids[2], mids[4]]);
+        let filter = Filter { reason: Some(Reason::Refused), ..Filter::default() };
+        assert_eq!(pages(&queue, &filter, 10).await, [mids[1], mids[3]]);
+        let filter = Filter { seen_before: Some(at(0)), ..Filter::default() };
+        assert!(pages(&queue, &filter, 10).await.is_empty());
+        let filter = Filter { seen_before: Some(at(1)), states: vec![State::Claimed, State::Waiting], reason: None };
+        assert_eq!(pages(&queue, &filter, 10).await, [mids[6]]);
+    }
+
+    async fn a_row_is_shown_with_its_content_and_its_recipients(place: Place) {
+        let mids = place.mails(2).await;
+        let queue = place.dispatcher("a");
+        let row = take_all(&queue).await.remove(0);
+        let (record, content) = (row.claim.record().clone(), row.fingerprint);
+        let recipients = [recipient("b@example.org", RecipientState::Refused), recipient("a@example.org", RecipientState::Accepted)];
+        settle(&queue, row, verdict(Fate::Failed { reason: Reason::Refused }, &recipients)).await;
+        let (listed, columns) = queue.look(mids[0]).await.unwrap().unwrap();
+        assert_eq!(columns, mail(0));
+        assert_eq!((listed.record, listed.fingerprint), (Some(record), Some(content)));
+        assert_eq!((listed.id.to_string(), listed.first_seen), (format!("newsletter/{}", mids[0]), Some(at(0))));
+        assert_eq!(listed.history.recipients, recipients);
+        assert!(queue.look(mids[1] + 1).await.unwrap().is_none());
+    }
+
+    async fn counts_are_by_state_and_say_how_old_the_oldest_due_is(place: Place) {
+        place.mails(6).await;
+        let queue = place.dispatcher("a");
+        let counts = queue.counts(at(50)).await.unwrap();
+        assert_eq!((counts.waiting, counts.waiting_is_estimate, counts.oldest_due_seconds), (6, false, Some(0)));
+        let mids = queue.find(i64::MIN, 4).await.unwrap();
+        let claims = queue.claim(&mids, at(30)).await.unwrap();
+        let rows = queue.load(claims).await.unwrap();
+        for (row, fate) in rows.into_iter().zip([deferred(at(40)), deferred(at(90)), held()]) {
+            settle(&queue, row, fate).await;
+        }
+        let counts = queue.counts(at(50)).await.unwrap();
+        assert_eq!(counts.records, [(State::Claimed, 1), (State::Deferred, 2), (State::Held, 1)]);
+        assert_eq!((counts.waiting, counts.oldest_due_seconds), (2, Some(20)));
+    }
+
+    async fn more_than_ten_thousand_waiting_rows_are_estimated(place: Place) {
+        super::claims::bulk(&place, 10_500).await;
+        let counts = place.dispatcher("").counts(at(0)).await.unwrap();
+        assert!(counts.waiting_is_estimate);
+        assert!((10_001..=13_000).contains(&counts.waiting), "{}", counts.waiting);
+    }
+
+    async fn a_hold_keeps_a_waiting_row_from_dispatchers_until_its_release(place: Place) {
+        let mids = place.mails(3).await;
+        let operator = place.dispatcher("");
+        assert_eq!(grant(&operator, &Wish::Hold, &mids[..2]).await, [Granted::Done, Granted::Done]);
+        assert_eq!(grant(&operator, &Wish::Hold, &mids[..1]).await, [Granted::Done]);
+        let listed = place.listed(mids[0]).await.unwrap();
+        assert_eq!((listed.state, listed.reason), (State::Held, Some(Reason::Operator)));
+        let queue = place.dispatcher("a");
+        assert_eq!(queue.find(i64::MIN, 10).await.unwrap(), mids[2..]);
+        assert_eq!(queue.sweep().await.unwrap(), 0);
+        assert_eq!(grant(&operator, &Wish::Release, &mids[..1]).await, [Granted::Done]);
+        assert_eq!(take_due(&queue, at(100)).await[0].columns, mail(0));
+        assert!(matches!(grant(&operator, &Wish::Release, &mids[2..]).await[0], Granted::NotNow(_)));
+    }
+
+    async fn a_retry_offers_the_mail_to_all_but_those_who_accepted_it(place: Place) {
+        let mids = place.mails(1).await;
+        let queue = place.dispatcher("a");
+        let row = take_all(&queue).await.remove(0);
+        let recipients = [
+            recipient("a@example.org", RecipientState::Accepted),
+            recipient("b@example.org", RecipientState::Refused),
+        ];
+        settle(&queue, row, verdict(Fate::Failed { reason: Reason::Refused }, &recipients)).await;
+        assert_eq!(grant(&queue, &Wish::Retry, &mids).await, [Granted::Done]);
+        let row = take_due(&queue, at(100)).await.remove(0);
+        assert_eq!(row.claim.history().recipients, recipients[..1]);
+        assert_eq!(row.claim.history().first_deferred, None);
+    }
+
+    async fn a_retry_makes_a_deferred_or_unreadable_row_due_now(place: Place) {
+        let mids = place.mails(4).await;
+        let queue = place.dispatcher("a");
+        let unreadable = Fate::Unreadable { reason: Reason::Truncated, detail: "mto is cut".to_owned() };
+        let fates = [deferred(at(9999)), verdict(unreadable, &[]), held()];
+        let mids_taken = queue.claim(&mids[..3], at(0)).await.unwrap();
+        for (row, fate) in queue.load(mids_taken).await.unwrap().into_iter().zip(fates) {
+            settle(&queue, row, fate).await;
+        }
+        let granted = grant(&queue, &Wish::Retry, &mids).await;
+        assert_eq!((&granted[0], &granted[1], &granted[3]), (&Granted::Done, &Granted::Done, &Granted::Done));
+        assert!(matches!(granted[2], Granted::NotNow(_)));
+        let due: Vec<_> = take_due(&queue, at(100)).await.iter().map(|row| row.claim.id().mid).collect();
+        assert_eq!(due, mids[..2]);
+    }
+
+    async fn a_delete_takes_row_and_record(place: Place) {
+        let mids = place.mails(4).await;
+        let queue = place.dispatcher("a");
+        let claims = queue.claim(&mids[..2], at(0)).await.unwrap();
+        let row = queue.load(claims).await.unwrap().remove(0);
+        settle(&queue, row, failed()).await;
+        let granted = grant(&queue, &Wish::Delete, &[mids[2], mids[0], mids[1], 9_999]).await;
+        assert_eq!((&granted[0], &granted[1], &granted[3]), (&Granted::Done, &Granted::Done, &Granted::NoSuchRow));
+        assert!(matches!(granted[2], Granted::NotNow(_)), "a claimed row is left alone");
+        let states = [place.state(mids[0]).await, place.state(mids[1]).await, place.state(mids[2]).await];
+        assert_eq!(states, ["gone", "claimed", "gone"]);
+        assert_eq!(place.state(mids[3]).await, "waiting");
+        assert_eq!(place.records().await, 1);
+    }
+
+    async fn what_a_dispatcher_is_at_work_on_is_left_alone(place: Place) {
+        let mids = place.mails(2).await;
+        let queue = place.dispatcher("a");
+        let rows = take_all(&queue).await;
+        send(&queue, &rows[..1]).await;
+        for wish in [Wish::Hold, Wish::Release, Wish::Retry, Wish::Delete] {
+            let granted = grant(&place.dispatcher(""), &wish, &mids).await;
+            assert!(granted.iter().all(|granted| matches!(granted, Granted::NotNow(_))), "{wish:?}: {granted:?}");
+        }
+        assert_eq!(send(&queue, &rows).await, [true, true]);
+    }
+
+    async fn a_wish_for_an_old_content_does_not_touch_the_new(place: Place) {
+        let mids = place.mails(1).await;
+        let queue = place.dispatcher("a");
+        let row = take_all(&queue).await.remove(0);
+        settle(&queue, row, failed()).await;
+        place.session().await.run(&format!("UPDATE {TABLE} SET mto = 'bmV3' WHERE mid = {}", mids[0])).await.unwrap();
+        assert!(matches!(grant(&queue, &Wish::Delete, &mids).await[0], Granted::NotNow(_)));
+        assert_eq!(place.state(mids[0]).await, "waiting");
+    }
+
+    async fn wishes_for_many_rows_are_granted_in_the_order_asked(place: Place) {
+        super::claims::bulk(&place, 300).await;
+        let queue = place.dispatcher("");
+        let mut mids = queue.find(i64::MIN, 300).await.unwrap();
+        mids.reverse();
+        let granted = queue.grant(&Wish::Hold, &mids, at(0)).await.unwrap();
+        assert_eq!(granted.iter().map(|(mid, _)| *mid).collect::<Vec<_>>(), mids);
+        assert!(granted.iter().all(|(_, granted)| *granted == Granted::Done));
+        assert_eq!(queue.counts(at(0)).await.unwrap().records, [(State::Held, 300)]);
+    }
+}
+
+async fn pages(queue: &Queue, filter: &Filter, size: u32) -> Vec<i64> {
+    let mut mids: Vec<i64> = Vec::new();
+    loop {
+        let page = queue.list(filter, mids.last().copied().unwrap_or(i64::MIN), size).await.unwrap();
+        mids.extend(page.iter().map(|listed| listed.id.mid));
+        if page.len() < size as usize {
+            return mids;
+        }
+    }
+}
+
+async fn grant(queue: &Queue, wish: &Wish, mids: &[i64]) -> Vec<Granted> {
+    queue.grant(wish, mids, at(50)).await.unwrap().into_iter().map(|(_, granted)| granted).collect()
+}

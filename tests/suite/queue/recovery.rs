@@ -1,1 +1,213 @@
+//! Dispatchers that die, stall and come back.
 
+use mailqueue::outcome::{Fate, Reason, RecipientState};
+use mailqueue::queue::{Settled, Settlement};
+
+use super::on_each_database;
+use super::place::*;
+
+on_each_database! {
+    async fn a_dispatcher_takes_back_at_start_what_it_had_claimed(place: Place) {
+        let mids = place.mails(4).await;
+        let queue = place.dispatcher("a");
+        let mut rows = take_all(&queue).await;
+        settle(&queue, rows.remove(0), deferred(at(10))).await;
+        let due = take_due(&queue, at(10)).await;
+        let sending = rows.remove(0);
+        assert_eq!(send(&queue, std::slice::from_ref(&sending)).await, [true]);
+        drop((rows, due));
+
+        let other = place.dispatcher("b");
+        assert_eq!(other.recover_own(at(20)).await.unwrap().released, 0);
+        let queue = place.dispatcher("a");
+        let recovered = queue.recover_own(at(20)).await.unwrap();
+        assert_eq!((recovered.released, recovered.unknown.len()), (3, 1));
+        let unknown = &recovered.unknown[0];
+        assert_eq!((unknown.id().mid, unknown.record()), (mids[1], sending.claim.record()));
+        assert_eq!(unknown.fingerprint(), Some(sending.fingerprint));
+        let states = [place.state(mids[0]).await, place.state(mids[1]).await, place.state(mids[2]).await];
+        assert_eq!(states, ["deferred", "sending", "waiting"]);
+        assert_eq!(place.listed(mids[0]).await.unwrap().next_attempt, Some(at(10)));
+    }
+
+    async fn a_dispatcher_that_dies_again_still_knows_what_nobody_knows(place: Place) {
+        place.mails(1).await;
+        let queue = place.dispatcher("a");
+        let rows = take_all(&queue).await;
+        send(&queue, &rows).await;
+        for _ in 0..2 {
+            let recovered = place.dispatcher("a").recover_own(at(20)).await.unwrap();
+            assert_eq!((recovered.released, recovered.unknown.len()), (0, 1));
+        }
+    }
+
+    async fn a_silent_dispatcher_is_taken_over_and_a_beating_one_is_not(place: Place) {
+        let mids = place.mails(3).await;
+        let (a, b) = (place.dispatcher("a"), place.dispatcher("b"));
+        a.beat().await.unwrap();
+        let rows = take_all(&a).await;
+        send(&a, &rows[..1]).await;
+        let (other, counter) = b.others().await.unwrap().remove(0);
+        assert_eq!((other.as_str(), counter), ("a", 1));
+        assert!(a.others().await.unwrap().is_empty());
+
+        a.beat().await.unwrap();
+        let recovered = b.take_over(&other, counter, at(20)).await.unwrap();
+        assert_eq!((recovered.released, recovered.unknown.len()), (0, 0));
+        let recovered = b.take_over(&other, counter + 1, at(20)).await.unwrap();
+        assert_eq!((recovered.released, recovered.unknown.len()), (2, 1));
+        assert_eq!(place.listed(mids[0]).await.unwrap().owner.as_deref(), Some("b"));
+        assert_eq!(place.state(mids[1]).await, "waiting");
+        assert!(b.others().await.unwrap().is_empty());
+    }
+
+    async fn only_one_of_two_takes_a_third_over(place: Place) {
+        place.mails(2).await;
+        let (a, b, c) = (place.dispatcher("a"), place.dispatcher("b"), place.dispatcher("c"));
+        let rows = take_all(&a).await;
+        send(&a, &rows).await;
+        let other = "a".to_owned();
+        let (x, y) = tokio::join!(b.take_over(&other, 0, at(1)), c.take_over(&other, 0, at(1)));
+        assert_eq!(x.unwrap().unknown.len() + y.unwrap().unknown.len(), 2);
+    }
+
+    async fn a_lost_claim_sends_nothing_and_changes_nothing(place: Place) {
+        let mids = place.mails(3).await;
+        let (a, b) = (place.dispatcher("a"), place.dispatcher("b"));
+        let mut rows = take_all(&a).await;
+        b.take_over(&"a".to_owned(), 0, at(1)).await.unwrap();
+        assert_eq!(send(&a, &rows).await, [false, false, false]);
+        // Claimed by the other, waiting, and claimed by ourselves anew: none is this claim's.
+        assert_eq!(b.claim(&mids[..1], at(2)).await.unwrap().len(), 1);
+        assert_eq!(a.claim(&mids[2..], at(2)).await.unwrap().len(), 1);
+        assert_eq!(send(&a, &rows).await, [false, false, false]);
+        for mid in &mids {
+            let before = place.state(*mid).await;
+            assert_eq!(settle(&a, rows.remove(0), failed()).await, Settled::ClaimLost);
+            assert_eq!(place.state(*mid).await, before);
+        }
+    }
+
+    async fn a_claim_that_was_won_back_by_the_same_dispatcher_is_another_claim(place: Place) {
+        let mids = place.mails(1).await;
+        let a = place.dispatcher("a");
+        let row = take_all(&a).await.remove(0);
+        settle(&a, row, deferred(at(10))).await;
+        let stale = take_due(&a, at(10)).await.remove(0);
+        a.recover_own(at(11)).await.unwrap();
+        let fresh = take_due(&a, at(12)).await.remove(0);
+        assert_eq!(stale.claim.record(), fresh.claim.record());
+        assert_eq!(send(&a, std::slice::from_ref(&stale)).await, [false]);
+        assert_eq!(settle(&a, stale, failed()).await, Settled::ClaimLost);
+        assert_eq!(send(&a, std::slice::from_ref(&fresh)).await, [true]);
+        assert_eq!(place.state(mids[0]).await, "sending");
+    }
+
+    async fn an_acceptance_counts_whoever_holds_the_claim(place: Place) {
+        let mids = place.mails(2).await;
+        let (a, b) = (place.dispatcher("a"), place.dispatcher("b"));
+        let mut rows = take_all(&a).await;
+        send(&a, &rows).await;
+        let taken = b.take_over(&"a".to_owned(), 0, at(1)).await.unwrap().unknown;
+        assert_eq!(settle(&a, rows.remove(0), delivered()).await, Settled::Done);
+        assert_eq!(place.state(mids[0]).await, "gone");
+        let some = [
+            recipient("x@example.org", RecipientState::Accepted),
+            recipient("y@example.org", RecipientState::Deferred),
+        ];
+        let fate = Fate::Deferred { reason: Reason::Throttled, next_attempt: at(60) };
+        assert_eq!(settle(&a, rows.remove(0), verdict(fate, &some)).await, Settled::ClaimLost);
+        let listed = place.listed(mids[1]).await.unwrap();
+        assert_eq!((listed.state.as_str(), listed.owner.as_deref()), ("sending", Some("b")));
+        assert_eq!(listed.history.recipients, some[..1]);
+
+        // The one that took over settles what is left for it.
+        let group: Vec<_> = taken.into_iter().map(|claim| {
+            Settlement { fingerprint: claim.fingerprint(), claim, message_id: None, verdict: held() }
+        }).collect();
+        let settled: Vec<_> = b.settle(group).await.unwrap().into_iter().collect();
+        let of = |mid| settled.iter().find(|(id, _)| id.mid == mid).unwrap().1.clone();
+        assert_eq!((of(mids[0]), of(mids[1])), (Settled::ClaimLost, Settled::Done));
+        assert_eq!(place.records().await, 1);
+    }
+
+    async fn a_claim_given_back_keeps_what_was_accepted_meanwhile(place: Place) {
+        let mids = place.mails(1).await;
+        let queue = place.dispatcher("a");
+        let row = take_all(&queue).await.remove(0);
+        let accepted = [recipient("x@example.org", RecipientState::Accepted)];
+        settle(&queue, row, verdict(Fate::Released, &accepted)).await;
+        let listed = place.listed(mids[0]).await.unwrap();
+        assert_eq!((listed.state.as_str(), &listed.history.recipients[..]), ("deferred", &accepted[..]));
+        assert_eq!(take_due(&queue, at(0)).await.len(), 1);
+    }
+
+    async fn what_the_ledger_knows_is_settled_without_a_claim(place: Place) {
+        let mids = place.mails(3).await;
+        let queue = place.dispatcher("a");
+        let rows = take_all(&queue).await;
+        send(&queue, &rows).await;
+        let ids: Vec<_> = rows.iter().map(|row| (row.claim.record().clone(), row.fingerprint)).collect();
+        let accepted = [recipient("x@example.org", RecipientState::Accepted)];
+        let queue = place.dispatcher("a");
+        let (record, content) = &ids[0];
+        assert!(queue.replay(mids[0], record, *content, &[], true).await.unwrap());
+        assert!(!queue.replay(mids[0], record, *content, &[], true).await.unwrap());
+        assert_eq!(place.state(mids[0]).await, "gone");
+
+        let (record, content) = &ids[1];
+        assert!(queue.replay(mids[1], record, *content, &accepted, false).await.unwrap());
+        let listed = place.listed(mids[1]).await.unwrap();
+        assert_eq!((listed.state.as_str(), &listed.history.recipients[..]), ("deferred", &accepted[..]));
+        assert_eq!(take_due(&queue, at(0)).await.len(), 1);
+
+        // Another record, or another content, is another mail.
+        let (_, content) = &ids[2];
+        assert!(!queue.replay(mids[2], &ids[0].0, *content, &[], true).await.unwrap());
+        assert!(!queue.replay(mids[2], &ids[2].0, ids[0].1, &[], true).await.unwrap_or(true) || ids[0].1 == *content);
+        assert_eq!(place.state(mids[2]).await, "sending");
+    }
+
+    async fn a_replayed_acceptance_leaves_a_claim_of_another_dispatcher_alone(place: Place) {
+        let mids = place.mails(1).await;
+        let (a, b) = (place.dispatcher("a"), place.dispatcher("b"));
+        let row = take_all(&a).await.remove(0);
+        send(&a, std::slice::from_ref(&row)).await;
+        b.take_over(&"a".to_owned(), 0, at(1)).await.unwrap();
+        let accepted = [recipient("x@example.org", RecipientState::Accepted)];
+        assert!(a.replay(mids[0], row.claim.record(), row.fingerprint, &accepted, false).await.unwrap());
+        let listed = place.listed(mids[0]).await.unwrap();
+        assert_eq!((listed.state.as_str(), listed.owner.as_deref()), ("sending", Some("b")));
+        assert_eq!(listed.history.recipients, accepted);
+    }
+
+    async fn expiry_stands_still_while_the_relay_is_away(place: Place) {
+        let mids = place.mails(2).await;
+        let queue = place.dispatcher("a");
+        let mut rows = take_all(&queue).await;
+        settle(&queue, rows.remove(0), deferred(at(60))).await;
+        settle(&queue, rows.remove(0), failed()).await;
+        queue.excuse(std::time::Duration::from_secs(100)).await.unwrap();
+        assert_eq!(place.listed(mids[0]).await.unwrap().history.first_deferred, Some(at(105)));
+        assert_eq!(place.listed(mids[1]).await.unwrap().history.first_deferred, Some(at(5)));
+    }
+
+    async fn the_emergency_stop_reaches_every_dispatcher(place: Place) {
+        let (operator, queue) = (place.dispatcher(""), place.dispatcher("a"));
+        let elsewhere = place.queue_on(place.database.url.clone(), "adm_mail_queue", "b");
+        let seen = async || {
+            let (here, there) = (queue.paused().await.unwrap(), elsewhere.paused().await.unwrap());
+            (here.queue, here.relay, there.queue, there.relay)
+        };
+        assert_eq!(seen().await, (false, false, false, false));
+        for _ in 0..2 {
+            operator.pause(false, true).await.unwrap();
+            assert_eq!(seen().await, (true, false, false, false));
+        }
+        operator.pause(true, true).await.unwrap();
+        assert_eq!(seen().await, (true, true, false, true));
+        operator.pause(false, false).await.unwrap();
+        operator.pause(true, false).await.unwrap();
+        assert_eq!(seen().await, (false, false, false, false));
+    }
+}

@@ -126,7 +126,6 @@ fn configuration(database: &TestDatabase, smarthost: u16, top: &str, relay: &str
     format!(
         r#"
 state_dir = "{{dir}}/state"
-poll_interval = "1h"
 {top}
 
 [[queue]]

@@ -17,7 +17,7 @@
 //! | `…_USER`, `…_PASSWORD_FILE` | the login |
 //! | `…_LOG` | its log |
 //! | `…_MAILDIR` | what was accepted, a file for each recipient |
-//! | `MAILQUEUE_TEST_SINK`, `MAILQUEUE_TEST_SOURCE` | the programs `smtp-sink` and `smtp-source` |
+//! | `MAILQUEUE_TEST_SINK`, `MAILQUEUE_TEST_SOURCE` | Postfix's `smtp-sink` and `smtp-source`; as root the sink runs as `nobody` |
 
 pub mod binary;
 pub mod catcher;

@@ -1,0 +1,7 @@
+//! From the columns of a row to the bytes on the wire, tried from the outside.
+
+mod bodies;
+mod corpus;
+mod damage;
+mod people;
+mod rows;
