@@ -212,6 +212,9 @@ async fn show_explains_a_row_and_prints_what_would_go_out() {
          sender        joerg@example.org\n  \
          open  anna@example.org\n  \
          open  bea@example.org\n\n\
+         Mended on the way\n  \
+         From held raw 8-bit text: it was read as UTF-8 and encoded\n  \
+         there was no MIME-Version: it was added\n\n\
          Headers\n  \
          To: anna@example.org\n  \
          Subject: Grüße\n  \
@@ -513,7 +516,7 @@ async fn status_follows_a_running_dispatcher() {
     let installation = installation().await;
     let daemon = installation.start(&["run"]);
     daemon.wait_for_line("\"started\"").await;
-    let shown = installation.path().join("state/health.json");
+    let shown = installation.path().join("state").join(mailqueue::observe::snapshot::FILE);
     eventually("the dispatcher shows its health", || shown.exists().then_some(())).await;
     let seen = objects(&installation.run(&["status", "--json"]).await).remove(0);
     let keys: Vec<&String> = seen.as_object().expect("an object").keys().collect();
