@@ -1,12 +1,13 @@
 //! `mailqueue check`: is each part ready? Sends nothing.
 
 use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::output::{Out, count, safe};
 use super::{Ending, select};
 use crate::config::Config;
-use crate::queue::{Finding, Level};
+use crate::queue::{self, Finding, Level};
 use crate::relay::{self, Announced, Relay};
 use crate::secret;
 
@@ -21,6 +22,9 @@ pub async fn run(_: &Args, config: &Config, out: &mut Out) -> anyhow::Result<End
         "configuration",
         &format!("{}, {}", config.file.display(), count(config.queues.len(), "queue")),
     )?;
+    if let Some(finding) = exposed(config) {
+        report.finding("configuration", finding)?;
+    }
     report.finding("state_dir", state_dir(&config.state_dir))?;
     for queue in &config.queues {
         let part = format!("queue {}", queue.settings.name);
@@ -59,6 +63,20 @@ impl Report<'_> {
 
 fn finding(level: Level, what: &str, found: impl Into<String>) -> Finding {
     Finding { level, what: what.to_owned(), found: found.into() }
+}
+
+/// A password that stands in the configuration itself, where everybody on this machine can read it.
+fn exposed(config: &Config) -> Option<Finding> {
+    let literal = |password: &queue::Password| matches!(password, queue::Password::Value(text) if !text.contains("${"));
+    let passwords = config.queues.iter().filter_map(|queue| queue.settings.database.password.as_ref());
+    let mode = std::fs::metadata(&config.file).ok()?.mode();
+    (mode & 0o004 != 0 && passwords.into_iter().any(literal)).then(|| {
+        let found = format!(
+            "everybody can read the file, and a password stands in a URL: run chmod 0640 {}",
+            config.file.display()
+        );
+        finding(Level::Warning, "mode", found)
+    })
 }
 
 fn state_dir(path: &Path) -> Finding {

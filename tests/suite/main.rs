@@ -6,6 +6,7 @@ mod config;
 mod delivery;
 mod layers;
 mod ledger;
+mod logs;
 mod pace;
 mod retry;
 mod servers;
