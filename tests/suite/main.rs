@@ -2,5 +2,6 @@
 //! How tests come by servers, and how those that need one are named, stands in [`support`].
 
 mod layers;
+mod queue;
 mod servers;
 mod support;
