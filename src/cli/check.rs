@@ -8,8 +8,7 @@ use super::output::{Out, count, safe};
 use super::{Ending, select};
 use crate::config::Config;
 use crate::queue::{self, Finding, Level};
-use crate::relay::{self, Announced, Relay};
-use crate::secret;
+use crate::relay::{Announced, Relay};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "The exit status is 0 when nothing failed, warnings or not, and 1 otherwise.")]
@@ -106,11 +105,7 @@ async fn relay(config: &Config) -> Vec<Finding> {
     let settings = &config.relay;
     let place = format!("{}:{}", settings.host, settings.port);
     if let Some(login) = &settings.login {
-        let read = match &login.password {
-            relay::Password::File(path) => secret::read_file(path),
-            relay::Password::Value(text) => secret::expand(text).map_err(Into::into),
-        };
-        if let Err(error) = read {
+        if let Err(error) = login.password.read() {
             return vec![finding(Level::Failed, "password", error.to_string())];
         }
     }

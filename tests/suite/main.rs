@@ -8,6 +8,7 @@ mod layers;
 mod ledger;
 mod logs;
 mod pace;
+mod queue;
 mod retry;
 mod servers;
 mod support;
