@@ -4,6 +4,7 @@
 mod delivery;
 mod layers;
 mod ledger;
+mod observe;
 mod pace;
 mod retry;
 mod servers;
