@@ -218,6 +218,7 @@ impl Dispatcher {
         for lane in &lanes {
             keepers.spawn(background.clone().run_until_cancelled_owned(keeper::run(shared.clone(), lane.clone())));
         }
+        keepers.spawn(background.clone().run_until_cancelled_owned(keeper::expire(shared.clone())));
         if !shared.once {
             let probe = keeper::probe(shared.clone(), lanes.clone());
             keepers.spawn(background.clone().run_until_cancelled_owned(probe));

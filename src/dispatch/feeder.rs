@@ -19,6 +19,9 @@ const LOW: usize = 60;
 /// The longest wait for a database that is out of reach.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
+/// Between two passes: a row that is due and cannot be claimed must not make the loop spin.
+const SHORTEST_REST: Duration = Duration::from_millis(100);
+
 pub enum Ended {
     Done,
     /// One pass was wanted, and the database was not there for it.
@@ -105,11 +108,11 @@ async fn settle_all(shared: &Shared, lane: &Lane) {
 /// Until there may be something to do.
 async fn rest(shared: &Shared, lane: &Lane) {
     let poll = shared.poll.notified();
-    let now = Timestamp::now();
     let interval = shared.settings.poll_interval;
-    let due = lane.queue.next_due().await.ok().flatten();
-    let until_due = due.and_then(|due| Duration::try_from(due.duration_since(now)).ok());
-    let pause = until_due.map_or(interval, |until| until.clamp(Duration::from_millis(50), interval));
+    // A database that does not answer is the next pass's to report.
+    let due = if is_open(shared, lane) { lane.queue.next_due().await.ok().flatten() } else { None };
+    let until = |due: Timestamp| Duration::try_from(due.duration_since(Timestamp::now())).unwrap_or_default();
+    let pause = due.map_or(interval, |due| until(due).clamp(SHORTEST_REST, interval.max(SHORTEST_REST)));
     let _ = tokio::time::timeout(pause, poll).await;
 }
 

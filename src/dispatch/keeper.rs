@@ -103,6 +103,17 @@ pub async fn look(shared: &Shared, lane: &Lane) -> Result<(), queue::Error> {
     Ok(())
 }
 
+/// Drops what the ledger need not remember any more. Runs until it is dropped.
+pub async fn expire(shared: Arc<Shared>) {
+    let mut hourly = interval(Duration::from_secs(3600));
+    loop {
+        hourly.tick().await;
+        if let Err(error) = shared.ledger.expire(Timestamp::now(), shared.settings.ledger_keep).await {
+            tracing::warn!(target: events::MAIL, %error, "old entries stay in the ledger");
+        }
+    }
+}
+
 /// Tries a relay that is paused, at the times that its health says. Runs until it is dropped.
 pub async fn probe(shared: Arc<Shared>, lanes: Vec<Arc<Lane>>) {
     let mut view = shared.health.watch();

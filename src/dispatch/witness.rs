@@ -18,8 +18,8 @@ pub struct Witness<'a> {
     current: Option<(EntryId, usize)>,
     /// Recipients that need no further attempt.
     accepted: usize,
-    /// A dot was stopped for a reason that is ours: neither mail nor relay is to blame.
-    stopped: bool,
+    /// A dot was stopped because the claim may be somebody else's soon: neither mail nor relay is to blame.
+    overdue: bool,
 }
 
 impl<'a> Witness<'a> {
@@ -30,20 +30,19 @@ impl<'a> Witness<'a> {
             known.any(|known| known.address == address && known.state == RecipientState::Accepted)
         };
         let accepted = job.mail.envelope.recipients.iter().filter(|address| is_accepted(address)).count();
-        Self { shared, job, notes: Notes::default(), current: None, accepted, stopped: false }
+        Self { shared, job, notes: Notes::default(), current: None, accepted, overdue: false }
     }
 
-    /// What was noted, and whether we stopped a dot ourselves.
+    /// What was noted, and whether a dot was stopped for want of heartbeats.
     pub fn into_notes(mut self) -> (Notes, bool) {
         // A transaction that was cut off between the two calls: nobody knows.
         self.notes.other.extend(self.current.take().map(|(entry, _)| entry));
-        (self.notes, self.stopped)
+        (self.notes, self.overdue)
     }
+}
 
-    fn stop(&mut self, why: String) -> Trouble {
-        self.stopped = true;
-        Trouble { stage: Stage::FinalDot, scope: Scope::Relay, cause: Cause::Local(Reason::RelayUnavailable, why) }
-    }
+fn stop(why: String) -> Trouble {
+    Trouble { stage: Stage::FinalDot, scope: Scope::Relay, cause: Cause::Local(Reason::RelayUnavailable, why) }
 }
 
 impl relay::Witness for Witness<'_> {
@@ -62,11 +61,12 @@ impl relay::Witness for Witness<'_> {
         };
         match self.shared.ledger.transmitting(transmission).await {
             Ok(entry) => self.current = Some((entry, recipients.len())),
-            Err(error) => return Err(self.stop(error.to_string())),
+            Err(error) => return Err(stop(error.to_string())),
         }
         // Last of all, and after everything that can take time: the process may have been stopped for an hour.
         if !job.lane.dot_allowed(job.confirmed, Instant::now()) {
-            return Err(self.stop("our heartbeat could not be written for too long".to_owned()));
+            self.overdue = true;
+            return Err(stop("our heartbeat could not be written for too long".to_owned()));
         }
         Ok(())
     }

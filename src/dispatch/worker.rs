@@ -90,9 +90,9 @@ async fn offer(shared: &Shared, connection: usize, worker: &mut Worker, job: Job
     let ahead = job_ahead(shared, connection);
     let mut witness = Witness::new(shared, &job);
     let attempt = worker.send_ahead(offered(&job), ahead.as_ref().map(offered), &mut witness).await;
-    let (notes, stopped) = witness.into_notes();
+    let (notes, overdue) = witness.into_notes();
     events::attempted(shared, &job, &attempt, begun.elapsed());
-    judge_relay(shared, &attempt, stopped);
+    judge_relay(shared, &attempt, overdue);
     shared.streak.take(shared, Finished { job, attempt, notes });
     // Trouble of the relay keeps the next mail from its turn too.
     match ahead {
@@ -109,18 +109,19 @@ fn offered(job: &Job) -> Offer<'_> {
 }
 
 /// What an attempt says of the relay.
-fn judge_relay(shared: &Shared, attempt: &Attempt, stopped: bool) {
+fn judge_relay(shared: &Shared, attempt: &Attempt, overdue: bool) {
     let blameless =
         |outcome: &RecipientOutcome| matches!(outcome, RecipientOutcome::Untried | RecipientOutcome::Accepted(_));
     match &attempt.relay {
         Some(trouble) if attempt.outcomes.iter().all(|(_, outcome)| blameless(outcome)) => {
-            if !stopped || matches!(&trouble.cause, Cause::Local(..)) {
+            if !overdue {
                 relay_trouble(shared, &trouble.to_string());
             }
         }
         Some(_) => throttled(shared),
         None if asks_for_less(attempt) => throttled(shared),
-        None => shared.health.clean(),
+        None if was_answered(attempt) => shared.health.clean(),
+        None => {}
     }
 }
 
@@ -135,6 +136,17 @@ fn asks_for_less(attempt: &Attempt) -> bool {
                 ..
             })
         )
+    })
+}
+
+/// The smarthost had an answer to everything: no connection broke and none fell silent.
+fn was_answered(attempt: &Attempt) -> bool {
+    attempt.outcomes.iter().all(|(_, outcome)| match outcome {
+        RecipientOutcome::Accepted(_) => true,
+        RecipientOutcome::Deferred(trouble) | RecipientOutcome::Refused(trouble) => {
+            matches!(trouble.cause, Cause::Reply(_) | Cause::Local(..))
+        }
+        RecipientOutcome::Unknown(_) | RecipientOutcome::Untried => false,
     })
 }
 
