@@ -7,6 +7,7 @@ mod delivery;
 mod layers;
 mod ledger;
 mod logs;
+mod observe;
 mod pace;
 mod queue;
 mod retry;
