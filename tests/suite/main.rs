@@ -5,6 +5,7 @@ mod delivery;
 mod layers;
 mod ledger;
 mod pace;
+mod peers;
 mod retry;
 mod servers;
 mod support;
