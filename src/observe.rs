@@ -10,6 +10,7 @@ pub mod metrics;
 pub mod monitor;
 pub mod notify;
 pub mod outside;
+mod pending;
 pub mod snapshot;
 pub mod subject;
 pub mod summary;
@@ -49,6 +50,7 @@ pub struct Observers<S> {
     subject: S,
     state_dir: PathBuf,
     monitor: Option<SocketAddr>,
+    notifies: bool,
     tasks: JoinSet<()>,
 }
 
@@ -66,8 +68,12 @@ pub async fn start<S: Subject>(
         None => None,
     };
     let address = monitor.as_ref().and_then(|monitor| monitor.address().ok());
+    if let Some(address) = address {
+        tracing::info!(target: "mailqueue::monitor", %address, "serves /metrics and /healthz");
+    }
     let (sender, health) = watch::channel(Health::default());
 
+    let notifies = settings.notify.is_some();
     let mut tasks = JoinSet::new();
     if let Some(monitor) = monitor {
         tasks.spawn(monitor.serve(subject.clone(), metrics.clone()));
@@ -77,9 +83,9 @@ pub async fn start<S: Subject>(
     tasks.spawn(summary::run(subject.clone()));
     tasks.spawn(snapshot::keep(subject.clone(), settings.state_dir.clone()));
     if let Some(notify) = settings.notify {
-        tasks.spawn(notify::run(subject.clone(), notify));
+        tasks.spawn(notify::run(subject.clone(), notify, settings.state_dir.clone()));
     }
-    Ok(Observers { subject, state_dir: settings.state_dir, monitor: address, tasks })
+    Ok(Observers { subject, state_dir: settings.state_dir, monitor: address, notifies, tasks })
 }
 
 impl<S: Subject> Observers<S> {
@@ -91,6 +97,9 @@ impl<S: Subject> Observers<S> {
     /// The dispatcher has ended in good order.
     pub async fn stop(mut self) {
         self.tasks.shutdown().await;
+        if self.notifies {
+            notify::put_by(self.subject.take_news(), &self.state_dir);
+        }
         if let Err(error) = snapshot::close(&self.subject, &self.state_dir) {
             tracing::warn!(target: "mailqueue::monitor", %error, "`mailqueue status` will not know of this end");
         }

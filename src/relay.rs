@@ -3,8 +3,8 @@
 //! A [`Relay`] holds the settings and what is known of the smarthost; each worker holds a [`Worker`] with a connection
 //! of its own. The order of events that the promises rest on is in [`Witness`].
 //!
-//! [`worker`] leads a mail through transactions, [`session`] speaks one, [`wire`] carries bytes and replies. What a reply
-//! means and whom it concerns is in [`classify`] and [`judge`], which do no I/O.
+//! `worker` leads a mail through transactions, `session` speaks one, `wire` carries bytes and replies. What a reply
+//! means and whom it concerns is in `classify` and `judge`, which do no I/O.
 
 mod auth;
 mod body;

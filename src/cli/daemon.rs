@@ -60,7 +60,7 @@ fn notify(config: &Config) -> anyhow::Result<Option<notify::Settings>> {
             .with_context(|| format!("[notify] has no sender, {host} being no domain: set message.default_from"))?,
     };
     let pace = notify::Pace::default();
-    Ok(Some(notify::Settings { to, from, host, state_dir: config.state_dir.clone(), pace }))
+    Ok(Some(notify::Settings { to, from, host, pace }))
 }
 
 fn settings(config: &Config, state_dir: &StateDir) -> dispatch::Settings {

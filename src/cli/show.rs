@@ -122,12 +122,15 @@ fn content(mail: &Mail, listed: &Listed, out: &mut Out) -> anyhow::Result<()> {
     for (name, value) in headers(mail) {
         writeln!(out, "  {}: {}", safe(&name), safe(&value))?;
     }
+    if listed.record.is_none() && mail.message_id.starts_with("<00000000000000000000000000000000@") {
+        writeln!(out, "  (this Message-ID and Date stand for those that it gets when a dispatcher claims it)")?;
+    }
     body(mail, out)
 }
 
 fn body(mail: &Mail, out: &mut Out) -> anyhow::Result<()> {
     let Some(message) = MessageParser::new().parse(&*mail.content) else { return Ok(()) };
-    writeln!(out, "\nBody ({} bytes in all)", mail.content.len())?;
+    writeln!(out, "\nBody (the whole mail has {} bytes)", mail.content.len())?;
     if let Some(text) = message.body_text(0) {
         let text = safe_lines(text.trim_end());
         for line in text.lines().take(LINES) {

@@ -42,12 +42,6 @@ impl Subject for Watched {
         News { rows: rows.into_iter().map(gone).collect(), more }
     }
 
-    fn put_back(&self, news: News) {
-        let gone = |Gone { id, state, reason, said }| dispatch::Gone { id, state, reason, said };
-        let rows = news.rows.into_iter().map(gone).collect();
-        self.0.progress().news.put_back(dispatch::News { rows, more: news.more });
-    }
-
     async fn post(&self, mail: &Mail) -> Result<(), Undelivered> {
         self.0.post(mail).await.map_err(|error| match error {
             PostError::NotNow(why) => Undelivered::NotNow(self.0.redact(&why)),

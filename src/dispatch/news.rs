@@ -48,13 +48,6 @@ impl News {
         std::mem::take(&mut *self.lock())
     }
 
-    /// It could not be told.
-    pub fn put_back(&self, kept: Kept) {
-        let newer = self.take();
-        self.lock().more += kept.more + newer.more;
-        kept.rows.into_iter().chain(newer.rows).for_each(|gone| self.add(gone));
-    }
-
     fn lock(&self) -> std::sync::MutexGuard<'_, Kept> {
         self.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }

@@ -2,13 +2,15 @@
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
+use jiff::Timestamp;
 use lettre::message::header::{ContentType, HeaderName, HeaderValue};
 use lettre::message::{Mailbox, Message};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::health::grouped;
+use super::pending::Pending;
 use super::subject::{Gone, News, Subject, Undelivered};
 use crate::mail::{Address, Envelope, Mail};
 use crate::outcome::State;
@@ -21,17 +23,17 @@ pub struct Settings {
     pub from: Address,
     /// Our host's name: for the Message-ID, and to tell dispatchers apart.
     pub host: String,
-    /// Remembers when the last digest went out, also over a restart.
-    pub state_dir: PathBuf,
     pub pace: Pace,
 }
 
 /// How often.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
-    /// From the first failure to its digest, so that its fellows are in it.
-    pub gather: Duration,
-    /// From one digest to the next.
+    /// A digest waits until nothing has failed for so long, so that the first failure's fellows are in it,
+    pub quiet: Duration,
+    /// but no longer than this.
+    pub patience: Duration,
+    /// From one digest to the next, also over a restart.
     pub between: Duration,
     /// From a digest that could not be sent to the next try.
     pub again: Duration,
@@ -40,81 +42,94 @@ pub struct Pace {
 impl Default for Pace {
     fn default() -> Self {
         let minutes = |n: u64| Duration::from_secs(n * 60);
-        Self { gather: minutes(1), between: minutes(60), again: minutes(5) }
+        Self { quiet: Duration::from_secs(10), patience: minutes(5), between: minutes(60), again: minutes(5) }
     }
 }
 
-/// How often news are looked for.
-const LOOK: Duration = Duration::from_secs(5);
-
-/// The file in `state_dir` whose time is that of the last digest.
-const STAMP: &str = "digest";
+/// How often news are looked for, and put on file.
+const LOOK: Duration = Duration::from_secs(2);
 
 /// Sends digests until it is dropped.
-pub async fn run(subject: impl Subject, settings: Settings) {
-    let Pace { gather, between, again } = settings.pace;
-    let stamp = settings.state_dir.join(STAMP);
+pub async fn run(subject: impl Subject, settings: Settings, state_dir: PathBuf) {
+    let pace = settings.pace;
+    let mut pending = Pending::read(&state_dir);
     loop {
-        let news = news(&subject, gather.min(LOOK)).await;
-        subject.put_back(news);
-        sleep(gather.max(until_next(&stamp, between))).await;
-        let news = subject.take_news();
-        let mail = match digest(&settings, &news) {
+        gather(&subject, &mut pending, pace, &state_dir).await;
+        let mail = match digest(&settings, &pending.news) {
             Ok(mail) => mail,
             Err(error) => {
                 tracing::error!(target: "mailqueue::notify", %error, "no digest could be made");
                 return;
             }
         };
+        let rows = pending.news.len();
         match subject.post(&mail).await {
             Ok(()) => {
-                remember(&stamp);
-                tracing::info!(target: "mailqueue::notify", message_id = mail.message_id, rows = news.len(), "digest sent");
+                tracing::info!(target: "mailqueue::notify", message_id = mail.message_id, rows, "digest sent");
             }
             Err(Undelivered::NotNow(why)) => {
                 tracing::warn!(target: "mailqueue::notify", reason = why, "digest put off");
-                subject.put_back(news);
-                sleep(again).await;
+                wait(&subject, &mut pending, pace.again, &state_dir).await;
+                continue;
             }
+            // Not offered again, and the next one not before its time: a digest must not become a flood.
             Err(Undelivered::Never(why)) => {
-                // Not offered again, and the next one not before its time: a digest must not become a flood.
-                remember(&stamp);
-                tracing::warn!(target: "mailqueue::notify", reason = why, rows = news.len(), "digest refused: see [notify] to");
+                tracing::warn!(target: "mailqueue::notify", reason = why, rows, "digest refused: see [notify] to");
             }
         }
+        pending = Pending { sent: Some(Timestamp::now()), news: News::default() };
+        keep(&pending, &state_dir);
     }
 }
 
-async fn news(subject: &impl Subject, look: Duration) -> News {
+/// Until there is something to tell, all of it has happened, and the last digest is old enough.
+async fn gather(subject: &impl Subject, pending: &mut Pending, pace: Pace, state_dir: &Path) {
+    while pending.news.is_empty() {
+        wait(subject, pending, LOOK.min(pace.quiet), state_dir).await;
+    }
+    let begun = Instant::now();
     loop {
-        let news = subject.take_news();
-        if news.len() > 0 {
-            return news;
+        let before = pending.news.len();
+        wait(subject, pending, pace.quiet, state_dir).await;
+        if pending.news.len() == before || begun.elapsed() >= pace.patience {
+            break;
         }
-        sleep(look).await;
+    }
+    // Clocks are compared over restarts here; nothing but a digest's time hangs on it.
+    let age = pending.sent.and_then(|sent| Duration::try_from(Timestamp::now().duration_since(sent)).ok());
+    let rest = age.map_or(Duration::ZERO, |age| pace.between.saturating_sub(age));
+    wait(subject, pending, rest, state_dir).await;
+}
+
+/// Takes in news meanwhile, so that not many are lost with the process.
+async fn wait(subject: &impl Subject, pending: &mut Pending, how_long: Duration, state_dir: &Path) {
+    let until = Instant::now() + how_long;
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        sleep(left.min(LOOK)).await;
+        let news = subject.take_news();
+        if !news.is_empty() {
+            pending.news.add(news);
+            keep(pending, state_dir);
+        }
+        if left <= LOOK {
+            return;
+        }
     }
 }
 
-impl News {
-    /// All rows.
-    #[expect(clippy::len_without_is_empty, reason = "a number of rows, not a collection")]
-    pub fn len(&self) -> u64 {
-        self.rows.len() as u64 + self.more
+/// What a dispatcher that ends has not told anybody yet.
+pub fn put_by(news: News, state_dir: &Path) {
+    if !news.is_empty() {
+        let mut pending = Pending::read(state_dir);
+        pending.news.add(news);
+        keep(&pending, state_dir);
     }
 }
 
-/// How long until a digest may go out. Clocks are compared over restarts here, and nothing more than a digest's time
-/// hangs on it.
-fn until_next(stamp: &Path, between: Duration) -> Duration {
-    let last = std::fs::metadata(stamp).and_then(|metadata| metadata.modified());
-    let age = last.ok().and_then(|last| SystemTime::now().duration_since(last).ok());
-    age.map_or(Duration::ZERO, |age| between.saturating_sub(age))
-}
-
-fn remember(stamp: &Path) {
-    if let Err(error) = std::fs::write(stamp, "The last digest for [notify] went out when this file was written.\n") {
-        tracing::warn!(target: "mailqueue::notify", %error, file = %stamp.display(),
-            "cannot be written: after a restart the next digest may come too soon");
+fn keep(pending: &Pending, state_dir: &Path) {
+    if let Err(error) = pending.write(state_dir) {
+        tracing::warn!(target: "mailqueue::notify", %error, "state_dir cannot be written: a restart may repeat or lose news");
     }
 }
 

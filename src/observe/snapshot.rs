@@ -13,7 +13,7 @@ use super::health::{Relay, RelayState};
 use super::subject::Subject;
 
 /// Below `state_dir`.
-pub const FILE: &str = "health.json";
+pub const FILE: &str = "status.json";
 
 /// What stands in the file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -43,12 +43,16 @@ impl Snapshot {
 
     /// Puts it in place of the last one; readers see one or the other.
     pub fn write(&self, state_dir: &Path) -> io::Result<()> {
-        let new = state_dir.join("health.json.new");
-        let mut options = std::fs::OpenOptions::new();
-        let mut file = options.write(true).create(true).truncate(true).mode(0o640).open(&new)?;
-        file.write_all(&serde_json::to_vec(self)?)?;
-        std::fs::rename(&new, state_dir.join(FILE))
+        replace(state_dir, FILE, &serde_json::to_vec(self)?)
     }
+}
+
+/// Puts a file in place of the one before it; a reader sees one or the other.
+pub(super) fn replace(state_dir: &Path, name: &str, content: &[u8]) -> io::Result<()> {
+    let new = state_dir.join(format!("{name}.new"));
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o640).open(&new)?.write_all(content)?;
+    std::fs::rename(&new, state_dir.join(name))
 }
 
 /// A change of the relay's state is shown so soon.

@@ -17,11 +17,8 @@ pub trait Subject: Clone + Send + Sync + 'static {
     /// How it is. Costs nothing: no database, no file.
     fn look(&self) -> Look;
 
-    /// Rows that failed or became unreadable since the last call, and the number of further ones.
+    /// Rows that failed or became unreadable since the last call.
     fn take_news(&self) -> News;
-
-    /// What [`Subject::take_news`] answered could not be told.
-    fn put_back(&self, news: News);
 
     /// Offers a mail that no row stands behind.
     fn post(&self, mail: &Mail) -> impl Future<Output = Result<(), Undelivered>> + Send;

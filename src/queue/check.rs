@@ -65,13 +65,14 @@ impl Inner {
             let sql = format!("SELECT {columns} FROM {table} WHERE 1 = 0");
             ours = ours.and(link.fetch(&sql, Vec::new()).await.map(drop));
         }
+        let migrated = ours.is_ok();
         match ours {
             Ok(()) => tell(Level::Ok, "our tables", "there".to_owned()),
             Err(failure) => tell(Level::Failed, "our tables", failure.told(self.name()).to_string()),
         }
 
         let Some(schema) = schema else { return Ok(()) };
-        for (level, what, found) in self.rights(&mut link).await? {
+        for (level, what, found) in self.rights(&mut link, migrated).await? {
             tell(level, what, found);
         }
         let (level, found) = self.numbering(&mut link, &schema).await?;
@@ -84,7 +85,7 @@ impl Inner {
         Ok(())
     }
 
-    async fn rights(&self, link: &mut Link) -> Result<Vec<(Level, &'static str, String)>, Failure> {
+    async fn rights(&self, link: &mut Link, migrated: bool) -> Result<Vec<(Level, &'static str, String)>, Failure> {
         let table = self.settings.table.as_str();
         let mut told = Vec::new();
         let rights = match self.dialect().name {
@@ -100,7 +101,11 @@ impl Inner {
         };
         let theirs = if self.dialect().name == "postgres" { self.dialect().quoted(table) } else { table.to_owned() };
         let mut missing = Vec::new();
-        for (table, wanted) in OURS.iter().map(|&ours| (ours, &ON_OURS[..])).chain([(theirs.as_str(), &ON_THEIRS[..])])
+        for (table, wanted) in OURS
+            .iter()
+            .filter(|_| migrated)
+            .map(|&ours| (ours, &ON_OURS[..]))
+            .chain([(theirs.as_str(), &ON_THEIRS[..])])
         {
             let lacking: Vec<_> = wanted.iter().filter(|right| !rights.allow(right, table)).copied().collect();
             if !lacking.is_empty() {

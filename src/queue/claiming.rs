@@ -24,7 +24,7 @@ impl Inner {
         let schema = self.schema(&mut link).await?;
         let sql = format!(
             "SELECT {} FROM {} q LEFT JOIN mailqueue_delivery d ON d.queue_table = ? AND d.mid = q.mid \
-             WHERE q.mid > ? AND d.id IS NULL ORDER BY q.mid LIMIT ?",
+             WHERE q.mid > ? AND d.mid IS NULL ORDER BY q.mid LIMIT ?",
             self.dialect().mid,
             schema.table
         );
@@ -254,7 +254,8 @@ impl Inner {
             places(mids.len())
         );
         let lines = link.fetch(&sql, mids).await?;
-        lines.iter().map(|line| Ok((line.some_int(0)?, columns(line, 1)?))).collect()
+        // Line by line, so that few bodies are in memory twice.
+        lines.into_iter().map(|line| Ok((line.some_int(0)?, columns(&line, 1)?))).collect()
     }
 }
 

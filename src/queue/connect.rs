@@ -78,7 +78,8 @@ impl Lent {
 
 impl Drop for Lent {
     fn drop(&mut self) {
-        if let Some(raw) = self.raw.take().filter(|_| self.reusable) {
+        if let Some(mut raw) = self.raw.take().filter(|_| self.reusable) {
+            raw.shrink();
             self.idle.lock().push((raw, Instant::now()));
         }
     }

@@ -1,5 +1,8 @@
 //! What the databases say differently. Each has its own [`Dialect`]; everything else is said alike, with `?` for values.
 
+/// Makes SQL from the SQL for the bytes of each column, `None` being a column that the table lacks.
+pub(super) type FromColumns = fn(&[Option<String>; 5]) -> String;
+
 /// The words of one database.
 pub(super) struct Dialect {
     pub name: &'static str,
@@ -35,7 +38,7 @@ pub(super) struct Dialect {
     /// NULL in place of the bytes of a column that a table lacks.
     pub no_bytes: &'static str,
     /// The fingerprint of a row from the stored bytes of its columns; `None` where the database knows no SHA-256.
-    pub fingerprint: Option<fn(&[Option<String>; 5]) -> String>,
+    pub fingerprint: Option<FromColumns>,
     /// `mid:fingerprint` from the latter.
     pub pair: fn(fingerprint: &str) -> String,
     /// A place for a value in an INSERT into a column of this type.

@@ -91,6 +91,8 @@ fn postgres(code: &str, what: String) -> Failure {
     match code {
         "57P01" | "57P02" | "57P03" | "57P05" | "25P03" | "53300" => Failure::Broken(what),
         "40001" | "40P01" | "55P03" => Failure::Busy(what),
+        // CREATE TABLE IF NOT EXISTS, twice at the same moment.
+        "23505" if what.contains("pg_") => Failure::Busy(what),
         "42P01" | "42703" => Failure::Missing(what),
         code if code.starts_with("08") => Failure::Broken(what),
         _ => Failure::Refused(what),
@@ -102,6 +104,8 @@ fn sqlite(code: u32, what: String) -> Failure {
     match code & 0xff {
         5 | 6 | 17 => Failure::Busy(what),
         10 | 14 => Failure::Broken(what),
+        // Another process was quicker with the same migration.
+        19 if what.contains("mailqueue_migrations") => Failure::Busy(what),
         1 if what.starts_with("no such table") || what.starts_with("no such column") => Failure::Missing(what),
         _ => Failure::Refused(what),
     }

@@ -59,6 +59,15 @@ pub(super) enum Raw {
 }
 
 impl Raw {
+    /// Gives memory back that a large row has taken.
+    pub(super) fn shrink(&mut self) {
+        match self {
+            Self::MySql(raw) => raw.shrink_buffers(),
+            Self::Postgres(raw) => raw.shrink_buffers(),
+            Self::Sqlite(raw) => raw.shrink_buffers(),
+        }
+    }
+
     pub(super) async fn ping(&mut self) -> Result<(), sqlx::Error> {
         match self {
             Self::MySql(raw) => raw.ping().await,

@@ -44,9 +44,9 @@ impl Inner {
         let mut args: Vec<Value> = vec![self.key(), cursor.into()];
         match (states.is_empty(), states.contains(&State::Waiting), words.is_empty()) {
             (true, ..) => {}
-            (false, true, true) => conditions.push_str(" AND d.id IS NULL"),
+            (false, true, true) => conditions.push_str(" AND d.mid IS NULL"),
             (false, true, false) => {
-                conditions.push_str(&format!(" AND (d.id IS NULL OR d.state IN ({}))", words.join(", ")));
+                conditions.push_str(&format!(" AND (d.mid IS NULL OR d.state IN ({}))", words.join(", ")));
             }
             (false, false, _) => conditions.push_str(&format!(" AND d.state IN ({})", words.join(", "))),
         }
@@ -135,7 +135,7 @@ impl Inner {
 
         let sql = format!(
             "SELECT COUNT(*) FROM (SELECT 1 AS one FROM {} q LEFT JOIN mailqueue_delivery d \
-             ON d.queue_table = ? AND d.mid = q.mid WHERE d.id IS NULL LIMIT ?) w",
+             ON d.queue_table = ? AND d.mid = q.mid WHERE d.mid IS NULL LIMIT ?) w",
             schema.table
         );
         let waiting = link.fetch(&sql, vec![self.key(), (EXACTLY + 1).into()]).await?;

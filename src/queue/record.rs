@@ -196,7 +196,7 @@ impl Inner {
 }
 
 pub(super) fn ids_of(lines: Vec<Line>) -> Result<Vec<RecordId>, Failure> {
-    lines.iter().map(|line| Ok(RecordId::parse(&line.some_text(0)?).ok_or_else(bad_id)?)).collect()
+    lines.iter().map(|line| RecordId::parse(&line.some_text(0)?).ok_or_else(bad_id)).collect()
 }
 
 fn bad_id() -> Failure {

@@ -47,7 +47,14 @@ impl Rights {
             None => Default::default(),
         };
         let mut rights = Self { granted: Vec::new(), grantee, unsure: false };
-        for line in link.fetch(mysql::GRANTS, Vec::new()).await? {
+        let mut lines = link.fetch(mysql::GRANTS, Vec::new()).await?;
+        // What everybody may, which only MariaDB 10.11 and newer know.
+        match link.fetch("SHOW GRANTS FOR PUBLIC", Vec::new()).await {
+            Ok(public) => lines.extend(public),
+            Err(Failure::Broken(what)) => return Err(Failure::Broken(what)),
+            Err(_) => {}
+        }
+        for line in lines {
             rights.read_grant(&line.some_text(0)?, &database);
         }
         Ok(rights)

@@ -26,14 +26,8 @@ impl Inner {
         let mut told = Vec::new();
         let mut link = self.link().await?;
         let before = link.fetch("SELECT 1 FROM mailqueue_dispatcher WHERE kind = ''", Vec::new()).await.is_ok();
-        match link.migrate().await {
-            // Another process was quicker, or an earlier one was stopped half-way: every step may be taken again.
-            Err(Failure::Busy(_)) => {
-                link = self.link().await?;
-                link.migrate().await?;
-            }
-            done => done?,
-        }
+        // Where another process was quicker, or an earlier one was stopped half-way, every step may be taken again.
+        link.migrate().await?;
         told.push(match before {
             true => format!("our tables are up to date ({OURS})"),
             false => format!(
@@ -99,6 +93,14 @@ impl Inner {
 
 impl Link {
     async fn migrate(&mut self) -> Result<(), Failure> {
+        // sqlx's own lock waits without limit, which MariaDB does not know and answers with no lock at all.
+        if let Raw::MySql(_) = self.unsound() {
+            let lock = "SELECT GET_LOCK(CONCAT('mailqueue ', MD5(DATABASE())), 50)";
+            let locked = self.fetch(lock, Vec::new()).await?;
+            if locked.first().map(|line| line.int(0)).transpose()?.flatten() != Some(1) {
+                return Err(Failure::Refused("another migration has been running for long".to_owned()));
+            }
+        }
         let done = match self.unsound() {
             Raw::MySql(raw) => named(sqlx::migrate!("migrations/mysql")).run(&mut **raw).await,
             Raw::Postgres(raw) => named(sqlx::migrate!("migrations/postgres")).run(&mut **raw).await,
@@ -106,6 +108,9 @@ impl Link {
         };
         match done {
             Ok(()) => {
+                if let Raw::MySql(_) = self.unsound() {
+                    self.fetch("SELECT RELEASE_LOCK(CONCAT('mailqueue ', MD5(DATABASE())))", Vec::new()).await?;
+                }
                 self.sound();
                 Ok(())
             }
@@ -113,13 +118,7 @@ impl Link {
                 self.execute("DELETE FROM mailqueue_migrations WHERE NOT success", Vec::new()).await?;
                 Err(Failure::Busy("an earlier migration was stopped half-way".to_owned()))
             }
-            Err(MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _)) => {
-                let twice = matches!(&error, sqlx::Error::Database(refused) if refused.is_unique_violation());
-                match Failure::from(error) {
-                    Failure::Refused(what) if twice => Err(Failure::Busy(what)),
-                    failure => Err(no_right(failure)),
-                }
-            }
+            Err(MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _)) => Err(no_right(error.into())),
             Err(error) => Err(Failure::Refused(format!("our tables are not those of this version: {error}"))),
         }
     }

@@ -12,59 +12,61 @@ use super::link::{Link, Value};
 use super::record::ids_of;
 use crate::mail::{Fingerprint, RecordId};
 
-/// Where the comparison of contents goes on at the next pass.
+/// Where each walk over the records goes on at the next pass: behind which number.
 #[derive(Debug, Default)]
-pub(super) struct Position(Option<i64>);
+pub(super) struct Position {
+    rowless: Option<i64>,
+    changed: Option<i64>,
+}
 
-const BATCH: i64 = 1000;
-/// Comparing contents makes the database read and hash them: at each pass for about this long, and where that does not
-/// reach the end the next pass goes on. Nothing unsound is sent meanwhile: loading a row compares as well.
-const COMPARING: Duration = Duration::from_millis(500);
+/// A walk over many records goes on for about this long at each pass, so that it costs little however many there are.
+/// Nothing unsound is sent meanwhile: loading a row compares as well.
+const WALK: Duration = Duration::from_millis(300);
 
 impl Inner {
     pub(super) async fn sweep(&self) -> Result<u64, Error> {
+        drop(self.doubts().await?);
         let mut position = self.sweep.lock().await;
         let mut swept = 0;
-        loop {
-            let dropped = persist!(self, self.drop_rowless_once())?;
+        let mut walk = Walk::from(position.rowless, 1000, 1000);
+        while walk.goes_on() {
+            let (dropped, last) = persist!(self, self.drop_rowless_once(walk.at, walk.batch))?;
             swept += dropped;
-            if dropped < BATCH as u64 {
-                break;
-            }
+            position.rowless = walk.step(last);
         }
-        let begin = Instant::now();
-        let mut batch = 8;
-        let started_at = position.0.unwrap_or(i64::MIN);
-        loop {
-            let from = position.0.unwrap_or(i64::MIN);
-            let (dropped, last) = persist!(self, self.drop_changed_once(from, batch))?;
+        // Comparing contents makes the database read and hash them, and some are large.
+        let mut walk = Walk::from(position.changed, 8, 512);
+        while walk.goes_on() {
+            let (dropped, last) = persist!(self, self.drop_changed_once(walk.at, walk.batch))?;
             swept += dropped;
-            position.0 = last;
-            // Once around is enough.
-            let around = last.is_none() && started_at == i64::MIN
-                || last.is_some_and(|last| from < started_at && last >= started_at);
-            if around || begin.elapsed() > COMPARING {
-                break;
-            }
-            batch = (batch * 2).min(BATCH / 2);
+            position.changed = walk.step(last);
         }
         Ok(swept)
     }
 
-    async fn drop_rowless_once(&self) -> Result<u64, Failure> {
+    /// Looks at up to `batch` records behind `from`; answers how many were dropped, and the last number that was looked
+    /// at unless that was the end.
+    async fn drop_rowless_once(&self, from: i64, batch: i64) -> Result<(u64, Option<i64>), Failure> {
         let mut link = self.link().await?;
         let schema = self.schema(&mut link).await?;
         let sql = format!(
-            "SELECT d.id FROM mailqueue_delivery d LEFT JOIN {} q ON q.mid = d.mid \
-             WHERE d.queue_table = ? AND d.state NOT IN ('claimed', 'sending') AND q.mid IS NULL ORDER BY d.mid LIMIT ?",
+            "SELECT d.id, d.mid, {} FROM mailqueue_delivery d LEFT JOIN {} q ON q.mid = d.mid \
+             WHERE d.queue_table = ? AND d.mid > ? AND d.state NOT IN ('claimed', 'sending') ORDER BY d.mid LIMIT ?",
+            self.dialect().mid,
             schema.table
         );
-        let ids = ids_of(link.fetch(&sql, vec![self.key(), BATCH.into()]).await?)?;
-        self.drop_idle(&mut link, &ids).await
+        let lines = link.fetch(&sql, vec![self.key(), from.into(), batch.into()]).await?;
+        let last = lines.last().map(|line| line.some_int(1)).transpose()?.filter(|_| lines.len() as i64 == batch);
+        let mut rowless = Vec::new();
+        for line in lines {
+            if line.int(2)?.is_none() {
+                rowless.push(line);
+            }
+        }
+        Ok((self.drop_idle(&mut link, &ids_of(rowless)?).await?, last))
     }
 
-    /// Compares the contents of up to `batch` records behind `from`; answers how many were dropped, and the last
-    /// number that was looked at unless that was the end.
+    /// Compares the contents likewise.
     async fn drop_changed_once(&self, from: i64, batch: i64) -> Result<(u64, Option<i64>), Failure> {
         let mut link = self.link().await?;
         let sql = "SELECT d.id, d.mid, d.fingerprint FROM mailqueue_delivery d WHERE d.queue_table = ? AND d.mid > ? \
@@ -138,5 +140,38 @@ impl Inner {
             }
         }
         Ok(found)
+    }
+}
+
+/// Goes through all numbers once, from where the last walk ended, as far as the time allows.
+struct Walk {
+    start: i64,
+    at: i64,
+    batch: i64,
+    largest: i64,
+    wrapped: bool,
+    done: bool,
+    begin: Instant,
+}
+
+impl Walk {
+    fn from(position: Option<i64>, batch: i64, largest: i64) -> Self {
+        let start = position.unwrap_or(i64::MIN);
+        Self { start, at: start, batch, largest, wrapped: start == i64::MIN, done: false, begin: Instant::now() }
+    }
+
+    fn goes_on(&self) -> bool {
+        !self.done && self.begin.elapsed() < WALK
+    }
+
+    /// `last` is the last number that was looked at, `None` at the end of all. Answers where to go on.
+    fn step(&mut self, last: Option<i64>) -> Option<i64> {
+        self.done = match last {
+            Some(last) => self.wrapped && self.start > i64::MIN && last >= self.start,
+            None => std::mem::replace(&mut self.wrapped, true),
+        };
+        self.batch = (self.batch * 2).min(self.largest);
+        self.at = last.unwrap_or(i64::MIN);
+        last
     }
 }

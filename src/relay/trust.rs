@@ -1,6 +1,6 @@
 //! Whether the smarthost keeps what it announces with PIPELINING (RFC 2920).
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tracing::warn;
 
@@ -23,24 +23,26 @@ struct State {
 }
 
 impl Trust {
-    /// Whether the next transaction may go out as one flight.
+    /// Whether commands may go out as one flight.
     pub fn allows(&self) -> bool {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if state.rest > 0 {
-            state.rest -= 1;
-            return false;
-        }
-        !state.off
+        let state = self.state();
+        !state.off && state.rest == 0
+    }
+
+    /// A transaction went out one command at a time.
+    pub fn rested(&self) {
+        let mut state = self.state();
+        state.rest = state.rest.saturating_sub(1);
     }
 
     /// A flight was answered as it should be.
     pub fn kept(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).lost = 0;
+        self.state().lost = 0;
     }
 
     /// A flight was not answered.
     pub fn lost(&self) {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state();
         state.lost += 1;
         state.rest = REST;
         state.off |= state.lost > 1;
@@ -49,9 +51,13 @@ impl Trust {
 
     /// A flight was answered out of turn.
     pub fn broken(&self) {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state();
         state.off = true;
         state.warn();
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -73,17 +79,15 @@ mod tests {
     #[test]
     fn one_lost_flight_is_forgiven_after_a_rest_and_two_in_a_row_are_not() {
         let trust = Trust::default();
-        assert!(trust.allows());
+        let rest = || (0..100).take_while(|_| !trust.allows()).map(|_| trust.rested()).count();
+        assert_eq!(rest(), 0);
         trust.lost();
-        for _ in 0..REST {
-            assert!(!trust.allows());
-        }
-        assert!(trust.allows());
+        assert_eq!(rest(), REST as usize);
         trust.kept();
         trust.lost();
-        assert_eq!((0..=REST).filter(|_| trust.allows()).count(), 1);
+        assert_eq!(rest(), REST as usize);
         trust.lost();
-        assert_eq!((0..100).filter(|_| trust.allows()).count(), 0);
+        assert_eq!(rest(), 100);
     }
 
     #[test]

@@ -165,7 +165,6 @@ impl<'a> Task<'a> {
             }
             return Step::Anew;
         }
-        session.kept = true;
         let judgement = judge(&answers, size);
         note_pipelining(relay, &answers, &judgement);
         if let Some(limit) = judgement.limit {
@@ -184,7 +183,8 @@ impl<'a> Task<'a> {
                 session.reset();
                 Step::Keep
             }
-            Next::Drop if judgement.fates.contains(&Fate::Again) => Step::Anew,
+            // Offered again, one command at a time.
+            Next::Drop if judgement.breaks_pipelining && answers.lost.is_none() => Step::Anew,
             Next::Drop => Step::Stop,
         }
     }
@@ -285,6 +285,7 @@ fn is_replaceable(answers: &Answers, kept: bool) -> bool {
 
 fn note_pipelining(relay: &Relay, answers: &Answers, judgement: &Judgement) {
     if !answers.pipelined {
+        relay.trust.rested();
     } else if judgement.breaks_pipelining {
         relay.trust.broken();
     } else if answers.lost.is_some() {

@@ -126,7 +126,7 @@ fn angle_at(text: &str, open: usize) -> Option<Angle> {
 /// Where the quotation that opens at `open` closes: `None` if it does not, or if either mark touches a word.
 fn closing_quote(bytes: &[u8], open: usize) -> Option<usize> {
     let before = open.checked_sub(1).map(|at| bytes[at]);
-    if !matches!(before, None | Some(b' ' | b',' | b';' | b':' | b'<' | b'(' | b'"')) {
+    if !matches!(before, None | Some(b' ' | b',' | b';' | b':' | b'<' | b'(')) {
         return None;
     }
     let mut at = open + 1;
@@ -134,7 +134,7 @@ fn closing_quote(bytes: &[u8], open: usize) -> Option<usize> {
         at += if bytes[at] == b'\\' { 2 } else { 1 };
     }
     let behind = bytes.get(at + 1);
-    matches!(behind, None | Some(b' ' | b',' | b';' | b':' | b'<' | b'@' | b')' | b'"')).then_some(at)
+    matches!(behind, None | Some(b' ' | b',' | b';' | b':' | b'<' | b'@' | b')')).then_some(at)
 }
 
 /// Offsets of the commas and semicolons, those within quotation marks left out if the marks can be trusted.
@@ -162,7 +162,8 @@ fn addresses_before_name(text: &str, trust_quotes: bool) -> usize {
     let mut before = 0;
     let mut start = 0;
     for end in separators(text, trust_quotes) {
-        if looks_like_address(without_comments(&text[start..end]).0.trim()) {
+        let (entry, _) = without_comments(&text[start..end]);
+        if looks_like_address(entry.trim()) || parse(entry.trim()).is_ok() {
             before = end;
         } else if !trust_quotes {
             break;

@@ -6,7 +6,7 @@ use lettre::message::Mailbox;
 use super::body::Body;
 use super::envelope::Parties;
 use super::headers::Field;
-use super::lines::LONGEST_LINE;
+use super::lines::{self, LONGEST_LINE};
 use super::mime::Value;
 use super::{Mendings, Stamp, Unreadable, address, words};
 use crate::outcome::Reason;
@@ -44,6 +44,12 @@ pub fn compose(
     stamp: &Stamp,
     mendings: &mut Mendings,
 ) -> Result<Head, Unreadable> {
+    if lines::lines(msubject.trim().as_bytes())
+        .skip(1)
+        .any(|line| !line.content.starts_with(b" ") && !line.content.starts_with(b"\t"))
+    {
+        mendings.add("msubject held a line end: it became a blank, and what follows it part of the subject");
+    }
     let own_subject = words::one_line(&words::decode(msubject));
     let in_block =
         fields.iter().find(|field| field.is("Subject")).map(|field| words::one_line(&words::decode(&field.value)));
@@ -64,7 +70,9 @@ pub fn compose(
         let line = format!("Message-ID: {}\r\n", writer.message_id);
         writer.once("Message-ID", |out| out.push_str(&line));
     }
-    writer.mime_version();
+    if writer.mime_version() {
+        mendings.add("there was no MIME-Version: it was added");
+    }
     writer.content(body);
     let Writer { mut out, message_id, subject, .. } = writer;
     if let Some(line) = out.lines().find(|line| line.len() > LONGEST_LINE) {
@@ -99,6 +107,7 @@ struct Writer {
 }
 
 impl Writer {
+    /// Whether this was the first time.
     fn once(&mut self, name: &str, write: impl FnOnce(&mut String)) -> bool {
         let name = name.to_ascii_lowercase();
         let first = !self.done.contains(&name);
@@ -129,8 +138,14 @@ impl Writer {
                 }
             }
             "from" | "sender" | "reply-to" | "cc" => self.parties(name, parties),
-            "mime-version" => self.mime_version(),
-            "content-type" => self.content(body),
+            "mime-version" => {
+                self.mime_version();
+            }
+            "content-type" => {
+                if !self.content(body) {
+                    mendings.add("a further Content-Type header was left out");
+                }
+            }
             "date" | "message-id" | "in-reply-to" | "references" => self.single(field, mendings),
             _ if field.value.is_empty() => {
                 mendings.add(format!("{}: it was empty and was left out", super::for_people(name)))
@@ -153,17 +168,17 @@ impl Writer {
         }
     }
 
-    fn mime_version(&mut self) {
-        self.once("MIME-Version", |out| out.push_str("MIME-Version: 1.0\r\n"));
+    fn mime_version(&mut self) -> bool {
+        self.once("MIME-Version", |out| out.push_str("MIME-Version: 1.0\r\n"))
     }
 
-    fn content(&mut self, body: &Body) {
+    fn content(&mut self, body: &Body) -> bool {
         self.once("Content-Type", |out| {
             body.kind.write(out, "Content-Type");
             if let Some(encoding) = body.encoding {
                 out.push_str(&format!("Content-Transfer-Encoding: {encoding}\r\n"));
             }
-        });
+        })
     }
 
     /// Headers of which there is one (RFC 5322 §3.6), and that hold nothing but ASCII.

@@ -38,7 +38,14 @@ pub fn parse(block: &[u8], mendings: &mut Mendings) -> Vec<Field> {
     let mut fields = Vec::with_capacity(unfolded.len());
     for line in unfolded {
         match split(&line) {
-            Some(field) => fields.push(field),
+            Some(field) => {
+                if !line.is_ascii() {
+                    let read = if std::str::from_utf8(&line).is_ok() { "UTF-8" } else { "Windows-1252" };
+                    let name = super::for_people(&field.name);
+                    mendings.add(format!("{name} held raw 8-bit text: it was read as {read} and encoded"));
+                }
+                fields.push(field);
+            }
             None => mendings.add(format!(
                 "mheaders held a line that is no header: `{}` was left out",
                 super::for_people(&decode::utf8_or_windows_1252(&line))

@@ -5,7 +5,7 @@ use super::words::{self, Line};
 /// A media type or disposition with its parameters.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Value {
-    /// In lower case.
+    /// In lower case; empty if it was missing, or could be none.
     pub main: String,
     pub params: Vec<Param>,
     /// A parameter holds quotation marks that nobody escaped, or is quoted nowhere and should be.
@@ -21,11 +21,17 @@ pub struct Param {
 
 /// More parameters than anybody writes.
 const MOST_PARAMS: usize = 50;
+/// No type, disposition or parameter has a longer name.
+const LONGEST_NAME: usize = 120;
+/// Longer values go out in pieces.
+const LONGEST_VALUE: usize = 500;
 
 impl Value {
     pub fn parse(text: &str) -> Self {
         let (main, mut rest) = text.split_at(text.find(';').unwrap_or(text.len()));
         let main = main.split('(').next().unwrap_or_default().trim().to_ascii_lowercase();
+        let possible = main.len() <= LONGEST_NAME && main.bytes().all(|byte| is_token(byte) || byte == b'/');
+        let main = if possible { main } else { String::new() };
         let mut value = Self { main, ..Self::default() };
         while let Some(start) = rest.find(';').filter(|_| value.params.len() < MOST_PARAMS) {
             rest = &rest[start + 1..];
@@ -82,14 +88,20 @@ impl Value {
     /// Writes the header anew. Values outside ASCII, and such with quotes or encoded words inside, go out by RFC 2231.
     pub fn write(&self, out: &mut String, header: &str) {
         let mut line = Line::new(out, header);
-        line.word(&self.main);
+        line.word(match self.main.as_str() {
+            "" if header.eq_ignore_ascii_case("Content-Disposition") => "attachment",
+            "" => "text/plain",
+            main => main,
+        });
         for param in &self.params {
             let value = &param.value;
             let decoded =
                 if value.contains("=?") && !value.starts_with("=_") { words::decode(value) } else { value.clone() };
             let extended = param.name.contains('*');
             line.stick(";");
-            if decoded.bytes().all(is_token) && !decoded.is_empty() {
+            if decoded.len() > LONGEST_VALUE && !extended {
+                write_extended(&mut line, &param.name, &decoded);
+            } else if decoded.bytes().all(is_token) && !decoded.is_empty() {
                 line.word(&format!("{}={decoded}", param.name));
             } else if extended
                 || decoded.bytes().all(|byte| matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\'))
@@ -138,7 +150,7 @@ fn param_name(text: &str) -> Option<(String, &str)> {
     let text = text.trim_start();
     let end = text.find(|c: char| !c.is_ascii_alphanumeric() && c != '-' && c != '*')?;
     let after = text[end..].trim_start().strip_prefix('=')?.trim_start();
-    (end > 0).then(|| (text[..end].to_ascii_lowercase(), after))
+    (1..=LONGEST_NAME).contains(&end).then(|| (text[..end].to_ascii_lowercase(), after))
 }
 
 /// The value behind an opening quotation mark. If what follows the closing one is no end, the marks inside were not

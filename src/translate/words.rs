@@ -122,6 +122,8 @@ pub fn hex_pair(text: &[u8]) -> Option<u8> {
 pub struct Line<'a> {
     writer: EmailWriter<'a>,
     fresh: bool,
+    /// There is a quotation mark on this line: a careless reader would take an encoded word behind it for quoted.
+    quoted: bool,
 }
 
 impl<'a> Line<'a> {
@@ -129,7 +131,7 @@ impl<'a> Line<'a> {
     pub fn new(out: &'a mut String, name: &str) -> Self {
         out.push_str(name);
         out.push(':');
-        Self { writer: EmailWriter::new(out, name.len() + 1, 1, false), fresh: true }
+        Self { writer: EmailWriter::new(out, name.len() + 1, 1, false), fresh: true, quoted: false }
     }
 
     /// A word that is never taken apart, behind a blank.
@@ -140,9 +142,11 @@ impl<'a> Line<'a> {
         if !self.fresh && self.writer.projected_line_len() + word.len() > FOLD {
             // Writing into a String cannot fail, here and below.
             let _ = self.writer.new_line();
+            self.quoted = false;
         }
         let _ = self.writer.write_str(word);
         self.fresh = false;
+        self.quoted |= word.contains('"');
     }
 
     /// Text as encoded words, behind a blank. What fits into one word is not divided.
@@ -151,8 +155,9 @@ impl<'a> Line<'a> {
             self.writer.space();
             let one_word = "=?utf-8?b??=".len() + text.len().div_ceil(3) * 4;
             let fits = |column: usize| column + one_word < FOLD;
-            if fits(1) && !fits(self.writer.projected_line_len()) {
+            if self.quoted || (fits(1) && !fits(self.writer.projected_line_len())) {
                 let _ = self.writer.new_line();
+                self.quoted = false;
             }
         }
         let _ = rfc2047::encode(text, &mut self.writer);

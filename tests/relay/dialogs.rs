@@ -1,10 +1,12 @@
 //! Plays every file of `tests/dialogs` with and without PIPELINING, and with commands ahead of their mail.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use mailqueue::mail::{Address, Mail};
 use mailqueue::relay::{Login, Offer, Password, Relay, Settings, Tls};
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use crate::certificates;
@@ -15,6 +17,8 @@ use crate::support::{self, Notes};
 #[tokio::test]
 async fn every_dialog_ends_as_it_says() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/dialogs");
+    // All at once, they would wait for each other.
+    let places = Arc::new(Semaphore::new(16));
     let mut runs = Vec::new();
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
@@ -22,8 +26,11 @@ async fn every_dialog_ends_as_it_says() {
         let name = path.file_stem().unwrap().to_string_lossy().into_owned();
         for mode in Mode::ALL {
             if let Some(script) = script::parse(&text, mode) {
-                let name = name.clone();
-                runs.push(tokio::spawn(async move { (name, mode, run(script, mode).await) }));
+                let (name, places) = (name.clone(), places.clone());
+                runs.push(tokio::spawn(async move {
+                    let _place = places.acquire().await.unwrap();
+                    (name, mode, run(script, mode).await)
+                }));
             }
         }
     }
@@ -60,7 +67,7 @@ async fn run(script: Script, mode: Mode) -> Vec<String> {
         let next = next.map(|(mail, recipients)| Offer { mail, recipients });
         let sending = worker.send_ahead(offer, next, &mut notes);
         // Less than the timeouts that a script does not set.
-        let Ok(attempt) = timeout(Duration::from_secs(8), sending).await else {
+        let Ok(attempt) = timeout(Duration::from_secs(20), sending).await else {
             return vec![format!("mail {} does not come to an end", script.mails[index].name)];
         };
         found.extend(support::lines(&attempt).into_iter().map(|line| format!("{} {line}", script.mails[index].name)));

@@ -13,7 +13,7 @@ use crate::certificates;
 use crate::script::{Act, Mode, Script};
 
 /// Longer than everything that a script waits for.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Clear or encrypted.
 trait Link: AsyncRead + AsyncWrite + Send + Unpin {

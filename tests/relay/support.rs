@@ -1,18 +1,17 @@
 //! Settings, mails, witnesses, and outcomes as text.
 
+use std::cell::RefCell;
 use std::io::Write;
-use std::sync::{Arc, Mutex};
+use std::sync::Once;
 use std::time::Duration;
 
 use mailqueue::mail::{Address, Envelope, Mail};
 use mailqueue::outcome::{Attempt, Cause, Reason, RecipientOutcome, Reply, Scope, Stage, Trouble};
 use mailqueue::relay::{Settings, Timeouts, Tls, Witness};
-use tracing::subscriber::DefaultGuard;
-use tracing_subscriber::fmt::MakeWriter;
 
 /// Settings for a smarthost in the clear, with timeouts that no test reaches unless it wants to.
 pub fn settings(port: u16) -> Settings {
-    let long = Duration::from_secs(10);
+    let long = Duration::from_secs(30);
     Settings {
         host: "127.0.0.1".into(),
         port,
@@ -131,38 +130,37 @@ pub fn show(trouble: &Trouble) -> String {
     format!("{} {scope} {cause}", trouble.stage.as_str())
 }
 
-/// What was logged.
-#[derive(Clone, Default)]
-pub struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl Log {
-    pub fn text(&self) -> String {
-        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
-    }
+thread_local! {
+    static LOG: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-impl Write for Log {
+/// Keeps from here on what this thread logs, at every level. A test of `tokio` has one thread.
+///
+/// One subscriber for the whole process: tracing remembers for each place in the code whether anybody listens, and
+/// subscribers that come and go in other threads would make it forget this one.
+pub fn listen() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let everything = tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_ansi(false);
+        everything.with_writer(|| ThisThread).init();
+    });
+    LOG.take();
+}
+
+/// What this thread has logged since [`listen`].
+pub fn heard() -> String {
+    String::from_utf8(LOG.take()).unwrap()
+}
+
+struct ThisThread;
+
+impl Write for ThisThread {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
+        LOG.with_borrow_mut(|log| log.extend_from_slice(bytes));
         Ok(bytes.len())
     }
 
     fn flush(&mut self) -> std::io::Result<()> {
         Ok(())
     }
-}
-
-impl<'a> MakeWriter<'a> for Log {
-    type Writer = Self;
-
-    fn make_writer(&'a self) -> Self {
-        self.clone()
-    }
-}
-
-/// Everything that this thread logs, at every level.
-pub fn listen() -> (Log, DefaultGuard) {
-    let log = Log::default();
-    let subscriber = tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_writer(log.clone()).finish();
-    (log, tracing::subscriber::set_default(subscriber))
 }

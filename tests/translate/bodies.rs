@@ -9,7 +9,7 @@ use crate::rows::{columns, render, settings, stamp};
 const MIXED: &str = "multipart/mixed; boundary=b";
 
 fn sent(kind: &str, body: &[u8]) -> Result<Mail, Unreadable> {
-    let headers = format!("From: a@example.org\nContent-Type: {kind}\n");
+    let headers = format!("From: a@example.org\nMIME-Version: 1.0\nContent-Type: {kind}\n");
     render(&columns(b"lea@example.org", b"x", headers.as_bytes(), body))
 }
 

@@ -3,5 +3,7 @@
 mod bodies;
 mod corpus;
 mod damage;
+mod fitness;
 mod people;
+mod properties;
 mod rows;

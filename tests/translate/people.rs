@@ -162,3 +162,23 @@ fn a_header_that_cannot_be_folded_sets_the_row_aside() {
     let refusal = render(&columns(b"lea@example.org", b"x", headers.as_bytes(), b"y")).unwrap_err();
     assert_eq!(refusal.reason, Reason::HeaderInvalid);
 }
+
+#[test]
+fn lists_of_any_length_and_shape_are_read_in_one_go() {
+    for piece in [
+        "a@example.org, ",
+        "\"A\" <a@example.org>, ",
+        "x:, ",
+        "<a>(",
+        "\"x <a@example.org>, ",
+        "=?a?q?x",
+        "\"",
+        "<",
+        "g: a@b.org;",
+    ] {
+        let list = piece.repeat(40_000) + "Lea <lea@example.org>";
+        let limits = ColumnLimits { mto: u64::MAX, ..ColumnLimits::default() };
+        let columns = columns(list.as_bytes(), b"x", b"From: a@example.org\n", b"y");
+        let _sent_or_not = translate(&columns, &limits, &stamp(), Wire::default(), &settings());
+    }
+}

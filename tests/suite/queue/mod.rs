@@ -1,8 +1,12 @@
 //! What a queue promises, said once and held against each database.
 
+mod accounts;
 mod claims;
 mod contents;
+mod links;
+mod locks;
 mod operators;
+mod peculiar;
 mod place;
 mod producers;
 mod recovery;
@@ -33,4 +37,23 @@ macro_rules! on_each_database {
         }
     };
 }
-use on_each_database;
+
+/// The same for what concerns servers only.
+macro_rules! on_each_server {
+    ($(async fn $name:ident($place:ident: Place) $body:block)+) => {
+        $(async fn $name($place: Place) $body)+
+        mod mariadb {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                super::$name(crate::queue::place::Place::mariadb().await).await;
+            })+
+        }
+        mod postgres {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                super::$name(crate::queue::place::Place::postgres().await).await;
+            })+
+        }
+    };
+}
+use {on_each_database, on_each_server};

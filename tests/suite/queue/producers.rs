@@ -10,7 +10,7 @@ use super::on_each_database;
 use super::place::*;
 
 /// How long an INSERT may take while others are at work.
-const UNBLOCKED: Duration = Duration::from_secs(1);
+pub const UNBLOCKED: Duration = Duration::from_secs(1);
 
 on_each_database! {
     async fn inserts_are_never_blocked_while_claims_and_settles_run(place: Place) {
@@ -67,93 +67,6 @@ on_each_database! {
 
 }
 
-/// SQLite has one writer at a time, so that these concern servers only.
-macro_rules! on_each_server {
-    ($(async fn $name:ident($place:ident: Place) $body:block)+) => {
-        $(async fn $name($place: Place) $body)+
-        mod server {
-            mod mariadb {
-                $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-                async fn $name() {
-                    super::super::$name(crate::queue::place::Place::mariadb().await).await;
-                })+
-            }
-            mod postgres {
-                $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-                async fn $name() {
-                    super::super::$name(crate::queue::place::Place::postgres().await).await;
-                })+
-            }
-        }
-    };
-}
-
-on_each_server! {
-    async fn a_producers_open_transaction_holds_nobody_up(place: Place) {
-        let mids = place.mails(4).await;
-        let mut open = place.producer().await;
-        open.run("BEGIN").await.unwrap();
-        open.run(&format!("INSERT INTO {TABLE} (mid, mto) VALUES (1000, 'b3Blbg=='), (1002, 'b3Blbg==')")).await.unwrap();
-        let queue = place.dispatcher("a");
-        let begin = Instant::now();
-        let rows = take_all(&queue).await;
-        assert_eq!(rows.iter().map(|row| row.claim.id().mid).collect::<Vec<_>>(), mids);
-        send(&queue, &rows).await;
-        queue.settle(rows.into_iter().map(|row| settlement(row, delivered())).collect()).await.unwrap();
-        queue.sweep().await.unwrap();
-        let mut other = place.producer().await;
-        other.run(&format!("INSERT INTO {TABLE} (mid, mto) VALUES (1001, 'b3RoZXI=')")).await.unwrap();
-        assert!(begin.elapsed() < UNBLOCKED, "{:?}", begin.elapsed());
-        assert_eq!(queue.find(1001, 10).await.unwrap().len(), 0);
-        open.run("COMMIT").await.unwrap();
-        // What was committed late and stands before the others is found at the next pass.
-        assert_eq!(queue.find(i64::MIN, 10).await.unwrap(), [1000, 1001, 1002]);
-    }
-
-    async fn what_a_dispatcher_left_locked_does_not_stop_the_next_insert(place: Place) {
-        place.mails(3).await;
-        let queue = place.dispatcher("a");
-        let rows = take_all(&queue).await;
-        send(&queue, &rows).await;
-        // A dispatcher that was stopped in the middle of settling: its statements so far, and no COMMIT.
-        let mut stalled = place.session().await;
-        let begin = if matches!(stalled, Session::MariaDb(_)) {
-            "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED; START TRANSACTION"
-        } else {
-            "BEGIN"
-        };
-        stalled.run(begin).await.unwrap();
-        stalled.run("SELECT id FROM mailqueue_delivery ORDER BY id FOR UPDATE").await.unwrap();
-        stalled.run(&format!("DELETE FROM {TABLE} WHERE mid IN (1, 2, 3, 500)")).await.unwrap();
-        let mut producer = place.producer().await;
-        let begin = Instant::now();
-        for mid in [400, 500, 600] {
-            producer.run(&format!("INSERT INTO {TABLE} (mid, mto) VALUES ({mid}, 'bmV3')")).await.unwrap();
-        }
-        assert_eq!(queue.find(i64::MIN, 10).await.unwrap(), [400, 500, 600]);
-        assert_eq!(place.dispatcher("b").claim(&[400, 500, 600], at(0)).await.unwrap().len(), 3);
-        assert!(begin.elapsed() < UNBLOCKED, "{:?}", begin.elapsed());
-    }
-
-    async fn a_locked_table_is_an_error_within_seconds_and_then_forgotten(place: Place) {
-        place.mails(1).await;
-        let queue = place.dispatcher("a");
-        let row = take_all(&queue).await.remove(0);
-        send(&queue, std::slice::from_ref(&row)).await;
-        let mut foreign = place.session().await;
-        let (lock, unlock) = match foreign {
-            Session::MariaDb(_) => (format!("LOCK TABLES {TABLE} WRITE"), "UNLOCK TABLES"),
-            _ => (format!("BEGIN; LOCK TABLE {TABLE}"), "COMMIT"),
-        };
-        foreign.run(&lock).await.unwrap();
-        let begin = Instant::now();
-        let (error, group) = queue.settle(vec![settlement(row, delivered())]).await.unwrap_err();
-        assert!(begin.elapsed() < Duration::from_secs(25), "{:?}: {error}", begin.elapsed());
-        foreign.run(unlock).await.unwrap();
-        assert_eq!(queue.settle(group).await.unwrap()[0].1, mailqueue::queue::Settled::Done);
-    }
-}
-
 async fn deliver_all(queue: Queue, stop: Arc<AtomicBool>) -> usize {
     let mut delivered_rows = 0;
     loop {
@@ -176,7 +89,7 @@ async fn deliver_all(queue: Queue, stop: Arc<AtomicBool>) -> usize {
 
 impl Place {
     /// A producer's connection: the database's own defaults, REPEATABLE READ on MariaDB, and no patience.
-    async fn producer(&self) -> Session {
+    pub async fn producer(&self) -> Session {
         let mut session = self.session().await;
         match session {
             Session::MariaDb(_) => session.run("SET SESSION innodb_lock_wait_timeout = 2").await.unwrap(),

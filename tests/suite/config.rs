@@ -11,7 +11,7 @@ use mailqueue::queue;
 use mailqueue::relay::{self, Tls};
 use mailqueue::retry::OnUnknown;
 
-const EXAMPLE: &str = include_str!("../config/mailqueue.toml");
+const EXAMPLE: &str = include_str!("../../config/mailqueue.toml");
 
 /// Only what has no default.
 const SHORTEST: &str = r#"
@@ -47,10 +47,10 @@ fn stderr(output: &Output) -> String {
 
 #[test]
 fn each_unusable_file_is_explained_with_line_key_and_remedy() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/config");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/suite/config");
     let mut files: Vec<PathBuf> = std::fs::read_dir(&folder)
-        .expect("tests/config can be read")
-        .map(|entry| entry.expect("tests/config can be read").path())
+        .expect("tests/suite/config can be read")
+        .map(|entry| entry.expect("tests/suite/config can be read").path())
         .filter(|path| path.extension().is_some_and(|end| end == "toml"))
         .collect();
     files.sort();

@@ -1,0 +1,10 @@
+//! What people and machines see of a dispatcher: texts to the letter, the port for monitoring, and the daemon as systemd,
+//! Prometheus and Checkmk meet it.
+
+mod daemon;
+mod digest;
+mod fake;
+mod monitor;
+mod rules;
+mod systemd;
+mod texts;

@@ -1,0 +1,172 @@
+//! A link to the database that breaks at every single packet, before the server got it or before we got the answer.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use mailqueue::queue::{Queue, Settled};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use url::Url;
+
+use super::on_each_server;
+use super::place::*;
+
+#[derive(Clone, Copy, Debug)]
+enum Lost {
+    /// The server never gets the packet.
+    Packet,
+    /// The server gets it, and its answer is lost.
+    Answer,
+    /// The same, and the server cannot be reached any more.
+    Server,
+}
+
+on_each_server! {
+    async fn a_link_that_breaks_at_any_packet_loses_and_repeats_nothing(place: Place) {
+        for lost in [Lost::Packet, Lost::Answer] {
+            let mut packet = 0;
+            loop {
+                let link = BadLink::to(&place.database.url, lost).await;
+                let queue = place.queue_on(link.url(&place.database.url), TABLE, "a");
+                queue.paused().await.unwrap();
+                link.break_at(packet);
+                one_round(&place, &queue, lost, packet).await;
+                if !link.broke() {
+                    break;
+                }
+                packet += 1;
+            }
+            assert!(packet > 15, "each packet of a round was lost once: {packet}");
+        }
+    }
+
+    async fn a_claim_of_which_nobody_heard_is_given_back_when_the_database_is(place: Place) {
+        let mids = place.mails(2).await;
+        let queue = place.dispatcher("a");
+        let row = take_all(&queue).await.remove(1);
+        queue.recover_own(at(0)).await.unwrap();
+        drop(row);
+        let mut claimed_unheard = 0;
+        for packet in 0.. {
+            let link = BadLink::to(&place.database.url, Lost::Server).await;
+            let queue = place.queue_on(link.url(&place.database.url), TABLE, "a");
+            queue.paused().await.unwrap();
+            link.break_at(packet);
+            let answer = queue.claim(&mids, at(0)).await;
+            if !link.broke() {
+                assert_eq!(answer.unwrap().len(), 2);
+                break;
+            }
+            assert!(matches!(answer, Err(mailqueue::queue::Error::Unreachable { .. })), "{answer:?}");
+            claimed_unheard += place.records().await;
+            assert!(queue.find(i64::MIN, 10).await.is_err());
+            link.heal();
+            queue.sweep().await.unwrap();
+            assert_eq!(queue.find(i64::MIN, 10).await.unwrap(), mids);
+        }
+        assert!(claimed_unheard > 0, "at some packet the claim was made and not heard of");
+    }
+}
+
+/// Two mails: one is delivered at once, one is deferred, claimed when due, and delivered then.
+async fn one_round(place: &Place, queue: &Queue, lost: Lost, packet: i64) {
+    let mids = place.mails(2).await;
+    let told = format!("{lost:?} {packet}");
+    assert_eq!(queue.find(i64::MIN, 10).await.expect(&told), mids, "{told}");
+    let claims = queue.claim(&mids, at(0)).await.expect(&told);
+    assert_eq!(claims.iter().map(|claim| claim.id().mid).collect::<Vec<_>>(), mids, "{told}");
+    let rows = queue.load(claims).await.expect(&told);
+    assert_eq!(send(queue, &rows).await, [true, true], "{told}");
+    let verdicts = [delivered(), deferred(at(10))];
+    let group = rows.into_iter().zip(verdicts).map(|(row, verdict)| settlement(row, verdict)).collect();
+    let settled = queue.settle(group).await.expect(&told);
+    assert!(settled.iter().all(|(_, settled)| *settled == Settled::Done), "{told}: {settled:?}");
+    assert_eq!(
+        (place.state(mids[0]).await.as_str(), place.state(mids[1]).await.as_str()),
+        ("gone", "deferred"),
+        "{told}"
+    );
+
+    let claims = queue.claim_due(at(10), 10).await.expect(&told);
+    assert_eq!(claims.len(), 1, "{told}");
+    assert_eq!(claims[0].history().attempts, 1, "{told}");
+    let mut rows = queue.load(claims).await.expect(&told);
+    assert_eq!(send(queue, &rows).await, [true], "{told}");
+    queue.beat().await.expect(&told);
+    let group = vec![settlement(rows.remove(0), delivered())];
+    assert_eq!(queue.settle(group).await.expect(&told)[0].1, Settled::Done, "{told}");
+    assert_eq!((place.state(mids[1]).await.as_str(), place.records().await), ("gone", 0), "{told}");
+}
+
+struct BadLink {
+    port: u16,
+    /// Packets that still pass; -1: it broke; `i64::MAX`: not to break.
+    left: Arc<AtomicI64>,
+}
+
+impl BadLink {
+    async fn to(server: &Url, lost: Lost) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let left = Arc::new(AtomicI64::new(i64::MAX));
+        let link = Self { port: listener.local_addr().unwrap().port(), left: Arc::clone(&left) };
+        let server = (server.host_str().unwrap().to_owned(), server.port().unwrap());
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                if matches!(lost, Lost::Server) && left.load(Ordering::SeqCst) < 0 {
+                    continue;
+                }
+                let server = TcpStream::connect((server.0.as_str(), server.1)).await.unwrap();
+                tokio::spawn(pass(client, server, Arc::clone(&left), lost));
+            }
+        });
+        link
+    }
+
+    fn url(&self, server: &Url) -> Url {
+        let mut url = server.clone();
+        url.set_host(Some("127.0.0.1")).unwrap();
+        url.set_port(Some(self.port)).unwrap();
+        url
+    }
+
+    fn heal(&self) {
+        self.left.store(i64::MAX, Ordering::SeqCst);
+    }
+
+    fn break_at(&self, packet: i64) {
+        self.left.store(packet, Ordering::SeqCst);
+    }
+
+    fn broke(&self) -> bool {
+        self.left.load(Ordering::SeqCst) < 0
+    }
+}
+
+/// Passes bytes on until the link breaks, and that ends both sides.
+async fn pass(mut client: TcpStream, mut server: TcpStream, left: Arc<AtomicI64>, lost: Lost) {
+    let (mut question, mut answer) = (vec![0; 65_536], vec![0; 65_536]);
+    let mut answer_is_lost = false;
+    loop {
+        tokio::select! {
+            read = client.read(&mut question) => {
+                let Ok(length @ 1..) = read else { return };
+                let count = |left: i64| (0..i64::MAX).contains(&left).then_some(left - 1);
+                // Once it has broken, the links that are made anew hold.
+                let breaks = left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, count) == Ok(0);
+                if breaks && matches!(lost, Lost::Packet) {
+                    return;
+                }
+                answer_is_lost |= breaks;
+                if server.write_all(&question[..length]).await.is_err() {
+                    return;
+                }
+            }
+            read = server.read(&mut answer) => {
+                let Ok(length @ 1..) = read else { return };
+                if answer_is_lost || client.write_all(&answer[..length]).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
