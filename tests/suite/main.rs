@@ -9,6 +9,7 @@ mod ledger;
 mod logs;
 mod observe;
 mod pace;
+mod peers;
 mod queue;
 mod retry;
 mod servers;
