@@ -114,13 +114,8 @@ fn judge_relay(shared: &Shared, attempt: &Attempt, overdue: bool) {
         |outcome: &RecipientOutcome| matches!(outcome, RecipientOutcome::Untried | RecipientOutcome::Accepted(_));
     match &attempt.relay {
         Some(trouble) if attempt.outcomes.iter().all(|(_, outcome)| blameless(outcome)) => {
-<<<<<<< HEAD
             if !overdue {
-                relay_trouble(shared, &trouble.to_string());
-=======
-            if !stopped || matches!(&trouble.cause, Cause::Local(..)) {
                 relay_trouble(shared, &with_remedy(trouble));
->>>>>>> peers
             }
         }
         Some(_) => throttled(shared),
