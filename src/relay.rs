@@ -28,6 +28,7 @@ use crate::mail::Address;
 #[cfg(doc)]
 use crate::outcome::Stage;
 use crate::outcome::{Reply, Trouble};
+pub use crate::secret::Secret as Password;
 
 /// The target of what is logged here; at level debug this is the dialogue, without passwords and contents.
 const LOG: &str = "mailqueue::relay";
@@ -64,12 +65,6 @@ pub enum Tls {
 pub struct Login {
     pub username: String,
     pub password: Password,
-}
-
-#[derive(Clone)]
-pub enum Password {
-    File(PathBuf),
-    Value(String),
 }
 
 impl std::fmt::Debug for Login {

@@ -12,6 +12,7 @@ mod leaf;
 mod lines;
 mod mime;
 mod part;
+mod split;
 mod transfer;
 mod words;
 

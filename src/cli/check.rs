@@ -1,14 +1,14 @@
 //! `mailqueue check`: is each part ready? Sends nothing.
 
 use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::output::{Out, count, safe};
 use super::{Ending, select};
 use crate::config::Config;
-use crate::queue::{Finding, Level};
-use crate::relay::{self, Announced, Relay};
-use crate::secret;
+use crate::queue::{self, Finding, Level};
+use crate::relay::{Announced, Relay};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "The exit status is 0 when nothing failed, warnings or not, and 1 otherwise.")]
@@ -21,6 +21,9 @@ pub async fn run(_: &Args, config: &Config, out: &mut Out) -> anyhow::Result<End
         "configuration",
         &format!("{}, {}", config.file.display(), count(config.queues.len(), "queue")),
     )?;
+    if let Some(finding) = exposed(config) {
+        report.finding("configuration", finding)?;
+    }
     report.finding("state_dir", state_dir(&config.state_dir))?;
     for queue in &config.queues {
         let part = format!("queue {}", queue.settings.name);
@@ -61,6 +64,20 @@ fn finding(level: Level, what: &str, found: impl Into<String>) -> Finding {
     Finding { level, what: what.to_owned(), found: found.into() }
 }
 
+/// A password that stands in the configuration itself, where everybody on this machine can read it.
+fn exposed(config: &Config) -> Option<Finding> {
+    let literal = |password: &queue::Password| matches!(password, queue::Password::Value(text) if !text.contains("${"));
+    let passwords = config.queues.iter().filter_map(|queue| queue.settings.database.password.as_ref());
+    let mode = std::fs::metadata(&config.file).ok()?.mode();
+    (mode & 0o004 != 0 && passwords.into_iter().any(literal)).then(|| {
+        let found = format!(
+            "everybody can read the file, and a password stands in a URL: run chmod 0640 {}",
+            config.file.display()
+        );
+        finding(Level::Warning, "mode", found)
+    })
+}
+
 fn state_dir(path: &Path) -> Finding {
     let shown = path.display();
     match std::fs::metadata(path) {
@@ -88,11 +105,7 @@ async fn relay(config: &Config) -> Vec<Finding> {
     let settings = &config.relay;
     let place = format!("{}:{}", settings.host, settings.port);
     if let Some(login) = &settings.login {
-        let read = match &login.password {
-            relay::Password::File(path) => secret::read_file(path),
-            relay::Password::Value(text) => secret::expand(text).map_err(Into::into),
-        };
-        if let Err(error) = read {
+        if let Err(error) = login.password.read() {
             return vec![finding(Level::Failed, "password", error.to_string())];
         }
     }

@@ -11,7 +11,7 @@ use super::health::Opened;
 use super::lane::{Done, Finished, Job};
 use super::witness::Witness;
 use super::{Shared, events, jitter};
-use crate::outcome::{Attempt, Cause, RecipientOutcome, Reply, Scope, Trouble};
+use crate::outcome::{Attempt, Cause, RecipientOutcome, Reply, Scope, Stage, Trouble};
 use crate::queue::Settlement;
 use crate::relay::{Offer, Worker};
 use crate::retry;
@@ -42,7 +42,7 @@ pub async fn run(shared: Arc<Shared>, connection: usize, over: CancellationToken
             Some(Ok(())) => ahead = offer(&shared, connection, &mut worker, job).await,
             Some(Err(trouble)) => {
                 shared.progress.meter.try_failed(&trouble);
-                relay_trouble(&shared, &trouble.to_string());
+                relay_trouble(&shared, &with_remedy(&trouble));
                 job.release();
             }
             None => job.release(),
@@ -115,7 +115,7 @@ fn judge_relay(shared: &Shared, attempt: &Attempt, overdue: bool) {
     match &attempt.relay {
         Some(trouble) if attempt.outcomes.iter().all(|(_, outcome)| blameless(outcome)) => {
             if !overdue {
-                relay_trouble(shared, &trouble.to_string());
+                relay_trouble(shared, &with_remedy(trouble));
             }
         }
         Some(_) => throttled(shared),
@@ -153,6 +153,21 @@ fn was_answered(attempt: &Attempt) -> bool {
 fn throttled(shared: &Shared) {
     if let Some(cap) = shared.health.throttled(Instant::now()) {
         tracing::info!(target: events::RELAY, connections = cap, "the smarthost throttles: fewer connections");
+    }
+}
+
+/// The smarthost's words, with what an operator can do where they do not say it.
+fn with_remedy(trouble: &Trouble) -> String {
+    match (&trouble.cause, trouble.stage) {
+        (Cause::Reply(Reply { code: 535, .. }), _) => {
+            format!("{trouble}: the login was refused; relay.username or the file in relay.password_file is wrong")
+        }
+        (Cause::Reply(Reply { code: 530, .. }), stage) if stage >= Stage::Mail => {
+            format!(
+                "{trouble}: the smarthost wants a login; set relay.username and relay.password_file, or look at relay.tls"
+            )
+        }
+        _ => trouble.to_string(),
     }
 }
 

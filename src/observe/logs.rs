@@ -5,6 +5,7 @@ use std::io::IsTerminal;
 use anyhow::Context as _;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
+use tracing_journald::{Priority, PriorityMappings};
 use tracing_subscriber::filter::EnvFilter;
 use tracing_subscriber::prelude::*;
 
@@ -75,6 +76,11 @@ pub fn start(settings: &Settings) -> anyhow::Result<()> {
             let journal = tracing_journald::layer()
                 .context("[log] format = \"journald\": there is no journal here; write \"text\" or \"json\" instead")?
                 .with_syslog_identifier("mailqueue".to_owned())
+                .with_priority_mappings(PriorityMappings {
+                    info: Priority::Informational,
+                    debug: Priority::Debug,
+                    ..PriorityMappings::new()
+                })
                 // `journalctl MAILQUEUE_ID=newsletter/1234`
                 .with_field_prefix(Some("MAILQUEUE".to_owned()));
             registry.with(journal).try_init()

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use lettre::message::header::{ContentType, HeaderName, HeaderValue};
+use lettre::message::header::{ContentType, HeaderName, HeaderValue, MIME_VERSION_1_0};
 use lettre::message::{Mailbox, Message};
 use tokio::time::{Instant, sleep};
 
@@ -145,6 +145,7 @@ pub fn digest(settings: &Settings, news: &News) -> anyhow::Result<Mail> {
         .subject(&subject)
         .message_id(Some(message_id.clone()))
         .date_now()
+        .header(MIME_VERSION_1_0)
         .header(ContentType::TEXT_PLAIN)
         // RFC 3834 §5: no vacation message answers it.
         .raw_header(HeaderValue::new(auto, "auto-generated".to_owned()))

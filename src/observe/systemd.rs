@@ -84,6 +84,7 @@ pub async fn tell_all(
     tell(&[NotifyState::Ready]);
     let mut looks = interval(watchdog.map_or(LOOK, |watchdog| (watchdog / 3).min(LOOK)).max(Duration::from_millis(1)));
     let mut told = String::new();
+    let mut fed = true;
     loop {
         tokio::select! {
             _ = looks.tick() => {}
@@ -97,12 +98,14 @@ pub async fn tell_all(
             told = text;
         }
         if watchdog.is_some() {
-            if look.alive() {
+            let alive = look.alive();
+            if alive {
                 tell(&[NotifyState::Watchdog]);
-            } else {
+            } else if fed {
                 let troubles = look.troubles().join("; ");
                 tracing::error!(target: "mailqueue::systemd", troubles, "no progress: the watchdog is not fed");
             }
+            fed = alive;
         }
     }
 }

@@ -75,8 +75,8 @@ pub struct Recovered {
     pub unknown: Vec<Claim>,
 }
 
-/// A claim with what shall become of it. The fingerprint is that of the content that was loaded; without it (the row
-/// was never loaded) only `Fate::Released` can be carried out.
+/// A claim with what shall become of it. The fingerprint is that of the content that was loaded, or `None` if the row
+/// was not: then the claim's own counts, from an earlier attempt. `Fate::Delivered` wants one of the two.
 #[derive(Debug)]
 pub struct Settlement {
     pub claim: Claim,

@@ -168,15 +168,7 @@ impl Connections {
 }
 
 fn read(password: &Password) -> Result<String, Failure> {
-    match password {
-        Password::Value(password) => Ok(password.clone()),
-        Password::File(path) => match std::fs::read_to_string(path) {
-            Ok(text) => Ok(text.trim_end_matches(['\r', '\n']).to_owned()),
-            Err(error) => {
-                Err(Failure::Refused(format!("the password file {} cannot be read: {error}", path.display())))
-            }
-        },
-    }
+    password.read().map_err(|error| Failure::Refused(error.to_string()))
 }
 
 fn sqlite_options(url: &Url) -> Result<SqliteConnectOptions, Failure> {

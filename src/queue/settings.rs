@@ -1,7 +1,8 @@
 //! Where a queue is, and who we are there.
 
-use std::path::PathBuf;
 use std::sync::Arc;
+
+pub use crate::secret::Secret as Password;
 
 /// One `[[queue]]` of the configuration, checked.
 #[derive(Clone, Debug)]
@@ -18,13 +19,6 @@ pub struct Database {
     /// Without the password.
     pub url: url::Url,
     pub password: Option<Password>,
-}
-
-#[derive(Clone)]
-pub enum Password {
-    /// Read whenever a connection is made.
-    File(PathBuf),
-    Value(String),
 }
 
 impl std::fmt::Debug for Database {

@@ -8,7 +8,7 @@ use base64::prelude::BASE64_STANDARD;
 use lettre::transport::smtp::authentication::{Credentials, Mechanism};
 
 use super::wire::Wire;
-use super::{Announced, Login, Password, classify};
+use super::{Announced, Login, classify};
 use crate::outcome::{Cause, Reason, Reply, Scope, Stage, Trouble};
 
 /// Whether a password may be sent. TLS with an unchecked certificate protects from nobody who stands between.
@@ -38,7 +38,7 @@ pub(super) async fn log_in(
         };
         return Err(Trouble { stage: Stage::Auth, scope: Scope::Relay, cause: Cause::Protocol(why) });
     };
-    let password = password(login).await?;
+    let password = password(login)?;
     let credentials = Credentials::new(login.username.clone(), password.clone());
     let mut dialogue = Dialogue { wire, credentials, limit };
     let reply = match mechanism {
@@ -89,18 +89,9 @@ impl Dialogue<'_> {
     }
 }
 
-async fn password(login: &Login) -> Result<String, Trouble> {
-    match &login.password {
-        Password::Value(password) => Ok(password.clone()),
-        Password::File(file) => match tokio::fs::read_to_string(file).await {
-            Ok(text) => {
-                Ok(text.strip_suffix('\n').map_or(&*text, |line| line.strip_suffix('\r').unwrap_or(line)).into())
-            }
-            Err(error) => {
-                Err(local(format!("the smarthost's password_file {} cannot be read: {error}", file.display())))
-            }
-        },
-    }
+/// Read now, so that a changed file needs no restart. It is small and on this machine, so this blocks nobody for long.
+fn password(login: &Login) -> Result<String, Trouble> {
+    login.password.read().map_err(|error| local(error.to_string()))
 }
 
 /// A server that repeats the password in its reply must not bring it into a log.

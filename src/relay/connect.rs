@@ -11,7 +11,7 @@ use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
 
 use super::wire::{Stream, Wire};
-use super::{Announced, Relay, Tls, auth, classify, reply};
+use super::{Announced, Relay, Tls, auth, classify, reply, tls};
 use crate::outcome::{Cause, Scope, Stage, Trouble};
 
 /// Makes a connection on which MAIL may follow.
@@ -112,9 +112,11 @@ async fn encrypt(relay: &Relay, wire: Wire) -> Result<(Wire, bool), Trouble> {
             Ok((Wire::new(encrypted, peer), handshake.verified))
         }
         Ok(Err(error)) => {
-            let how = format!("TLS with {} ({peer}) failed: {error}", relay.settings.host);
-            let by_tls = error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>());
-            Err(at(Stage::Tls)(if by_tls { Cause::Protocol(how) } else { Cause::Closed(how) }))
+            let by_tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+            Err(at(Stage::Tls)(match by_tls {
+                Some(by_tls) => Cause::Protocol(tls::explain(by_tls, &relay.settings)),
+                None => Cause::Closed(format!("TLS with {} ({peer}) failed: {error}", relay.settings.host)),
+            }))
         }
         Err(_) => Err(at(Stage::Tls)(Cause::Timeout)),
     }

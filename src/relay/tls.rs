@@ -7,7 +7,7 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
 use tokio_rustls::TlsConnector;
 
 use super::{Settings, Tls};
@@ -19,6 +19,33 @@ pub(super) struct Handshake {
     pub name: ServerName<'static>,
     /// The certificate is checked.
     pub verified: bool,
+}
+
+/// Why a handshake failed, and what to do about it.
+pub(super) fn explain(error: &Error, settings: &Settings) -> String {
+    let host = &settings.host;
+    let remedy = match error {
+        Error::InvalidCertificate(reason) => match reason {
+            CertificateError::UnknownIssuer | CertificateError::BadSignature => match &settings.ca_file {
+                Some(file) => format!("its certificate is signed by no authority in ca_file {}", file.display()),
+                None => "its certificate is signed by no authority that this system trusts: name the file of its \
+                    authority in relay.ca_file"
+                    .to_owned(),
+            },
+            CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+                "its certificate has expired: it must be renewed there (or this host's clock is wrong)".to_owned()
+            }
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+                "its certificate is for another name: relay.host must be a name that the certificate has".to_owned()
+            }
+            _ => "its certificate was not accepted".to_owned(),
+        },
+        Error::InvalidMessage(_) => "what answers does not speak TLS: port 587 usually wants tls = \"starttls\", \
+            port 465 tls = \"implicit\""
+            .to_owned(),
+        _ => return format!("TLS with {host} failed: {error}"),
+    };
+    format!("TLS with {host} failed: {remedy} ({error})")
 }
 
 /// `None` where no TLS is wanted.

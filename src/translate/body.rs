@@ -2,10 +2,10 @@
 
 use super::leaf::{self, Plan};
 use super::lines::{LONGEST_LINE, Shape, is_blank, lines, write_crlf};
-use super::mime::Value;
+use super::mime::{Param, Value};
 use super::part::{self, Place};
 use super::transfer::{self, Encoding};
-use super::{Mendings, Unreadable};
+use super::{Mendings, Unreadable, headers};
 use crate::decode;
 
 /// A body for the wire, and the headers that say what it is.
@@ -27,9 +27,19 @@ pub fn render(
 ) -> Result<Body, Unreadable> {
     let mut body = body;
     let mut value = Value::parse(kind.unwrap_or("text/plain"));
-    if value.is_multipart() && value.param("boundary").is_none() {
-        body = boundary_from_body(body, &mut value, mendings);
+    let cut_off = kind.is_some_and(|kind| kind.ends_with(';'));
+    let lost = if cut_off || (value.is_multipart() && value.param("boundary").is_none()) {
+        lost_from_content_type(body)
+            .filter(|lost| !value.is_multipart() || lost.params.iter().any(|param| param.name == "boundary"))
+    } else {
+        None
+    };
+    if let Some(lost) = &lost {
+        body = lost.body;
+        lost.params.iter().for_each(|param| value.set(&param.name, &param.value));
+        mendings.add("Content-Type was cut off behind its first line: the rest was found at the top of the body");
     }
+    let label = lost.as_ref().and_then(|lost| lost.label.as_deref()).or(label);
     // Room for what encoding a part or two adds, and for the headers that will stand in front.
     let mut content = Vec::with_capacity(body.len() + body.len() / 16 + 16 * 1024);
     let place = Place { name: String::new(), eight_bit, depth: 0 };
@@ -40,9 +50,7 @@ pub fn render(
         if let Some(boundary) = guess_boundary(body).map(str::to_owned) {
             value.set("boundary", &boundary);
             if part::write_multipart(&mut content, body, &value, &place, mendings)? {
-                mendings.add(
-                    "the body did not hold the boundary that Content-Type named: the one in use was named in its place",
-                );
+                mendings.add("Content-Type did not name the boundary of the body: it was found there");
                 return Ok(Body { kind: value, encoding: None, content });
             }
         }
@@ -163,37 +171,39 @@ fn is_latin_1_with_more(kind: &Value, body: &[u8]) -> bool {
     })
 }
 
-/// Where the producer wrote only the first line of a folded Content-Type into the headers, the rest of it stands at the top
-/// of the body. Gives back the body behind it.
-fn boundary_from_body<'a>(body: &'a [u8], kind: &mut Value, mendings: &mut Mendings) -> &'a [u8] {
-    let mut rest = String::new();
+/// What a Content-Type lost that was cut off behind its first line.
+struct Lost<'a> {
+    params: Vec<Param>,
+    /// A Content-Transfer-Encoding that stood there too.
+    label: Option<String>,
+    /// The body behind it all.
+    body: &'a [u8],
+}
+
+/// Where a producer wrote only the first line of a folded Content-Type into the headers, the rest of it stands at the top of
+/// the body, with the headers that followed it.
+fn lost_from_content_type(body: &[u8]) -> Option<Lost<'_>> {
+    let mut rest = String::from(";");
+    let mut label = None;
     let mut end = 0;
     for line in lines(body).skip_while(|line| is_blank(line.content)) {
-        let text = decode::utf8_or_windows_1252(line.content);
-        let continues =
-            text.starts_with([' ', '\t']) || (rest.is_empty() && text.to_ascii_lowercase().starts_with("boundary"));
-        let is_header = !rest.is_empty() && super::headers::split(line.content).is_some();
-        if is_blank(line.content) || !(continues || is_header) {
+        if is_blank(line.content) {
+            end = line.next;
             break;
         }
-        if continues {
+        let text = decode::utf8_or_windows_1252(line.content);
+        let begins = end == 0 && text.to_ascii_lowercase().starts_with("boundary");
+        if text.starts_with([' ', '\t']) || begins {
             rest.push_str(&text);
+        } else {
+            let field = headers::split(line.content).filter(|_| end > 0)?;
+            label = label.or(field.is("Content-Transfer-Encoding").then_some(field.value));
         }
         end = line.next;
     }
-    let found = Value::parse(&format!("{};{rest}", kind.main));
-    if found.param("boundary").is_some() {
-        for param in found.params {
-            kind.set(&param.name, &param.value);
-        }
-        mendings.add("Content-Type was cut off behind its first line: the rest was found at the top of the body");
-        return &body[end..];
-    }
-    if let Some(boundary) = guess_boundary(body) {
-        kind.set("boundary", boundary);
-        mendings.add("Content-Type had lost its boundary: it was found in the body");
-    }
-    body
+    let params = Value::parse(&rest).params;
+    let body = &body[end..];
+    (!params.is_empty()).then_some(Lost { params, label, body })
 }
 
 /// The boundary of a multipart body that nobody names: the first line that looks like a delimiter and comes again.

@@ -50,6 +50,9 @@ local_interfaces = 127.0.0.1
 host_lookup =
 message_size_limit = 35M
 recipients_max = 16
+smtp_accept_max = 100
+# What is accepted is delivered at once, however many mails come over one connection.
+smtp_accept_queue_per_connection = 0
 smtputf8_advertise_hosts = *
 tls_advertise_hosts = *
 auth_advertise_hosts = ${if def:tls_in_cipher {*}}

@@ -16,6 +16,7 @@ needed=(
     "libsasl2-modules        usr/lib/*/sasl2/libplain.so"
     "libsasl2-modules-db     usr/lib/*/sasl2/libsasldb.so"
     "exim4-daemon-light      usr/sbin/exim4"
+    "prometheus              usr/bin/promtool"
     "libnss-wrapper          usr/lib/*/libnss_wrapper.so"
 )
 

@@ -6,12 +6,12 @@ make_certificate() {
     openssl=("${packaged[@]}" "$(installed usr/bin/openssl)")
     (
         cd "$1"
-        cat >tls.conf <<'END'
+        cat >tls.conf <<END
 [req]
 distinguished_name = name
 prompt = no
 [name]
-commonName = mailqueue tests
+commonName = mailqueue tests, ${1##*/}
 [ca]
 basicConstraints = critical, CA:TRUE
 keyUsage = critical, keyCertSign

@@ -212,6 +212,9 @@ async fn show_explains_a_row_and_prints_what_would_go_out() {
          sender        joerg@example.org\n  \
          open  anna@example.org\n  \
          open  bea@example.org\n\n\
+         Mended on the way\n  \
+         From held raw 8-bit text: it was read as UTF-8 and encoded\n  \
+         there was no MIME-Version: it was added\n\n\
          Headers\n  \
          To: anna@example.org\n  \
          Subject: Grüße\n  \
@@ -513,7 +516,7 @@ async fn status_follows_a_running_dispatcher() {
     let installation = installation().await;
     let daemon = installation.start(&["run"]);
     daemon.wait_for_line("\"started\"").await;
-    let shown = installation.path().join("state/health.json");
+    let shown = installation.path().join("state").join(mailqueue::observe::snapshot::FILE);
     eventually("the dispatcher shows its health", || shown.exists().then_some(())).await;
     let seen = objects(&installation.run(&["status", "--json"]).await).remove(0);
     let keys: Vec<&String> = seen.as_object().expect("an object").keys().collect();
@@ -526,4 +529,27 @@ async fn status_follows_a_running_dispatcher() {
     );
     daemon.signal(Signal::TERM);
     assert_eq!(daemon.wait().await.0.code(), Some(0));
+}
+
+#[tokio::test]
+async fn check_warns_when_everybody_can_read_a_password_in_the_configuration() {
+    let installation = Installation::new(&CONFIGURATION.replacen(
+        "sqlite:{dir}/queue.sqlite",
+        "mysql://mailqueue:hunter2@127.0.0.1:1/news",
+        1,
+    ));
+    let file = installation.configuration();
+    let warnings = async |mode| {
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode)).expect("chmod");
+        let output = installation.run(&["check"]).await;
+        assert!(!(stdout(&output).to_owned() + stderr(&output)).contains("hunter2"));
+        let lines = stdout(&output).lines().filter(|line| line.starts_with("warning  configuration: "));
+        lines.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let expected = format!(
+        "warning  configuration: mode: everybody can read the file, and a password stands in a URL: run chmod 0640 {}",
+        file.display()
+    );
+    assert_eq!(warnings(0o644).await, [expected]);
+    assert_eq!(warnings(0o640).await, [""; 0]);
 }

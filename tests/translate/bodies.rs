@@ -81,6 +81,16 @@ fn a_boundary_at_the_top_of_the_body_is_put_where_it_belongs() {
     assert!(body(&mail).ends_with(b"------=_Part_10\r\n\r\neins\r\n------=_Part_10--\r\n"));
 }
 
+#[test]
+fn the_rest_of_any_content_type_that_was_cut_off_is_found_at_the_top_of_the_body() {
+    let text = b"\n charset=iso-8859-1;\n\tformat=flowed\nContent-Transfer-Encoding: quoted-printable\n\nGr=FC=DFe\n";
+    let mail = sent("text/plain;", text).unwrap();
+    assert!(String::from_utf8_lossy(&mail.content).contains("text/plain; charset=iso-8859-1; format=flowed\r\n"));
+    assert_eq!(body(&mail), b"Gr=FC=DFe\r\n");
+    let mail = sent("text/plain;", b"\n  eingerueckt\n\nText\n").unwrap();
+    assert_eq!(body(&mail), b"\r\n  eingerueckt\r\n\r\nText\r\n");
+}
+
 const SIGNED: &str = "multipart/signed; micalg=pgp-sha256; protocol=\"application/pgp-signature\"; boundary=b";
 
 #[test]

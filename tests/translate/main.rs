@@ -4,6 +4,7 @@ mod bodies;
 mod corpus;
 mod damage;
 mod fitness;
+mod mutations;
 mod people;
 mod properties;
 mod rows;

@@ -176,7 +176,7 @@ fn lists_of_any_length_and_shape_are_read_in_one_go() {
         "<",
         "g: a@b.org;",
     ] {
-        let list = piece.repeat(40_000) + "Lea <lea@example.org>";
+        let list = piece.repeat(10_000) + "Lea <lea@example.org>";
         let limits = ColumnLimits { mto: u64::MAX, ..ColumnLimits::default() };
         let columns = columns(list.as_bytes(), b"x", b"From: a@example.org\n", b"y");
         let _sent_or_not = translate(&columns, &limits, &stamp(), Wire::default(), &settings());

@@ -141,5 +141,8 @@ async fn a_port_that_is_taken_is_an_error_with_a_remedy() {
     let taken = Monitor::bind(([127, 0, 0, 1], 0).into()).await.unwrap();
     let address = taken.address().unwrap();
     let error = Monitor::bind(address).await.unwrap_err().to_string();
-    assert_eq!(error, format!("[monitor] listen = \"{address}\" cannot be had: choose a free port of an address of this host"));
+    assert_eq!(
+        error,
+        format!("[monitor] listen = \"{address}\" cannot be had: choose a free port of an address of this host")
+    );
 }

@@ -60,9 +60,7 @@ mod promtool {
         let rules = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/config/alerts.yml")).unwrap();
         let text = metrics();
         // Families without labels of a queue have no series until something happens: the help line has their name.
-        let known = |name: &str| {
-            text.contains(&format!("# TYPE {name} ")) || name == "mailqueue_transactions_total"
-        };
+        let known = |name: &str| text.contains(&format!("# TYPE {name} ")) || name == "mailqueue_transactions_total";
         let words = rules.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
         let names: Vec<&str> = words.filter(|word| word.starts_with("mailqueue_")).collect();
         assert!(names.len() > 10);

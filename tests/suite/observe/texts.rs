@@ -21,8 +21,7 @@ fn queue(name: &str, rows: Rows) -> Queue {
 }
 
 fn health() -> Health {
-    let newsletter =
-        Rows { waiting: 1204, failed: 3, sending: 4, oldest_due_seconds: Some(12), ..Rows::default() };
+    let newsletter = Rows { waiting: 1204, failed: 3, sending: 4, oldest_due_seconds: Some(12), ..Rows::default() };
     let admidio = Rows { deferred: 1, paused: true, oldest_due_seconds: Some(7300), ..Rows::default() };
     Health {
         queues: vec![queue("newsletter", newsletter), queue("admidio", admidio)],
@@ -116,10 +115,7 @@ fn checkmk_hears_of_a_dead_dispatcher_once_and_of_its_queues_all_the_same() {
 
     let never = Health { last_poll: None, last_accepted: None, ledger_open: None, ..dead };
     let lines = checkmk(&never, &Daemon::Stopped { since: None });
-    assert_eq!(
-        lines[0],
-        "2 \"mailqueue daemon\" - not running on this host; nothing is sent, no table looked at yet"
-    );
+    assert_eq!(lines[0], "2 \"mailqueue daemon\" - not running on this host; nothing is sent, no table looked at yet");
 }
 
 #[test]

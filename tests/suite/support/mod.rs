@@ -2,8 +2,9 @@
 //!
 //! Servers are started by `tests/run`, which names them to the tests in environment variables; [`variable`] reads them.
 //! A test that needs a server stands in a module that is named after it, `mariadb`, `postgres`, `postfix` or `exim`,
-//! because `tests/run --embedded-only` chooses by these names (`.config/nextest.toml`). Started without its server, such
-//! a test fails and says what to do; it never passes by doing nothing.
+//! and one that needs Prometheus' own tool in `promtool`, because `tests/run --embedded-only` chooses by these names
+//! (`.config/nextest.toml`). Started without its server, such a test fails and says what to do; it never passes by doing
+//! nothing.
 //!
 //! | variable | holds |
 //! | --- | --- |
@@ -17,6 +18,7 @@
 //! | `…_USER`, `…_PASSWORD_FILE` | the login |
 //! | `…_LOG` | its log |
 //! | `…_MAILDIR` | what was accepted, a file for each recipient |
+//! | `MAILQUEUE_TEST_PROMTOOL` | Prometheus' `promtool`, which judges metrics and alert rules |
 //! | `MAILQUEUE_TEST_SINK`, `MAILQUEUE_TEST_SOURCE` | Postfix's `smtp-sink` and `smtp-source`; as root the sink runs as `nobody` |
 
 pub mod binary;
