@@ -125,17 +125,16 @@ fn judge_relay(shared: &Shared, attempt: &Attempt, overdue: bool) {
     }
 }
 
-/// The pace is too high for the smarthost: a 4yz reply that concerns neither mail nor recipient.
+/// The pace is too high for the smarthost: a 4yz reply that concerns neither mail nor recipient, or speaks of policy or
+/// of a system that is full.
 fn asks_for_less(attempt: &Attempt) -> bool {
-    attempt.outcomes.iter().any(|(_, outcome)| {
-        matches!(
-            outcome,
-            RecipientOutcome::Deferred(Trouble {
-                scope: Scope::Relay,
-                cause: Cause::Reply(Reply { code: 421..=454, .. }),
-                ..
-            })
-        )
+    attempt.outcomes.iter().any(|(_, outcome)| match outcome {
+        RecipientOutcome::Deferred(Trouble {
+            scope,
+            cause: Cause::Reply(Reply { code: 421..=454, enhanced, .. }),
+            ..
+        }) => *scope == Scope::Relay || matches!(enhanced, Some((4, 7, _) | (4, 3, 1 | 2))),
+        _ => false,
     })
 }
 

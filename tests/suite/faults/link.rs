@@ -20,9 +20,9 @@ on_every_server!(
 
 /// A part of each statement of claim, load, sending, settle and beat, in the words of both databases.
 const STATEMENTS: [&str; 9] = [
-    "d.id IS NULL ORDER BY q.mid",
+    "IS NULL ORDER BY q.mid",
     "mailqueue_delivery (id, queue_table, mid, state, created, owner, claim)",
-    "AS q WHERE",
+    " AS q ",
     "SET state = 'sending'",
     "SELECT d.id, d.owner, d.claim FROM mailqueue_delivery",
     "DELETE FROM mailqueue_delivery",
@@ -42,9 +42,9 @@ async fn a_link_that_breaks_at_any_statement_loses_and_repeats_nothing(database:
     let mut mails = Mails::default();
     let daemon = house.start();
     for fault in [Fault::Cut, Fault::LoseAnswer, Fault::Stall(stall), Fault::Delay(stall)] {
-        for statement in STATEMENTS {
+        for (place, statement) in STATEMENTS.into_iter().enumerate() {
             proxy.arm(statement, fault);
-            let name = format!("{statement} {fault:?}").replace(|c: char| !c.is_ascii_alphanumeric(), "");
+            let name = format!("{fault:?}-{place}-").replace(|c: char| !c.is_ascii_alphanumeric(), "-");
             let mut tries = 0;
             while !proxy.has_fired() {
                 assert!(tries < 20, "`{statement}` is not said: {}", daemon.lines().join("\n"));

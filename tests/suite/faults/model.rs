@@ -170,7 +170,8 @@ async fn judge(
             let stamp = |line: &&str| line.starts_with("Date:") || line.starts_with("Message-ID:");
             text.lines().filter(stamp).map(str::to_owned).collect::<Vec<_>>()
         });
-        assert!(stamps.collect::<HashSet<_>>().len() <= 1, "row {mid}");
+        let stamps: HashSet<_> = stamps.collect();
+        assert!(stamps.len() <= 1, "row {mid}: {stamps:?}");
     }
     assert!(beyond_unheard <= kills * CONNECTIONS, "{beyond_unheard} mails came too often with {kills} kills");
     let state_dir = place.state_dir();

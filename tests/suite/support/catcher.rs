@@ -197,6 +197,7 @@ impl Session {
         self.stream.get_ref().set_nodelay(true)?;
         self.answer(Step::Greeting, "220 catcher.example ESMTP").await?;
         let mut mail = Received { connection: self.connection, ..Received::default() };
+        let mut begun = false;
         loop {
             let line = self.line().await?;
             let line = String::from_utf8_lossy(&line).trim_end().to_owned();
@@ -205,10 +206,13 @@ impl Session {
                 "EHLO" => self.answer(Step::Ehlo, EHLO).await.map(drop)?,
                 "MAIL" => {
                     let (sender, parameters) = path(&line);
+                    begun = false;
                     if self.answer(Step::Mail { sender }, "250 2.1.0 Ok").await? {
                         (mail.sender, mail.parameters) = (sender.to_owned(), parameters.to_owned());
+                        begun = true;
                     }
                 }
+                "RCPT" if !begun => self.write("503 5.5.1 MAIL first").await?,
                 "RCPT" => {
                     let (recipient, _) = path(&line);
                     if self.answer(Step::Rcpt { recipient }, "250 2.1.5 Ok").await? {
@@ -222,9 +226,11 @@ impl Session {
                         self.record(&mail).await?;
                     }
                     mail = Received { connection: self.connection, ..Received::default() };
+                    begun = false;
                 }
                 "RSET" => {
                     mail = Received { connection: self.connection, ..Received::default() };
+                    begun = false;
                     self.write("250 2.0.0 Ok").await?;
                 }
                 "AUTH" => self.answer(Step::Auth, "235 2.7.0 Welcome").await.map(drop)?,
