@@ -136,6 +136,9 @@ fn a_non_ascii_local_part_asks_for_smtputf8_or_is_that_recipients_failure() {
     assert!(!mail.smtputf8 && mail.content.is_ascii());
     assert_eq!(recipients(&mail), ["lea@example.org"]);
     assert_eq!(mail.invalid[0].written, "jörg@example.org");
+    let headers = "Return-Path: jörg@example.org\nFrom: a@example.org\n";
+    let columns = crate::rows::columns(b"lea@example.org", b"x", headers.as_bytes(), b"y");
+    assert_eq!(plain(&columns).unwrap().envelope.sender.unwrap().to_string(), "a@example.org");
     let alone = crate::rows::columns("jörg@example.org".as_bytes(), b"x", b"From: a@example.org\n", b"y");
     assert_eq!(plain(&alone).unwrap_err().reason, Reason::Smtputf8Unsupported);
 }
