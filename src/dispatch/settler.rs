@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::lane::{Done, Lane, Notes};
 use super::{Shared, events};
 use crate::ledger::EntryId;
-use crate::queue::Settlement;
+use crate::queue::{self, Settlement};
 
 /// The most verdicts of one transaction.
 const GROUP: usize = 100;
@@ -20,7 +20,13 @@ const LINGER: Duration = Duration::from_millis(15);
 /// After the order to stop, so long for a database that is out of reach; the ledger remembers.
 const LAST_TRIES: Duration = Duration::from_secs(10);
 
-pub async fn run(shared: Arc<Shared>, lane: Arc<Lane>, mut inbox: mpsc::UnboundedReceiver<Done>) {
+/// Answers what kept verdicts from being carried out, where the end came before they were.
+pub async fn run(
+    shared: Arc<Shared>,
+    lane: Arc<Lane>,
+    mut inbox: mpsc::UnboundedReceiver<Done>,
+) -> Option<(Arc<str>, String)> {
+    let mut unsettled = None;
     let mut group = Vec::with_capacity(GROUP);
     while inbox.recv_many(&mut group, GROUP).await > 0 {
         if group.len() < GROUP && !inbox.is_closed() {
@@ -28,11 +34,14 @@ pub async fn run(shared: Arc<Shared>, lane: Arc<Lane>, mut inbox: mpsc::Unbounde
             // Whether the group filled up or the time ran out, it goes now.
             let _ = tokio::time::timeout(LINGER, more).await;
         }
-        settle(&shared, &lane, group.drain(..)).await;
+        if let Err(error) = settle(&shared, &lane, group.drain(..)).await {
+            unsettled = Some((lane.name().clone(), error.to_string()));
+        }
     }
+    unsettled
 }
 
-async fn settle(shared: &Shared, lane: &Lane, group: impl Iterator<Item = Done>) {
+async fn settle(shared: &Shared, lane: &Lane, group: impl Iterator<Item = Done>) -> Result<(), queue::Error> {
     let (mut settlements, notes): (Vec<Settlement>, Vec<Notes>) =
         group.map(|Done { settlement, notes }| (settlement, notes)).unzip();
     let mut accepted = Vec::new();
@@ -63,7 +72,7 @@ async fn settle(shared: &Shared, lane: &Lane, group: impl Iterator<Item = Done>)
                     let rows = settlements.len();
                     tracing::error!(target: events::MAIL, queue = %lane.name(), rows, %error,
                         "not settled before the end; the next start settles from the ledger");
-                    return;
+                    return Err(error);
                 }
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(Duration::from_secs(10));
@@ -75,6 +84,7 @@ async fn settle(shared: &Shared, lane: &Lane, group: impl Iterator<Item = Done>)
         events::settled(shared, story, settled);
     }
     close_entries(shared, &accepted, &other).await;
+    Ok(())
 }
 
 /// The database knows everything now; the ledger need not hold it open.
