@@ -125,7 +125,7 @@ pub(crate) struct Shared {
 pub struct Dispatcher {
     shared: Arc<Shared>,
     lanes: Vec<Arc<Lane>>,
-    settlers: JoinSet<()>,
+    settlers: JoinSet<Option<(Arc<str>, String)>>,
 }
 
 /// Steers a running dispatcher from outside. Cheap to clone.
@@ -252,7 +252,12 @@ impl Dispatcher {
         for lane in &lanes {
             lane.close();
         }
-        join_all(&mut settlers).await;
+        while let Some(ended) = settlers.join_next().await {
+            match ended {
+                Ok(unsettled) => pass.databases.extend(unsettled),
+                Err(panic) => resume(panic),
+            }
+        }
         background.cancel();
         join_all(&mut keepers).await;
         pass.relay = shared.progress.relay_trouble();

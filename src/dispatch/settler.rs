@@ -10,7 +10,7 @@ use super::lane::{Done, Lane, Notes};
 use super::{Shared, events};
 use crate::crash;
 use crate::ledger::EntryId;
-use crate::queue::Settlement;
+use crate::queue::{self, Settlement};
 
 /// The most verdicts of one transaction.
 const GROUP: usize = 100;
@@ -21,7 +21,13 @@ const LINGER: Duration = Duration::from_millis(15);
 /// After the order to stop, so long for a database that is out of reach; the ledger remembers.
 const LAST_TRIES: Duration = Duration::from_secs(10);
 
-pub async fn run(shared: Arc<Shared>, lane: Arc<Lane>, mut inbox: mpsc::UnboundedReceiver<Done>) {
+/// Answers what kept verdicts from being carried out, where the end came before they were.
+pub async fn run(
+    shared: Arc<Shared>,
+    lane: Arc<Lane>,
+    mut inbox: mpsc::UnboundedReceiver<Done>,
+) -> Option<(Arc<str>, String)> {
+    let mut unsettled = None;
     let mut group = Vec::with_capacity(GROUP);
     while inbox.recv_many(&mut group, GROUP).await > 0 {
         if group.len() < GROUP && !inbox.is_closed() {
@@ -29,16 +35,21 @@ pub async fn run(shared: Arc<Shared>, lane: Arc<Lane>, mut inbox: mpsc::Unbounde
             // Whether the group filled up or the time ran out, it goes now.
             let _ = tokio::time::timeout(LINGER, more).await;
         }
-        settle(&shared, &lane, group.drain(..)).await;
+        if let Err(error) = settle(&shared, &lane, group.drain(..)).await {
+            unsettled = Some((lane.name().clone(), error.to_string()));
+        }
     }
+    unsettled
 }
 
-async fn settle(shared: &Shared, lane: &Lane, group: impl Iterator<Item = Done>) {
+async fn settle(shared: &Shared, lane: &Lane, group: impl Iterator<Item = Done>) -> Result<(), queue::Error> {
     let (mut settlements, notes): (Vec<Settlement>, Vec<Notes>) =
         group.map(|Done { settlement, notes }| (settlement, notes)).unzip();
     let mut accepted = Vec::new();
     let mut other = Vec::new();
+    let mut memory = Vec::new();
     for notes in notes {
+        memory.extend(notes.memory);
         accepted.extend(notes.accepted);
         other.extend(notes.other);
         for on_file in notes.on_file {
@@ -65,7 +76,7 @@ async fn settle(shared: &Shared, lane: &Lane, group: impl Iterator<Item = Done>)
                     let rows = settlements.len();
                     tracing::error!(target: events::MAIL, queue = %lane.name(), rows, %error,
                         "not settled before the end; the next start settles from the ledger");
-                    return;
+                    return Err(error);
                 }
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(Duration::from_secs(10));
@@ -78,6 +89,7 @@ async fn settle(shared: &Shared, lane: &Lane, group: impl Iterator<Item = Done>)
         events::settled(shared, story, settled);
     }
     close_entries(shared, &accepted, &other).await;
+    Ok(())
 }
 
 /// The database knows everything now; the ledger need not hold it open.

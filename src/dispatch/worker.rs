@@ -187,9 +187,10 @@ pub fn relay_trouble(shared: &Shared, reason: &str) {
 
 /// Decides what becomes of the row and hands it to the settler.
 pub fn conclude(shared: &Shared, finished: Finished) {
-    let Finished { job, attempt, notes } = finished;
+    let Finished { job, attempt, mut notes } = finished;
     let verdict = retry::decide(&shared.settings.retry, &job.history, &attempt, Timestamp::now(), jitter());
-    let Job { lane, claim, fingerprint, mail, .. } = job;
+    let Job { lane, claim, fingerprint, mail, memory, .. } = job;
+    notes.memory = Some(memory);
     let message_id = Some(mail.message_id.clone());
     let settlement = Settlement { claim, fingerprint: Some(fingerprint), message_id, verdict };
     lane.settle(Done { settlement, notes });

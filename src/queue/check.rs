@@ -65,7 +65,7 @@ impl Inner {
             let sql = format!("SELECT {columns} FROM {table} WHERE 1 = 0");
             ours = ours.and(link.fetch(&sql, Vec::new()).await.map(drop));
         }
-        let migrated = ours.is_ok();
+        let migrated = !matches!(ours, Err(Failure::Missing(_) | Failure::NotMigrated(_)));
         match ours {
             Ok(()) => tell(Level::Ok, "our tables", "there".to_owned()),
             Err(failure) => tell(Level::Failed, "our tables", failure.told(self.name()).to_string()),

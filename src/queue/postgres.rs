@@ -60,9 +60,9 @@ pub(super) const DIALECT: Dialect = Dialect {
 
 pub(super) const VERSION: &str = "SELECT 'PostgreSQL ' || current_setting('server_version')";
 /// Who we are, and each right that we have on a table.
-pub(super) const GRANTS: &str = "SELECT current_user::text, r.name FROM (VALUES ('SELECT'), ('INSERT'), ('UPDATE'), \
+pub(super) const GRANTS: &str = "SELECT r.name FROM (VALUES ('SELECT'), ('INSERT'), ('UPDATE'), \
      ('DELETE'), ('TRUNCATE'), ('TRIGGER')) AS r (name) WHERE has_table_privilege(to_regclass(?)::oid, r.name) \
-     UNION ALL SELECT current_user::text, 'OWNER' FROM pg_catalog.pg_class c \
+     UNION ALL SELECT 'OWNER' FROM pg_catalog.pg_class c \
      WHERE c.oid = to_regclass(?) AND pg_has_role(c.relowner, 'USAGE')";
 /// How many unique keys there are of the number alone.
 pub(super) const UNIQUE: &str = "SELECT COUNT(*) FROM pg_catalog.pg_index i JOIN pg_catalog.pg_attribute a \

@@ -46,6 +46,11 @@ impl Rights {
             Some(line) => (line.text(0)?.unwrap_or_default(), line.some_text(1)?),
             None => Default::default(),
         };
+        // As a GRANT wants it: 'user'@'host'.
+        let grantee = match grantee.rsplit_once('@') {
+            Some((user, host)) => format!("'{user}'@'{host}'"),
+            None => grantee,
+        };
         let mut rights = Self { granted: Vec::new(), grantee, unsure: false };
         let mut lines = link.fetch(mysql::GRANTS, Vec::new()).await?;
         // What everybody may, which only MariaDB 10.11 and newer know.
@@ -90,11 +95,12 @@ impl Rights {
     }
 
     pub(super) async fn of_postgres(link: &mut Link, ours: &[&str], theirs: &str) -> Result<Self, Failure> {
-        let mut rights = Self { granted: Vec::new(), grantee: String::new(), unsure: false };
+        let whoami = link.fetch("SELECT quote_ident(current_user)::text", Vec::new()).await?;
+        let grantee = whoami.first().map(|line| line.some_text(0)).transpose()?.unwrap_or_default();
+        let mut rights = Self { granted: Vec::new(), grantee, unsure: false };
         for &table in ours.iter().chain([&theirs]) {
             for line in link.fetch(postgres::GRANTS, vec![table.into(), table.into()]).await? {
-                rights.grantee = line.some_text(0)?;
-                rights.granted.push((line.some_text(1)?, Tables::One(table.to_owned())));
+                rights.granted.push((line.some_text(0)?, Tables::One(table.to_owned())));
             }
         }
         Ok(rights)

@@ -25,7 +25,7 @@ const STATEMENTS: [&str; 9] = [
     " AS q ",
     "SET state = 'sending'",
     "SELECT d.id, d.owner, d.claim FROM mailqueue_delivery",
-    "DELETE FROM mailqueue_delivery",
+    "FROM mailqueue_delivery AS q",
     "COMMIT",
     "mailqueue_dispatcher (kind, id, heartbeat)",
     "q WHERE q.mid IN",
