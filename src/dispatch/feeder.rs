@@ -120,12 +120,7 @@ async fn rest(shared: &Shared, lane: &Lane) {
 }
 
 /// Everything that is due now.
-async fn pass(
-    shared: &Shared,
-    lane: &Arc<Lane>,
-    recovered: &mut bool,
-    wait: &mut Duration,
-) -> Result<(), Trouble> {
+async fn pass(shared: &Shared, lane: &Arc<Lane>, recovered: &mut bool, wait: &mut Duration) -> Result<(), Trouble> {
     if !*recovered {
         recovery::run(shared, lane).await?;
         *recovered = true;

@@ -48,7 +48,7 @@ async fn many_large_rows_travel_within_the_budget() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_row_larger_than_the_budget_travels_alone() {
-    // Three times its columns, as the budget counts it, whatever the budget is.
+    // Three times its columns, as the budget counts it.
     large_rows(2, 25 * MB, 8 * MB, 3 * 34 * MB).await;
 }
 

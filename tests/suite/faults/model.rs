@@ -137,7 +137,8 @@ async fn play(seed: u64) {
         assert!(pass < 200, "it does not come to rest: {rows:?}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    judge(&place, &queue, &expected, &catcher.received(), &chance.unheard.lock().unwrap().clone(), kills).await;
+    let unheard = chance.unheard.lock().unwrap().clone();
+    judge(&place, &queue, &expected, &catcher.received(), &unheard, kills).await;
 }
 
 async fn judge(

@@ -149,9 +149,7 @@ async fn pass(
 fn hit(armed: &Mutex<Option<(&'static str, Fault)>>, packet: &[u8]) -> Option<Fault> {
     let mut armed = armed.lock().unwrap();
     let (text, fault) = (*armed)?;
-    if memchr::memmem::find(packet, text.as_bytes()).is_none() {
-        return None;
-    }
+    memchr::memmem::find(packet, text.as_bytes())?;
     *armed = None;
     Some(fault)
 }
