@@ -2,16 +2,19 @@
 
 use hmac::{Hmac, KeyInit, Mac};
 use jiff::Timestamp;
-use serde_json::{Value, json};
+use serde_json::json;
 use sha2::Sha256;
-use sqlx::sqlite::{SqliteConnection, SqliteRow};
-use sqlx::{Connection, Row};
+use sqlx::sqlite::{Sqlite, SqliteArguments, SqliteConnection, SqliteRow};
+use sqlx::{AssertSqlSafe, Connection, Row};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{Error, Transmission};
 
 /// The most operations of one transaction: a group this large is written in a few milliseconds.
 const GROUP: usize = 256;
+
+/// The most rows of one statement. Few different lengths occur, so that SQLite's prepared statements are used again.
+const ROWS: usize = 100;
 
 #[derive(Debug)]
 pub enum Op {
@@ -109,8 +112,8 @@ async fn finish(
 /// Operations by kind. An entry's life runs in this order, so that a group keeps it.
 #[derive(Default)]
 struct Group {
-    transmitting: Vec<Value>,
-    accepted: Vec<Value>,
+    transmitting: Vec<(i64, Transmission)>,
+    accepted: Vec<(i64, String, Timestamp)>,
     settled: Vec<i64>,
     forget: Vec<i64>,
     expire: Option<Timestamp>,
@@ -119,18 +122,8 @@ struct Group {
 impl Group {
     fn add(&mut self, op: Op) {
         match op {
-            Op::Transmitting(id, t) => self.transmitting.push(json!([
-                id,
-                &*t.id.queue,
-                t.id.mid,
-                t.record.as_str(),
-                t.fingerprint.to_hex(),
-                t.message_id,
-                json!(t.recipients).to_string(),
-                i64::from(t.complete),
-                t.begun.as_millisecond(),
-            ])),
-            Op::Accepted(id, reply, at) => self.accepted.push(json!([id, reply, at.as_millisecond()])),
+            Op::Transmitting(id, transmission) => self.transmitting.push((id, transmission)),
+            Op::Accepted(id, reply, at) => self.accepted.push((id, reply, at)),
             Op::Settled(ids) => self.settled.extend(ids),
             Op::Forget(ids) => self.forget.extend(ids),
             Op::Expire(before) => self.expire = Some(before),
@@ -139,44 +132,21 @@ impl Group {
 
     async fn write(self, connection: &mut SqliteConnection, key: &[u8; 32]) -> Result<(), sqlx::Error> {
         let mut transaction = connection.begin().await?;
-        if !self.transmitting.is_empty() {
-            sqlx::query(
-                "INSERT INTO entry (id, queue, mid, record, fingerprint, message_id, recipients, complete, state, begun)
-                 SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6,
-                        value ->> 7, 'transmitting', value ->> 8
-                 FROM json_each(?1)",
-            )
-            .bind(Value::from(self.transmitting).to_string())
-            .execute(&mut *transaction)
-            .await?;
+        for rows in self.transmitting.chunks(ROWS) {
+            begin_entries(&mut transaction, rows).await?;
         }
-        if !self.accepted.is_empty() {
-            sqlx::query(
-                "UPDATE entry SET state = 'accepted', reply = new.value ->> 1, accepted = new.value ->> 2
-                 FROM json_each(?1) AS new WHERE entry.id = new.value ->> 0 AND entry.state = 'transmitting'",
-            )
-            .bind(Value::from(self.accepted).to_string())
-            .execute(&mut *transaction)
-            .await?;
+        for rows in self.accepted.chunks(ROWS) {
+            accept_entries(&mut transaction, rows).await?;
         }
-        if !self.settled.is_empty() {
-            let hidden = hide_addresses(&mut transaction, &self.settled, key).await?;
-            sqlx::query(
-                "UPDATE entry SET state = 'settled', recipients = new.value ->> 1, reply = new.value ->> 2
-                 FROM json_each(?1) AS new WHERE entry.id = new.value ->> 0",
-            )
-            .bind(Value::from(hidden).to_string())
-            .execute(&mut *transaction)
-            .await?;
+        for ids in self.settled.chunks(ROWS) {
+            settle_entries(&mut transaction, ids, key).await?;
         }
-        if !self.forget.is_empty() {
-            sqlx::query("DELETE FROM entry WHERE id IN (SELECT value FROM json_each(?1)) AND state <> 'settled'")
-                .bind(Value::from(self.forget).to_string())
-                .execute(&mut *transaction)
-                .await?;
+        for ids in self.forget.chunks(ROWS) {
+            let sql = format!("DELETE FROM entry WHERE state <> 'settled' AND id IN ({})", places(ids.len(), "?"));
+            bind_all(sql, ids).execute(&mut *transaction).await?;
         }
         if let Some(before) = self.expire {
-            sqlx::query("DELETE FROM entry WHERE state = 'settled' AND begun < ?1")
+            sqlx::query("DELETE FROM entry WHERE state = 'settled' AND begun < ?")
                 .bind(before.as_millisecond())
                 .execute(&mut *transaction)
                 .await?;
@@ -185,28 +155,72 @@ impl Group {
     }
 }
 
-/// For each accepted entry among `ids`: id, hashed recipients, and the reply without addresses.
-async fn hide_addresses(
+async fn begin_entries(connection: &mut SqliteConnection, rows: &[(i64, Transmission)]) -> Result<(), sqlx::Error> {
+    let sql = format!(
+        "INSERT INTO entry (id, queue, mid, record, fingerprint, message_id, recipients, complete, state, begun)
+         VALUES {}",
+        places(rows.len(), "(?, ?, ?, ?, ?, ?, ?, ?, 'transmitting', ?)")
+    );
+    let mut query = sqlx::query(AssertSqlSafe(sql));
+    for (id, t) in rows {
+        query = query.bind(id).bind(&*t.id.queue).bind(t.id.mid).bind(t.record.as_str()).bind(t.fingerprint.to_hex());
+        query = query.bind(&t.message_id).bind(json!(t.recipients).to_string());
+        query = query.bind(t.complete).bind(t.begun.as_millisecond());
+    }
+    query.execute(connection).await.map(drop)
+}
+
+async fn accept_entries(
     connection: &mut SqliteConnection,
-    ids: &[i64],
-    key: &[u8; 32],
-) -> Result<Vec<Value>, sqlx::Error> {
-    let rows = sqlx::query(
-        "SELECT id, recipients, reply FROM entry
-         WHERE id IN (SELECT value FROM json_each(?1)) AND state = 'accepted'",
-    )
-    .bind(Value::from(ids).to_string())
-    .fetch_all(connection)
-    .await?;
-    rows.iter()
-        .map(|row| {
-            let recipients: Vec<String> = serde_json::from_str(row.try_get("recipients")?)
-                .map_err(|_| sqlx::Error::Protocol("recipients are no JSON array".to_owned()))?;
-            let hashed: Vec<String> = recipients.iter().map(|address| hash_address(key, address)).collect();
-            let reply = row.try_get::<Option<&str>, _>("reply")?.map(without_addresses);
-            Ok(json!([row.try_get::<i64, _>("id")?, json!(hashed).to_string(), reply]))
-        })
-        .collect()
+    rows: &[(i64, String, Timestamp)],
+) -> Result<(), sqlx::Error> {
+    let sql = format!(
+        "UPDATE entry SET state = 'accepted', reply = new.column2, accepted = new.column3
+         FROM (VALUES {}) AS new WHERE entry.id = new.column1 AND entry.state = 'transmitting'",
+        places(rows.len(), "(?, ?, ?)")
+    );
+    let mut query = sqlx::query(AssertSqlSafe(sql));
+    for (id, reply, at) in rows {
+        query = query.bind(id).bind(reply).bind(at.as_millisecond());
+    }
+    query.execute(connection).await.map(drop)
+}
+
+/// Hashes the recipients, and takes addresses out of the reply.
+async fn settle_entries(connection: &mut SqliteConnection, ids: &[i64], key: &[u8; 32]) -> Result<(), sqlx::Error> {
+    let sql = format!(
+        "SELECT id, recipients, reply FROM entry WHERE state = 'accepted' AND id IN ({})",
+        places(ids.len(), "?")
+    );
+    let rows = bind_all(sql, ids).fetch_all(&mut *connection).await?;
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let sql = format!(
+        "UPDATE entry SET state = 'settled', recipients = new.column2, reply = new.column3
+         FROM (VALUES {}) AS new WHERE entry.id = new.column1",
+        places(rows.len(), "(?, ?, ?)")
+    );
+    let mut query = sqlx::query(AssertSqlSafe(sql));
+    for row in &rows {
+        let recipients: Vec<String> = serde_json::from_str(row.try_get("recipients")?)
+            .map_err(|_| sqlx::Error::Protocol("recipients are no JSON array".to_owned()))?;
+        let hashed: Vec<String> = recipients.iter().map(|address| hash_address(key, address)).collect();
+        let reply = row.try_get::<Option<&str>, _>("reply")?.map(without_addresses);
+        query = query.bind(row.try_get::<i64, _>("id")?).bind(json!(hashed).to_string()).bind(reply);
+    }
+    query.execute(connection).await.map(drop)
+}
+
+type Query<'a> = sqlx::query::Query<'a, Sqlite, SqliteArguments>;
+
+fn bind_all(sql: String, ids: &[i64]) -> Query<'_> {
+    ids.iter().fold(sqlx::query(AssertSqlSafe(sql)), |query, id| query.bind(id))
+}
+
+/// `count` times `one`, with commas between.
+fn places(count: usize, one: &str) -> String {
+    vec![one; count].join(", ")
 }
 
 /// Half an HMAC-SHA256 in hexadecimal. The domain's case does not matter; that of the local part does not either,

@@ -257,6 +257,9 @@ pub fn parse(text: &str) -> Result<Address, &'static str> {
             return Err("its local part has a character that must not stand there");
         }
     }
+    if local.contains(['<', '>']) {
+        return Err("its local part has a bracket, which careless readers take for the end of the address");
+    }
     if local.len() > 64 {
         return Err("its local part is longer than 64 bytes");
     }

@@ -45,7 +45,8 @@ impl Parties {
         let bcc = reader.recipients_of("Bcc");
         let from = reader.from(settings, mendings)?;
         let mut sender = reader.senders("Sender", mendings).into_iter().next();
-        let envelope_sender = envelope_sender(mparams, fields, sender.as_ref().unwrap_or(&from[0]), settings, mendings);
+        let envelope_sender =
+            envelope_sender(mparams, fields, sender.as_ref().unwrap_or(&from[0]), wire, settings, mendings);
         if sender.is_none() && from.len() > 1 {
             // RFC 5322 §3.6.2: several authors want a sender.
             sender = Some(from[0].clone());
@@ -215,22 +216,26 @@ fn envelope_sender(
     mparams: &[u8],
     fields: &[Field],
     visible: &Mailbox,
+    wire: Wire,
     settings: &Settings,
     mendings: &mut Mendings,
 ) -> Option<Address> {
     let mut own = None;
     if let Some(written) = option_f(&decode::utf8_or_windows_1252(mparams)) {
-        own = reverse_path(&written);
+        own = reverse_path(&written, wire);
         if own.is_none() {
-            mendings.add(format!("mparams: `-f {}` is no address and was passed over", super::for_people(&written)));
+            mendings.add(format!(
+                "mparams: `-f {}` cannot be the envelope sender and was passed over",
+                super::for_people(&written)
+            ));
         }
     }
     for field in fields.iter().filter(|field| field.is("Return-Path")) {
         if own.is_none() {
-            own = reverse_path(&field.value);
+            own = reverse_path(&field.value, wire);
             if own.is_none() {
                 mendings.add(format!(
-                    "Return-Path: `{}` is no address and was passed over",
+                    "Return-Path: `{}` cannot be the envelope sender and was passed over",
                     super::for_people(&field.value)
                 ));
             }
@@ -243,14 +248,14 @@ fn envelope_sender(
     }
 }
 
-/// An address, or the null sender `<>` (RFC 5321 §4.1.2): the inner `None`.
-fn reverse_path(written: &str) -> Option<Option<Address>> {
+/// An address that the smarthost can be told, or the null sender `<>` (RFC 5321 §4.1.2): the inner `None`.
+fn reverse_path(written: &str, wire: Wire) -> Option<Option<Address>> {
     let written = written.trim();
     if written == "<>" {
         return Some(None);
     }
     match address::list(written).as_slice() {
-        [Ok(mailbox)] => Some(Some(mailbox.email.clone())),
+        [Ok(mailbox)] if wire.smtputf8 || !needs_smtputf8(&mailbox.email) => Some(Some(mailbox.email.clone())),
         _ => None,
     }
 }

@@ -32,6 +32,13 @@ fn an_address_that_cannot_be_one_is_named_and_the_others_get_the_mail() {
     assert_eq!(recipients(&mail), ["a@example.org"]);
     let written: Vec<&str> = mail.invalid.iter().map(|invalid| invalid.written.as_str()).collect();
     assert_eq!(written, ["a..b@example.org", "c@example.org.", "\"Leer\" <>", "kein", "x@localhost", "y@[127.0.0.1]"]);
+    let quoted = render(&columns(
+        b"\"a <b@example.org>\"@example.org, \"a b\"@example.org",
+        b"x",
+        b"From: a@example.org\n",
+        b"y",
+    ));
+    assert_eq!(recipients(&quoted.unwrap()), ["\"a b\"@example.org"]);
     let refusal = render(&columns(b"kein, noch@@keiner", b"x", b"From: a@example.org\n", b"y")).unwrap_err();
     assert_eq!(refusal.reason, Reason::AddressInvalid);
     assert!(refusal.detail.contains("noch@@keiner"), "{refusal}");
@@ -136,6 +143,9 @@ fn a_non_ascii_local_part_asks_for_smtputf8_or_is_that_recipients_failure() {
     assert!(!mail.smtputf8 && mail.content.is_ascii());
     assert_eq!(recipients(&mail), ["lea@example.org"]);
     assert_eq!(mail.invalid[0].written, "jörg@example.org");
+    let headers = "Return-Path: jörg@example.org\nFrom: a@example.org\n";
+    let columns = crate::rows::columns(b"lea@example.org", b"x", headers.as_bytes(), b"y");
+    assert_eq!(plain(&columns).unwrap().envelope.sender.unwrap().to_string(), "a@example.org");
     let alone = crate::rows::columns("jörg@example.org".as_bytes(), b"x", b"From: a@example.org\n", b"y");
     assert_eq!(plain(&alone).unwrap_err().reason, Reason::Smtputf8Unsupported);
 }
