@@ -10,13 +10,13 @@ mod state_dir;
 mod trace;
 mod writer;
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use sqlx::Row as _;
 
 use crate::mail::{Fingerprint, MailId, RecordId};
 
@@ -146,7 +146,7 @@ impl Ledger {
 
     /// All entries of `queue` that are not settled, oldest first. Only while none of its mails is being sent.
     pub async fn open_entries(&self, queue: &str) -> Result<Vec<OpenEntry>, Error> {
-        let rows = self.writer.read(schema::OPEN_ENTRIES, vec![queue.to_owned()]).await?;
+        let rows = self.writer.read(schema::OPEN_ENTRIES.to_owned(), queue.to_owned(), Vec::new()).await?;
         rows.iter().map(|row| schema::open_entry(row).map_err(|error| Error::Write(error.to_string()))).collect()
     }
 
@@ -154,17 +154,17 @@ impl Ledger {
     /// row that somebody put back.
     pub async fn recognise(&self, rows: &[(MailId, Fingerprint)]) -> Result<Vec<(MailId, Timestamp)>, Error> {
         let Some((first, _)) = rows.first() else { return Ok(Vec::new()) };
-        let wanted: Vec<_> = rows.iter().map(|(id, fingerprint)| (id.mid, fingerprint.to_hex())).collect();
-        let wanted = serde_json::to_string(&wanted).map_err(|error| Error::Write(error.to_string()))?;
-        let found = self.writer.read(schema::RECOGNISE, vec![wanted, first.queue.to_string()]).await?;
-        found
-            .iter()
-            .map(|row| {
-                let at = Timestamp::from_millisecond(row.try_get::<i64, _>("accepted").map_err(schema::unreadable)?);
-                let mid = row.try_get("mid").map_err(schema::unreadable)?;
-                Ok((MailId::new(first.queue.clone(), mid), at.unwrap_or(Timestamp::UNIX_EPOCH)))
-            })
-            .collect()
+        let (before, behind) = schema::RECOGNISE;
+        let sql = format!("{before}{}{behind}", vec!["?"; rows.len()].join(", "));
+        let mids = rows.iter().map(|(id, _)| id.mid).collect();
+        let mut known = HashMap::new();
+        for row in self.writer.read(sql, first.queue.to_string(), mids).await? {
+            let (mid, fingerprint, at) = schema::settled(&row).map_err(schema::unreadable)?;
+            known.insert((mid, fingerprint), at);
+        }
+        let found =
+            rows.iter().filter_map(|(id, content)| Some((id.clone(), *known.get(&(id.mid, content.to_hex()))?)));
+        Ok(found.collect())
     }
 
     /// Drops settled entries that are older than `keep`.

@@ -34,12 +34,11 @@ CREATE INDEX IF NOT EXISTS entry_open ON entry (queue) WHERE state <> 'settled';
 
 pub const OPEN_ENTRIES: &str = "SELECT * FROM entry WHERE queue = ?1 AND state <> 'settled' ORDER BY id";
 
-pub const RECOGNISE: &str = "
-SELECT e.mid AS mid, max(e.accepted) AS accepted
-FROM json_each(?1) AS wanted
-JOIN entry AS e ON e.queue = ?2 AND e.mid = wanted.value ->> 0 AND e.fingerprint = wanted.value ->> 1
-WHERE e.state = 'settled' AND e.complete = 1
-GROUP BY e.mid";
+/// Before and behind as many places as there are numbers.
+pub const RECOGNISE: (&str, &str) = (
+    "SELECT mid, fingerprint, accepted FROM entry WHERE queue = ?1 AND state = 'settled' AND complete = 1 AND mid IN (",
+    ") ORDER BY id",
+);
 
 /// Opens the file for the dispatcher, makes the tables, and looks whether it is sound.
 pub async fn open(path: &Path) -> Result<SqliteConnection, Error> {
@@ -102,6 +101,12 @@ pub fn open_entry(row: &SqliteRow) -> Result<OpenEntry, sqlx::Error> {
         },
         accepted,
     })
+}
+
+/// Number, fingerprint and time of acceptance.
+pub fn settled(row: &SqliteRow) -> Result<(i64, String, Timestamp), sqlx::Error> {
+    let at = Timestamp::from_millisecond(row.try_get("accepted")?).unwrap_or(Timestamp::UNIX_EPOCH);
+    Ok((row.try_get("mid")?, row.try_get("fingerprint")?, at))
 }
 
 /// The key for the hashes of addresses, in a file of its own, so that a copy of the ledger alone gives none away.

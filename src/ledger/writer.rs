@@ -28,7 +28,8 @@ pub enum Op {
 #[derive(Debug)]
 enum Request {
     Write(Op, oneshot::Sender<Result<(), Error>>),
-    Read(&'static str, Vec<String>, oneshot::Sender<Result<Vec<SqliteRow>, Error>>),
+    /// The SQL, and what its places take: a queue, then numbers.
+    Read(String, String, Vec<i64>, oneshot::Sender<Result<Vec<SqliteRow>, Error>>),
 }
 
 /// The way to the writing task, which ends when the last of these is dropped.
@@ -52,9 +53,9 @@ impl Writer {
         async { answered.await.unwrap_or_else(|_| Err(stopped())) }
     }
 
-    pub async fn read(&self, sql: &'static str, arguments: Vec<String>) -> Result<Vec<SqliteRow>, Error> {
+    pub async fn read(&self, sql: String, queue: String, mids: Vec<i64>) -> Result<Vec<SqliteRow>, Error> {
         let (answer, answered) = oneshot::channel();
-        let _ = self.requests.send(Request::Read(sql, arguments, answer));
+        let _ = self.requests.send(Request::Read(sql, queue, mids, answer));
         answered.await.unwrap_or_else(|_| Err(stopped()))
     }
 }
@@ -74,13 +75,11 @@ async fn work(mut connection: SqliteConnection, key: [u8; 32], mut inbox: mpsc::
                     group.add(op);
                     answers.push(answer);
                 }
-                Request::Read(sql, arguments, answer) => {
+                Request::Read(sql, queue, mids, answer) => {
                     // What was asked to be written before is on file before anybody reads.
                     finish(&mut connection, &key, &mut group, &mut answers).await;
-                    let mut query = sqlx::query(sql);
-                    for argument in arguments {
-                        query = query.bind(argument);
-                    }
+                    let query = sqlx::query(AssertSqlSafe(sql)).bind(queue);
+                    let query = mids.iter().fold(query, |query, mid| query.bind(mid));
                     let rows = query.fetch_all(&mut connection).await;
                     let _ = answer.send(rows.map_err(|error| Error::Write(error.to_string())));
                 }
