@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::Duration;
 
 use super::output::{Out, count, safe};
 use super::{Ending, select};
@@ -13,6 +14,9 @@ use crate::relay::{Announced, Relay};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "The exit status is 0 when nothing failed, warnings or not, and 1 otherwise.")]
 pub struct Args {}
+
+/// How long a person waits for the smarthost; the daemon waits longer.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 pub async fn run(_: &Args, config: &Config, out: &mut Out) -> anyhow::Result<Ending> {
     let mut report = Report { out, failed: 0 };
@@ -110,7 +114,12 @@ async fn relay(config: &Config) -> Vec<Finding> {
         }
     }
     let probed = match Relay::new(settings.clone()) {
-        Ok(relay) => relay.probe().await.map_err(|trouble| trouble.to_string()),
+        Ok(relay) => match tokio::time::timeout(PATIENCE, relay.probe()).await {
+            Ok(probed) => probed.map_err(|trouble| trouble.to_string()),
+            Err(_) => {
+                Err(format!("no answer within {} seconds; port 465 wants tls = \"implicit\"", PATIENCE.as_secs()))
+            }
+        },
         Err(error) => Err(format!("{error:#}")),
     };
     match probed {

@@ -3,7 +3,6 @@
 use std::io::Write;
 use std::time::Duration;
 
-use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -24,7 +23,10 @@ pub async fn run(_: &Args, config: &Config, out: &mut Out) -> anyhow::Result<End
     let dispatcher = daemon::dispatcher(config, &state_dir, true).await?;
     let watched = Watched(dispatcher.handle());
     let pass = drive(dispatcher).await?;
-    snapshot::close(&watched, &config.state_dir).context("the picture for `mailqueue status` cannot be written")?;
+    // What became of the mails counts more than what `status` can say of it later.
+    if let Err(error) = snapshot::close(&watched, &config.state_dir) {
+        tracing::warn!(%error, "`mailqueue status` will not know of this pass: its file cannot be written");
+    }
     writeln!(out, "{}", sentence(&pass.tally))?;
     conclude(pass)
 }

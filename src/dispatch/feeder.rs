@@ -11,10 +11,10 @@ use super::{Shared, StartError, batch, events, recovery};
 use crate::{ledger, queue};
 
 /// The most rows of one claim. Deferred ones get half of it while there are new ones too, so that neither starves.
-const BATCH: u32 = 100;
+const BATCH: u32 = 256;
 
 /// The next batch is claimed when fewer than so many mails of the queue are ready.
-const LOW: usize = 60;
+const LOW: usize = 256;
 
 /// The first wait for a database that is out of reach; each doubles, until something goes well again.
 const FIRST_WAIT: Duration = Duration::from_secs(1);

@@ -166,6 +166,9 @@ fn with_remedy(trouble: &Trouble) -> String {
                 "{trouble}: the smarthost wants a login; set relay.username and relay.password_file, or look at relay.tls"
             )
         }
+        (Cause::Timeout, Stage::Greeting) => {
+            format!("{trouble}: it may wait for TLS, as on port 465, which wants relay.tls = \"implicit\"")
+        }
         _ => trouble.to_string(),
     }
 }
@@ -178,9 +181,9 @@ pub fn relay_trouble(shared: &Shared, reason: &str) {
         shared.streak.flush(shared);
         let reason = (shared.settings.redact)(reason);
         if shared.once {
-            tracing::warn!(target: events::RELAY, %reason, "relay in trouble: the pass ends here");
+            tracing::warn!(target: events::RELAY, reason = reason.as_str(), "relay in trouble: the pass ends here");
         } else {
-            tracing::warn!(target: events::RELAY, %reason, seconds = pause.as_secs(), "relay paused");
+            tracing::warn!(target: events::RELAY, reason = reason.as_str(), seconds = pause.as_secs(), "relay paused");
         }
     }
 }

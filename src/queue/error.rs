@@ -82,6 +82,8 @@ fn mysql(number: u16, what: String) -> Failure {
         1040 | 1047 | 1053 | 1077 | 1079 | 1152..=1161 | 1184 | 1203 | 1226 | 1927 | 4031 => Failure::Broken(what),
         1205 | 1213 | 1020 => Failure::Busy(what),
         1054 | 1146 => Failure::Missing(what),
+        // Who one is, and where.
+        1044 | 1045 | 1049 | 1698 => Failure::Refused(who_and_where(&what)),
         _ => Failure::Refused(what),
     }
 }
@@ -94,9 +96,14 @@ fn postgres(code: &str, what: String) -> Failure {
         // CREATE TABLE IF NOT EXISTS, twice at the same moment.
         "23505" if what.contains("pg_") => Failure::Busy(what),
         "42P01" | "42703" => Failure::Missing(what),
+        "28000" | "28P01" | "3D000" => Failure::Refused(who_and_where(&what)),
         code if code.starts_with("08") => Failure::Broken(what),
         _ => Failure::Refused(what),
     }
+}
+
+fn who_and_where(what: &str) -> String {
+    format!("{what}; look at user and database in `database`, at its password, and at what the user was GRANTed")
 }
 
 /// Result codes of SQLite; the low byte is the primary code.
