@@ -40,7 +40,7 @@ pub const KNOWN_QUEUE: &str = "SELECT name FROM known_queue WHERE name = ?1";
 
 /// Before and behind as many places as there are numbers.
 pub const RECOGNISE: (&str, &str) = (
-    "SELECT mid, fingerprint, accepted FROM entry WHERE queue = ?1 AND state = 'settled' AND complete = 1 AND mid IN (",
+    "SELECT mid, fingerprint, accepted FROM entry WHERE queue = ?1 AND state <> 'transmitting' AND complete = 1 AND mid IN (",
     ") ORDER BY id",
 );
 

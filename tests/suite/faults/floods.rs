@@ -36,13 +36,15 @@ async fn tens_of_thousands_of_rows_do_not_delay_the_first_mail_or_fill_the_memor
     let peak = peak(&daemon);
     stop(daemon).await;
     println!("{count} rows: first mail after {first:?}, peak {} MB", peak / MB);
-    assert!(first.as_secs_f64() < 2.0, "the first mail left after {first:?}");
+    // The long version runs alone; the short one beside other tests that keep the processors busy.
+    let bound = if long() { 1.0 } else { 5.0 };
+    assert!(first.as_secs_f64() < bound, "the first mail left after {first:?}");
     assert!(peak < FIXED, "{} MB", peak / MB);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_large_rows_travel_within_the_budget() {
-    let (count, size) = if long() { (300, 10 * MB) } else { (30, 2 * MB) };
+    let (count, size) = if long() { (300, 10 * MB) } else { (20, 2 * MB) };
     large_rows(count, size, 16 * MB, 16 * MB).await;
 }
 

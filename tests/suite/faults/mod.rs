@@ -58,14 +58,19 @@ async fn until_empty(queue: &Queue) {
     until_left(queue, 0).await;
 }
 
-/// Waits until no more than so many rows are in the table.
+/// Waits until no more than so many rows are in the table, for as long as they become fewer.
 async fn until_left(queue: &Queue, count: usize) {
-    let deadline = tokio::time::Instant::now() + DEADLINE;
+    let mut deadline = tokio::time::Instant::now() + DEADLINE;
+    let mut fewest = usize::MAX;
     loop {
         let rows = queue.list(&Default::default(), i64::MIN, 1000).await.unwrap_or_default();
         let known = queue.counts(jiff::Timestamp::now()).await.is_ok();
         if known && rows.len() <= count {
             return;
+        }
+        if known && rows.len() < fewest {
+            fewest = rows.len();
+            deadline = tokio::time::Instant::now() + DEADLINE;
         }
         assert!(tokio::time::Instant::now() < deadline, "{} rows are left: {:?}", rows.len(), rows.first());
         tokio::time::sleep(Duration::from_millis(20)).await;

@@ -28,7 +28,7 @@ struct Usage {
 
 async fn faults_under_steady_load_leave_memory_descriptors_and_connections_as_they_were(database: TestDatabase) {
     let minutes = std::env::var("MAILQUEUE_TEST_SOAK").ok().and_then(|text| text.parse::<u64>().ok());
-    let lasts = minutes.map_or(Duration::from_secs(16), |minutes| Duration::from_secs(minutes * 60));
+    let lasts = minutes.map_or(Duration::from_secs(12), |minutes| Duration::from_secs(minutes * 60));
     let mut random = StdRng::seed_from_u64(seed());
     let mut catcher = Catcher::start().await;
     let proxy = Proxy::to(&database.url).await;
