@@ -38,9 +38,10 @@ pub const OPEN_ENTRIES: &str = "SELECT * FROM entry WHERE queue = ?1 AND state <
 
 pub const KNOWN_QUEUE: &str = "SELECT name FROM known_queue WHERE name = ?1";
 
-/// Before and behind as many places as there are numbers.
+/// Before and behind as many places as there are numbers. No place has a number of its own: sqlx counts those that have
+/// none without those that have one, and the last value would be left out.
 pub const RECOGNISE: (&str, &str) = (
-    "SELECT mid, fingerprint, accepted FROM entry WHERE queue = ?1 AND state <> 'transmitting' AND complete = 1 AND mid IN (",
+    "SELECT mid, fingerprint, accepted FROM entry WHERE queue = ? AND state <> 'transmitting' AND complete = 1 AND mid IN (",
     ") ORDER BY id",
 );
 
