@@ -74,14 +74,12 @@ pub struct Ledger {
     writer: Writer,
     next: Arc<AtomicI64>,
     open: Arc<AtomicU64>,
-    created: bool,
 }
 
 impl Ledger {
     /// Opens the ledger in a `state_dir` that is ours, and makes it where there is none.
     pub async fn open(dir: &StateDir) -> Result<Self, Error> {
         let path = dir.path().join(FILE);
-        let created = !path.exists();
         let mut connection = schema::open(&path).await?;
         let (last, open) =
             schema::last_and_open(&mut connection).await.map_err(|error| schema::damaged(&path, &error))?;
@@ -89,13 +87,18 @@ impl Ledger {
             writer: Writer::start(connection, schema::key(dir.path())?),
             next: Arc::new(AtomicI64::new(last + 1)),
             open: Arc::new(AtomicU64::new(open)),
-            created,
         })
     }
 
-    /// There was none before. An error where the database knows of claims that are this dispatcher's.
-    pub fn was_created(&self) -> bool {
-        self.created
+    /// Whether this ledger has been there for all that was ever sent of `queue`. Where it has not, and the database knows
+    /// of rows that this dispatcher was sending, another ledger has been lost; starting once more does not change that.
+    pub async fn knows(&self, queue: &str) -> Result<bool, Error> {
+        Ok(!self.writer.read(schema::KNOWN_QUEUE.to_owned(), queue.to_owned(), Vec::new()).await?.is_empty())
+    }
+
+    /// From now on this ledger knows `queue`.
+    pub async fn know(&self, queue: &str) -> Result<(), Error> {
+        self.writer.write(Op::Know(queue.to_owned())).await
     }
 
     /// Entries that are not settled yet.

@@ -183,7 +183,7 @@ fn job(
         recipients,
         confirmed: Instant::now(),
         history,
-        _permit: permit,
+        memory: permit,
     })
 }
 

@@ -11,10 +11,13 @@ use super::{Shared, StartError, batch, events, recovery};
 use crate::{ledger, queue};
 
 /// The most rows of one claim. Deferred ones get half of it while there are new ones too, so that neither starves.
-const BATCH: u32 = 100;
+const BATCH: u32 = 256;
 
 /// The next batch is claimed when fewer than so many mails of the queue are ready.
-const LOW: usize = 60;
+const LOW: usize = 256;
+
+/// The first wait for a database that is out of reach; each doubles, until something goes well again.
+const FIRST_WAIT: Duration = Duration::from_secs(1);
 
 /// The longest wait for a database that is out of reach.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
@@ -50,10 +53,10 @@ impl From<ledger::Error> for Trouble {
 /// Feeds until the order to stop, or for one pass.
 pub async fn run(shared: &Shared, lane: &Arc<Lane>) -> Ended {
     let mut recovered = false;
-    let mut wait = Duration::from_secs(1);
+    let mut wait = FIRST_WAIT;
     while !shared.stop.is_cancelled() {
-        match pass(shared, lane, &mut recovered).await {
-            Ok(()) => wait = Duration::from_secs(1),
+        match pass(shared, lane, &mut recovered, &mut wait).await {
+            Ok(()) => wait = FIRST_WAIT,
             Err(Trouble::Start(error)) => return Ended::Refused(error),
             Err(trouble) => {
                 recovered = false;
@@ -117,7 +120,7 @@ async fn rest(shared: &Shared, lane: &Lane) {
 }
 
 /// Everything that is due now.
-async fn pass(shared: &Shared, lane: &Arc<Lane>, recovered: &mut bool) -> Result<(), Trouble> {
+async fn pass(shared: &Shared, lane: &Arc<Lane>, recovered: &mut bool, wait: &mut Duration) -> Result<(), Trouble> {
     if !*recovered {
         recovery::run(shared, lane).await?;
         *recovered = true;
@@ -142,6 +145,7 @@ async fn pass(shared: &Shared, lane: &Arc<Lane>, recovered: &mut bool) -> Result
         claims.extend(lane.queue.claim(&mids, Timestamp::now()).await?);
         claims.iter().for_each(|claim| events::claimed(shared, claim));
         batch::feed(shared, lane, claims, limits).await?;
+        *wait = FIRST_WAIT;
     }
     Ok(())
 }

@@ -52,7 +52,7 @@ pub struct Job {
     /// What was known before this attempt, recipients that cannot be an address included.
     pub history: History,
     /// Its share of the memory.
-    pub _permit: OwnedSemaphorePermit,
+    pub memory: OwnedSemaphorePermit,
 }
 
 /// A claim with its verdict, for the settler.
@@ -69,6 +69,8 @@ pub struct Notes {
     pub accepted: Vec<EntryId>,
     /// Refused, or of unknown outcome: forgotten once the row's record says so.
     pub other: Vec<EntryId>,
+    /// The row's share of the memory: where the database cannot compare contents, settling reads the row once more.
+    pub memory: Option<OwnedSemaphorePermit>,
 }
 
 /// A finished attempt.

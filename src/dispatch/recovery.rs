@@ -23,7 +23,7 @@ pub async fn run(shared: &Shared, lane: &Lane) -> Result<(), Trouble> {
 
     let now = Timestamp::now();
     let recovered = lane.queue.recover_own(now).await?;
-    if shared.ledger.was_created() && !recovered.unknown.is_empty() && !lane.was_recovered() {
+    if !recovered.unknown.is_empty() && !lane.was_recovered() && !shared.ledger.knows(lane.name()).await? {
         return Err(Trouble::Start(StartError::LedgerMissing {
             state_dir: shared.settings.state_dir.clone(),
             queue: lane.name().clone(),
@@ -54,6 +54,9 @@ pub async fn run(shared: &Shared, lane: &Lane) -> Result<(), Trouble> {
     }
     shared.ledger.settled(&closed.accepted).await?;
     shared.ledger.forget(&closed.other).await?;
+    if !lane.was_recovered() {
+        shared.ledger.know(lane.name()).await?;
+    }
     lane.set_recovered();
     Ok(())
 }

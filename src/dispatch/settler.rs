@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use super::lane::{Done, Lane, Notes};
 use super::{Shared, events};
+use crate::crash;
 use crate::ledger::EntryId;
 use crate::queue::{self, Settlement};
 
@@ -46,7 +47,9 @@ async fn settle(shared: &Shared, lane: &Lane, group: impl Iterator<Item = Done>)
         group.map(|Done { settlement, notes }| (settlement, notes)).unzip();
     let mut accepted = Vec::new();
     let mut other = Vec::new();
+    let mut memory = Vec::new();
     for notes in notes {
+        memory.extend(notes.memory);
         accepted.extend(notes.accepted);
         other.extend(notes.other);
         for on_file in notes.on_file {
@@ -56,6 +59,7 @@ async fn settle(shared: &Shared, lane: &Lane, group: impl Iterator<Item = Done>)
             }
         }
     }
+    crash::point("after-ledger");
     let stories: Vec<_> = settlements.iter().map(|settlement| events::story(shared, settlement)).collect();
     let begun = Instant::now();
     let mut pause = Duration::from_millis(200);
@@ -79,6 +83,7 @@ async fn settle(shared: &Shared, lane: &Lane, group: impl Iterator<Item = Done>)
             }
         }
     };
+    crash::point("after-delete");
     shared.progress.meter.settling_took(lane.name(), begun.elapsed());
     for (story, (_, settled)) in stories.into_iter().zip(&results) {
         events::settled(shared, story, settled);

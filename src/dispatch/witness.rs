@@ -5,6 +5,7 @@ use tokio::time::Instant;
 
 use super::Shared;
 use super::lane::{Job, Notes};
+use crate::crash;
 use crate::ledger::{EntryId, Transmission};
 use crate::mail::Address;
 use crate::outcome::{Cause, Reason, RecipientState, Reply, Scope, Stage, Trouble};
@@ -68,6 +69,7 @@ impl relay::Witness for Witness<'_> {
             self.overdue = true;
             return Err(stop("our heartbeat could not be written for too long".to_owned()));
         }
+        crash::point("before-dot");
         Ok(())
     }
 
@@ -76,6 +78,7 @@ impl relay::Witness for Witness<'_> {
         self.shared.progress.meter.dot(answer.err());
         match answer {
             Ok(reply) => {
+                crash::point("after-250");
                 let on_file = self.shared.ledger.accepted(entry, reply.to_string(), Timestamp::now());
                 self.notes.on_file.push(Box::pin(on_file));
                 self.notes.accepted.push(entry);

@@ -124,17 +124,16 @@ fn judge_relay(shared: &Shared, attempt: &Attempt, overdue: bool) {
     }
 }
 
-/// The pace is too high for the smarthost: a 4yz reply that concerns neither mail nor recipient.
+/// The pace is too high for the smarthost: a 4yz reply that concerns neither mail nor recipient, or speaks of policy or
+/// of a system that is full.
 fn asks_for_less(attempt: &Attempt) -> bool {
-    attempt.outcomes.iter().any(|(_, outcome)| {
-        matches!(
-            outcome,
-            RecipientOutcome::Deferred(Trouble {
-                scope: Scope::Relay,
-                cause: Cause::Reply(Reply { code: 421..=454, .. }),
-                ..
-            })
-        )
+    attempt.outcomes.iter().any(|(_, outcome)| match outcome {
+        RecipientOutcome::Deferred(Trouble {
+            scope,
+            cause: Cause::Reply(Reply { code: 421..=454, enhanced, .. }),
+            ..
+        }) => *scope == Scope::Relay || matches!(enhanced, Some((4, 7, _) | (4, 3, 1 | 2))),
+        _ => false,
     })
 }
 
@@ -190,9 +189,10 @@ pub fn relay_trouble(shared: &Shared, reason: &str) {
 
 /// Decides what becomes of the row and hands it to the settler.
 pub fn conclude(shared: &Shared, finished: Finished) {
-    let Finished { job, attempt, notes } = finished;
+    let Finished { job, attempt, mut notes } = finished;
     let verdict = retry::decide(&shared.settings.retry, &job.history, &attempt, Timestamp::now(), jitter());
-    let Job { lane, claim, fingerprint, mail, .. } = job;
+    let Job { lane, claim, fingerprint, mail, memory, .. } = job;
+    notes.memory = Some(memory);
     let message_id = Some(mail.message_id.clone());
     let settlement = Settlement { claim, fingerprint: Some(fingerprint), message_id, verdict };
     lane.settle(Done { settlement, notes });

@@ -28,11 +28,15 @@ CREATE TABLE IF NOT EXISTS entry (
     begun       INTEGER NOT NULL, -- milliseconds since 1970, like every time here
     accepted    INTEGER
 ) STRICT;
+-- Queues for which this ledger has been there since its dispatcher's first claim.
+CREATE TABLE IF NOT EXISTS known_queue (name TEXT PRIMARY KEY) STRICT;
 CREATE INDEX IF NOT EXISTS entry_row ON entry (queue, mid);
 CREATE INDEX IF NOT EXISTS entry_open ON entry (queue) WHERE state <> 'settled';
 ";
 
 pub const OPEN_ENTRIES: &str = "SELECT * FROM entry WHERE queue = ?1 AND state <> 'settled' ORDER BY id";
+
+pub const KNOWN_QUEUE: &str = "SELECT name FROM known_queue WHERE name = ?1";
 
 /// Before and behind as many places as there are numbers.
 pub const RECOGNISE: (&str, &str) = (

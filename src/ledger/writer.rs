@@ -23,6 +23,8 @@ pub enum Op {
     Forget(Vec<i64>),
     Settled(Vec<i64>),
     Expire(Timestamp),
+    /// A queue.
+    Know(String),
 }
 
 #[derive(Debug)]
@@ -116,6 +118,7 @@ struct Group {
     settled: Vec<i64>,
     forget: Vec<i64>,
     expire: Option<Timestamp>,
+    know: Vec<String>,
 }
 
 impl Group {
@@ -126,6 +129,7 @@ impl Group {
             Op::Settled(ids) => self.settled.extend(ids),
             Op::Forget(ids) => self.forget.extend(ids),
             Op::Expire(before) => self.expire = Some(before),
+            Op::Know(queue) => self.know.push(queue),
         }
     }
 
@@ -147,6 +151,12 @@ impl Group {
         if let Some(before) = self.expire {
             sqlx::query("DELETE FROM entry WHERE state = 'settled' AND begun < ?")
                 .bind(before.as_millisecond())
+                .execute(&mut *transaction)
+                .await?;
+        }
+        for queue in self.know {
+            sqlx::query("INSERT OR IGNORE INTO known_queue (name) VALUES (?1)")
+                .bind(queue)
                 .execute(&mut *transaction)
                 .await?;
         }

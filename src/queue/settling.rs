@@ -8,6 +8,7 @@ use super::dialect::{GROUP, padded, places, tuples};
 use super::error::{Error, Failure, persist};
 use super::link::{Link, Value};
 use super::record::write_recipients;
+use crate::crash;
 use crate::mail::{Fingerprint, MailId, RecordId};
 use crate::outcome::{Fate, RecipientRecord, RecipientState};
 
@@ -137,6 +138,7 @@ impl Inner {
                 settled[index] = Settled::RowGone;
             }
         }
+        crash::point("in-settle");
         let delivered: Vec<_> = deliveries.iter().map(|&(index, ..)| &group[index].claim.record).collect();
         self.drop_records(&mut link, &delivered).await?;
         link.commit().await?;

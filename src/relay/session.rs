@@ -10,6 +10,7 @@ use super::envelope::Envelope;
 use super::judge::{Answers, DotJudgement, is_over, judge_dot};
 use super::wire::{Wire, Written};
 use super::{Announced, Relay, Timeouts};
+use crate::crash;
 use crate::outcome::{Cause, Reply, Stage, Trouble};
 
 /// How long we wait for the reply to QUIT. Nothing depends on it.
@@ -157,6 +158,7 @@ impl Session {
             self.messages += 1;
         }
         self.flight = ahead;
+        crash::point("after-dot");
         let answer = self.wire.reply(self.timeouts.final_dot).await;
         judge_dot(written == Written::Dot, answer)
     }

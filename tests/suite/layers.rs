@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use proc_macro2::{Delimiter, TokenStream, TokenTree, token_stream::IntoIter};
 
 /// Each module with those that it may import. What is not listed here may import nothing of ours.
-const MAY_IMPORT: [(&str, &[&str]); 15] = [
+const MAY_IMPORT: [(&str, &[&str]); 16] = [
     ("main", &["cli"]),
     (
         "cli",
@@ -28,17 +28,18 @@ const MAY_IMPORT: [(&str, &[&str]); 15] = [
     ),
     // It fills the settings of its neighbours; nothing but `cli` imports it.
     ("config", &["dispatch", "observe", "queue", "ledger", "relay", "translate", "retry", "outcome", "mail", "secret"]),
-    ("dispatch", &["queue", "ledger", "relay", "translate", "retry", "outcome", "mail"]),
+    ("dispatch", &["queue", "ledger", "relay", "translate", "retry", "outcome", "mail", "crash"]),
     ("observe", &["queue", "ledger", "relay", "translate", "retry", "outcome", "mail"]),
-    ("queue", &["outcome", "mail", "secret"]),
+    ("queue", &["outcome", "mail", "secret", "crash"]),
     ("ledger", &["outcome", "mail"]),
-    ("relay", &["outcome", "mail", "secret"]),
+    ("relay", &["outcome", "mail", "secret", "crash"]),
     ("translate", &["decode", "outcome", "mail"]),
     ("retry", &["outcome", "mail"]),
     ("decode", &["outcome", "mail"]),
     ("outcome", &["mail"]),
     ("mail", &[]),
     ("secret", &[]),
+    ("crash", &[]),
     ("lib", &[]),
 ];
 

@@ -4,6 +4,7 @@
 mod commands;
 mod config;
 mod delivery;
+mod faults;
 mod layers;
 mod ledger;
 mod logs;

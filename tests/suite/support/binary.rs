@@ -88,6 +88,11 @@ impl Running {
             .unwrap_or_else(|_| panic!("no line with `{text}` among:\n{}", self.lines().join("\n")))
     }
 
+    /// Its process id, while it runs.
+    pub fn id(&self) -> u32 {
+        self.child.id().expect("still running")
+    }
+
     pub fn signal(&self, signal: Signal) {
         let pid = self.child.id().and_then(|id| Pid::from_raw(id.try_into().ok()?)).expect("still running");
         kill_process(pid, signal).expect("kill");

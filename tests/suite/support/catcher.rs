@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::eventually;
@@ -32,10 +32,28 @@ pub struct Received {
 pub enum Step<'a> {
     Greeting,
     Ehlo,
-    Mail { sender: &'a str },
-    Rcpt { recipient: &'a str },
+    Mail {
+        sender: &'a str,
+    },
+    Rcpt {
+        recipient: &'a str,
+    },
     Data,
-    FinalDot { mail: &'a Received },
+    FinalDot {
+        mail: &'a Received,
+    },
+    /// AUTH with an initial response. A smarthost that wants it says so in the answer to EHLO, which is the script's.
+    Auth,
+}
+
+/// What a step can come to besides an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hazard {
+    None,
+    /// The step is taken, a mail recorded, and the connection ends without a word.
+    Unheard,
+    /// Likewise, and the connection stays open without a word.
+    Stall,
 }
 
 /// `None` is the ordinary answer. The reply is a whole one, without its last line end; one that begins with 421 ends
@@ -50,6 +68,9 @@ pub struct Catcher {
 
 struct Shared {
     script: Box<Script>,
+    hazard: Box<dyn Fn(Step<'_>) -> Hazard + Send + Sync>,
+    /// Closed: final dots wait for their answer, so many of them now.
+    gate: watch::Sender<(bool, usize)>,
     received: Mutex<Vec<Received>>,
     connections: AtomicUsize,
 }
@@ -61,8 +82,21 @@ impl Catcher {
     }
 
     pub async fn with_script(script: impl Fn(Step<'_>) -> Option<String> + Send + Sync + 'static) -> Self {
-        let shared =
-            Shared { script: Box::new(script), received: Mutex::default(), connections: AtomicUsize::default() };
+        Self::with_hazards(script, |_| Hazard::None).await
+    }
+
+    /// The hazard is looked up before the script.
+    pub async fn with_hazards(
+        script: impl Fn(Step<'_>) -> Option<String> + Send + Sync + 'static,
+        hazard: impl Fn(Step<'_>) -> Hazard + Send + Sync + 'static,
+    ) -> Self {
+        let shared = Shared {
+            script: Box::new(script),
+            hazard: Box::new(hazard),
+            gate: watch::Sender::new((false, 0)),
+            received: Mutex::default(),
+            connections: AtomicUsize::default(),
+        };
         let mut catcher =
             Self { address: SocketAddr::from(([127, 0, 0, 1], 0)), shared: Arc::new(shared), listening: None };
         catcher.start_again().await;
@@ -81,6 +115,22 @@ impl Catcher {
     /// Connections so far.
     pub fn connections(&self) -> usize {
         self.shared.connections.load(Ordering::SeqCst)
+    }
+
+    /// From now on whoever has sent a final dot waits for the answer.
+    pub fn close_gate(&self) {
+        self.shared.gate.send_modify(|(closed, _)| *closed = true);
+    }
+
+    /// Takes the mails that wait, and all later ones, also where the client has given up meanwhile.
+    pub fn open_gate(&self) {
+        self.shared.gate.send_modify(|(closed, _)| *closed = false);
+    }
+
+    /// Waits until so many mails wait at the gate.
+    pub async fn wait_at_gate(&self, count: usize) {
+        let gate = self.shared.gate.subscribe();
+        eventually(&format!("{count} mails at the gate"), || Some(()).filter(|()| gate.borrow().1 >= count)).await;
     }
 
     /// Waits until at least `count` mails are there, and returns all.
@@ -147,6 +197,7 @@ impl Session {
         self.stream.get_ref().set_nodelay(true)?;
         self.answer(Step::Greeting, "220 catcher.example ESMTP").await?;
         let mut mail = Received { connection: self.connection, ..Received::default() };
+        let mut begun = false;
         loop {
             let line = self.line().await?;
             let line = String::from_utf8_lossy(&line).trim_end().to_owned();
@@ -155,10 +206,13 @@ impl Session {
                 "EHLO" => self.answer(Step::Ehlo, EHLO).await.map(drop)?,
                 "MAIL" => {
                     let (sender, parameters) = path(&line);
+                    begun = false;
                     if self.answer(Step::Mail { sender }, "250 2.1.0 Ok").await? {
                         (mail.sender, mail.parameters) = (sender.to_owned(), parameters.to_owned());
+                        begun = true;
                     }
                 }
+                "RCPT" if !begun => self.write("503 5.5.1 MAIL first").await?,
                 "RCPT" => {
                     let (recipient, _) = path(&line);
                     if self.answer(Step::Rcpt { recipient }, "250 2.1.5 Ok").await? {
@@ -172,11 +226,14 @@ impl Session {
                         self.record(&mail).await?;
                     }
                     mail = Received { connection: self.connection, ..Received::default() };
+                    begun = false;
                 }
                 "RSET" => {
                     mail = Received { connection: self.connection, ..Received::default() };
+                    begun = false;
                     self.write("250 2.0.0 Ok").await?;
                 }
+                "AUTH" => self.answer(Step::Auth, "235 2.7.0 Welcome").await.map(drop)?,
                 "NOOP" => self.write("250 2.0.0 Ok").await?,
                 "QUIT" => {
                     self.write("221 2.0.0 Bye").await?;
@@ -189,6 +246,18 @@ impl Session {
 
     /// Recorded before the answer goes out, so that a client that has its answer finds the mail.
     async fn record(&mut self, mail: &Received) -> Result<(), Ended> {
+        let mut gate = self.shared.gate.subscribe();
+        if gate.borrow_and_update().0 {
+            self.shared.gate.send_modify(|(_, waiting)| *waiting += 1);
+            // The sender lives as long as this session.
+            let _ = gate.wait_for(|(closed, _)| !closed).await;
+            self.shared.gate.send_modify(|(_, waiting)| *waiting -= 1);
+        }
+        let hazard = (self.shared.hazard)(Step::FinalDot { mail });
+        if hazard != Hazard::None {
+            self.shared.received.lock().unwrap().push(mail.clone());
+            return self.endure(hazard).await;
+        }
         let scripted = (self.shared.script)(Step::FinalDot { mail });
         let reply = scripted.unwrap_or_else(|| "250 2.0.0 Ok: queued".to_owned());
         if reply.starts_with('2') {
@@ -199,8 +268,21 @@ impl Session {
 
     /// True if the reply that went out was a 2yz or 3yz.
     async fn answer(&mut self, step: Step<'_>, ordinary: &str) -> Result<bool, Ended> {
+        self.endure((self.shared.hazard)(step)).await?;
         let scripted = (self.shared.script)(step);
         self.send(scripted.as_deref().unwrap_or(ordinary)).await
+    }
+
+    async fn endure(&mut self, hazard: Hazard) -> Result<(), Ended> {
+        match hazard {
+            Hazard::None => Ok(()),
+            Hazard::Unheard => Err(Ended),
+            Hazard::Stall => {
+                // Until the client has had enough.
+                while !self.line().await?.is_empty() {}
+                Err(Ended)
+            }
+        }
     }
 
     async fn send(&mut self, reply: &str) -> Result<bool, Ended> {

@@ -35,6 +35,22 @@ impl House {
         Self { database, installation, newsletter, admidio, settings }
     }
 
+    /// Lets the program, but not the test, reach the database of the queue `newsletter` on another port.
+    pub fn reroute(&self, port: u16) {
+        let mut url = self.database.url.clone();
+        url.set_port(Some(port)).expect("a server's URL");
+        let text = std::fs::read_to_string(self.installation.configuration()).expect("configuration");
+        let text = text.replacen(self.database.url.as_str(), url.as_str(), 1);
+        std::fs::write(self.installation.configuration(), text).expect("configuration");
+    }
+
+    /// Entries of the ledger that are not settled. Only while the program does not run.
+    pub async fn ledger_open(&self) -> i64 {
+        let url = format!("sqlite:{}/state/ledger.sqlite", self.installation.path().display());
+        let mut ledger = super::session::Session::on(&url.parse().expect("URL")).await;
+        ledger.number("SELECT COUNT(*) FROM entry WHERE state <> 'settled'").await.expect("ledger")
+    }
+
     /// A second installation on the same tables, with a `state_dir` of its own.
     pub fn neighbour(&self) -> Installation {
         Installation::new(&self.settings)

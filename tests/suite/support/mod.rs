@@ -25,9 +25,26 @@ pub mod binary;
 pub mod catcher;
 pub mod database;
 pub mod house;
+pub mod mails;
+pub mod proxy;
+pub mod session;
 pub mod smarthost;
 
 use std::time::Duration;
+
+/// Whether the long versions are wanted: `MAILQUEUE_TEST_LONG=1`.
+pub fn long() -> bool {
+    std::env::var_os("MAILQUEUE_TEST_LONG").is_some()
+}
+
+/// For everything random in a test: that of `MAILQUEUE_TEST_SEED`, else a new one. Said, so that a failure can be had
+/// again.
+pub fn seed() -> u64 {
+    let seed = std::env::var("MAILQUEUE_TEST_SEED").ok().and_then(|text| text.parse().ok());
+    let seed = seed.unwrap_or_else(rand::random);
+    println!("MAILQUEUE_TEST_SEED={seed}");
+    seed
+}
 
 /// How long a test waits for something that should happen at once. Generous, because machines can be busy; a test that
 /// passes never waits this long.

@@ -1,0 +1,84 @@
+//! Much at once: memory stays within the budget, and the first mail does not wait for the last.
+
+use std::time::Instant;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+
+use super::{OFTEN, stop, until_empty};
+use crate::support::binary::Running;
+use crate::support::catcher::Catcher;
+use crate::support::database::{self, TestDatabase};
+use crate::support::house::House;
+use crate::support::long;
+use crate::support::mails::Mails;
+use crate::support::session::Session;
+
+const MB: u64 = 1_000_000;
+
+/// What the program needs besides the rows: itself, its libraries, its connections.
+const FIXED: u64 = 60 * MB;
+
+on_every_database!(tens_of_thousands_of_rows_do_not_delay_the_first_mail_or_fill_the_memory);
+
+async fn tens_of_thousands_of_rows_do_not_delay_the_first_mail_or_fill_the_memory(database: TestDatabase) {
+    let count = if long() { 200_000 } else { 50_000 };
+    let catcher = Catcher::start().await;
+    let house = House::build(database, catcher.port(), OFTEN, "").await;
+    let mut session = Session::on(&house.database.url).await;
+    Mails::default().flood(&mut session, "mail_queue", "n", count).await;
+    let daemon = house.start();
+    daemon.wait_for_line("started").await;
+    let started = Instant::now();
+    catcher.wait_for(1).await;
+    let first = started.elapsed();
+    catcher.wait_for(1_000).await;
+    let peak = peak(&daemon);
+    stop(daemon).await;
+    println!("{count} rows: first mail after {first:?}, peak {} MB", peak / MB);
+    assert!(first.as_secs_f64() < 2.0, "the first mail left after {first:?}");
+    assert!(peak < FIXED, "{} MB", peak / MB);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_large_rows_travel_within_the_budget() {
+    let (count, size) = if long() { (300, 10 * MB) } else { (30, 2 * MB) };
+    large_rows(count, size, 16 * MB, 16 * MB).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_row_larger_than_the_budget_travels_alone() {
+    // Three times its columns, as the budget counts it, whatever the budget is.
+    large_rows(2, 25 * MB, 8 * MB, 3 * 34 * MB).await;
+}
+
+/// Bodies of `size` before their base64; `bound`: memory that they may take.
+async fn large_rows(count: u64, size: u64, budget: u64, bound: u64) {
+    let catcher = Catcher::start().await;
+    let top = format!("{OFTEN}\nmax_in_flight_bytes = \"{}MB\"", budget / MB);
+    let house = House::build(database::sqlite(), catcher.port(), &top, "").await;
+    let mut session = Session::on(&house.database.url).await;
+    let line = "Liebe Pirat:innen, dies ist ein langer Text.\n";
+    let body = STANDARD.encode(line.repeat(size as usize / line.len()));
+    let mut mails = Mails::default();
+    mails.fill(&mut session, "n", 3).await;
+    for n in 0..count {
+        let mid = mails.insert(&mut session, &format!("large-{n}"), 1, None).await;
+        session.run(&format!("UPDATE mail_queue SET mbody = '{body}' WHERE mid = {mid}")).await.unwrap();
+    }
+    let daemon = house.start();
+    let before = peak(&daemon);
+    until_empty(&house.newsletter).await;
+    let peak = peak(&daemon);
+    let lines = stop(daemon).await;
+    assert_eq!(mails.audit(&catcher.received(), &lines), 0);
+    println!("{count} rows of {} MB, budget {} MB: peak {} MB ({})", size / MB, budget / MB, peak / MB, before / MB);
+    assert!(peak < bound + FIXED, "{} MB", peak / MB);
+}
+
+/// The most memory that the process ever had.
+fn peak(running: &Running) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", running.id())).expect("status");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("VmHWM");
+    line.trim().trim_end_matches(" kB").parse::<u64>().expect("number") * 1024
+}

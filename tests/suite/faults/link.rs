@@ -1,0 +1,124 @@
+//! A link to the database that breaks, stalls and loses answers, under a daemon that is at work.
+
+use std::time::Duration;
+
+use super::{OFTEN, SOON, stop, story, until_empty};
+use crate::support::binary::Running;
+use crate::support::catcher::Catcher;
+use crate::support::database::TestDatabase;
+use crate::support::house::{House, mail};
+use crate::support::mails::Mails;
+use crate::support::proxy::{Fault, Proxy};
+use crate::support::session::Session;
+use crate::support::{eventually, long};
+
+on_every_server!(
+    a_link_that_breaks_at_any_statement_loses_and_repeats_nothing,
+    while_one_database_is_out_of_reach_the_other_queues_go_on,
+    a_database_that_restarts_under_load_is_survived,
+);
+
+/// A part of each statement of claim, load, sending, settle and beat, in the words of both databases.
+const STATEMENTS: [&str; 9] = [
+    "IS NULL ORDER BY q.mid",
+    "mailqueue_delivery (id, queue_table, mid, state, created, owner, claim)",
+    " AS q ",
+    "SET state = 'sending'",
+    "SELECT d.id, d.owner, d.claim FROM mailqueue_delivery",
+    "FROM mailqueue_delivery AS q",
+    "COMMIT",
+    "mailqueue_dispatcher (kind, id, heartbeat)",
+    "q WHERE q.mid IN",
+];
+
+async fn a_link_that_breaks_at_any_statement_loses_and_repeats_nothing(database: TestDatabase) {
+    let stall = Duration::from_millis(if long() { 5_000 } else { 300 });
+    let catcher = Catcher::start().await;
+    let proxy = Proxy::to(&database.url).await;
+    // The lease makes heartbeats frequent: ten in a second.
+    let house = House::build(database, catcher.port(), &format!("{OFTEN}\nlease = \"3s\""), SOON).await;
+    house.reroute(proxy.port());
+    let mut session = Session::on(&house.database.url).await;
+    let mut mails = Mails::default();
+    let daemon = house.start();
+    for fault in [Fault::Cut, Fault::LoseAnswer, Fault::Stall(stall), Fault::Delay(stall)] {
+        for (place, statement) in STATEMENTS.into_iter().enumerate() {
+            proxy.arm(statement, fault);
+            let name = format!("{fault:?}-{place}-").replace(|c: char| !c.is_ascii_alphanumeric(), "-");
+            let mut tries = 0;
+            while !proxy.has_fired() {
+                assert!(tries < 20, "`{statement}` is not said: {}", daemon.lines().join("\n"));
+                mails.fill(&mut session, &format!("{name}{tries}"), 5).await;
+                tries += 1;
+                let fired = async {
+                    while !proxy.has_fired() {
+                        tokio::time::sleep(Duration::from_millis(5)).await;
+                    }
+                };
+                if tokio::time::timeout(Duration::from_millis(500), fired).await.is_err() {
+                    // A statement's text passes once on each connection.
+                    proxy.cut();
+                }
+            }
+        }
+    }
+    until_empty(&house.newsletter).await;
+    let lines = stop(daemon).await;
+    let repeated = mails.audit(&catcher.received(), &lines);
+    assert_eq!(repeated, 0, "the link to the smarthost was sound:\n{}", story(&lines, &["unknown", "out of reach"]));
+    assert_eq!(house.ledger_open().await, 0);
+}
+
+async fn while_one_database_is_out_of_reach_the_other_queues_go_on(database: TestDatabase) {
+    let catcher = Catcher::start().await;
+    let proxy = Proxy::to(&database.url).await;
+    let house = House::build(database, catcher.port(), OFTEN, SOON).await;
+    house.reroute(proxy.port());
+    let mut session = Session::on(&house.database.url).await;
+    let mut mails = Mails::default();
+    let daemon = house.start();
+    mails.fill(&mut session, "before", 5).await;
+    until_empty(&house.newsletter).await;
+
+    proxy.stall();
+    mails.fill(&mut session, "stalled", 5).await;
+    other_queue_goes_on(&house, &catcher, "while-stalled").await;
+    proxy.close();
+    other_queue_goes_on(&house, &catcher, "while-closed").await;
+    daemon.wait_for_line("nothing of this queue is sent").await;
+    proxy.open();
+    daemon.wait_for_line("the database is back").await;
+    until_empty(&house.newsletter).await;
+    let lines = stop(daemon).await;
+    assert_eq!(mails.audit(&catcher.received(), &lines), 0);
+    let said = lines.iter().filter(|line| line.contains("nothing of this queue")).count();
+    assert!(said <= 3, "said once, not at each try: {}", lines.join("\n"));
+}
+
+async fn other_queue_goes_on(house: &House, catcher: &Catcher, name: &str) {
+    let to = format!("{name}@example.org");
+    house.admidio.insert(&mail(&to, "Passwort")).await.expect("INSERT");
+    eventually(name, || catcher.received().iter().any(|mail| mail.recipients[0] == to).then_some(())).await;
+    until_empty(&house.admidio).await;
+}
+
+async fn a_database_that_restarts_under_load_is_survived(database: TestDatabase) {
+    let catcher = Catcher::start().await;
+    let proxy = Proxy::to(&database.url).await;
+    let house = House::build(database, catcher.port(), OFTEN, SOON).await;
+    house.reroute(proxy.port());
+    let daemon: Running = house.start();
+    let producer = Mails::all_the_while(&house.database.url, "during", Duration::from_millis(5));
+    for _ in 0..if long() { 50 } else { 4 } {
+        let received = catcher.received().len();
+        catcher.wait_for(received + 20).await;
+        proxy.close();
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        proxy.open();
+    }
+    let mails = producer.stop().await;
+    until_empty(&house.newsletter).await;
+    let lines = stop(daemon).await;
+    assert_eq!(mails.audit(&catcher.received(), &lines), 0);
+    assert_eq!(house.ledger_open().await, 0);
+}

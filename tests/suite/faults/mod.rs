@@ -1,0 +1,91 @@
+//! Nothing lost, nothing twice: the program is killed, stopped, cut off and lied to, and then the smarthost's record is
+//! compared with what producers had put into the tables.
+//!
+//! What runs by default is short. `MAILQUEUE_TEST_LONG=1` runs the same for longer; `MAILQUEUE_TEST_SEED=n` repeats
+//! what was random.
+
+use std::time::Duration;
+
+use mailqueue::queue::Queue;
+use rustix::process::Signal;
+
+use crate::support::DEADLINE;
+use crate::support::binary::Running;
+
+/// Makes of each function a test on every database, in modules that are named after them.
+macro_rules! on_every_database {
+    ($($name:ident),* $(,)?) => {
+        mod sqlite {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() { super::$name(crate::support::database::sqlite()).await })*
+        }
+        on_every_server!($($name),*);
+    };
+}
+
+/// Likewise, without SQLite.
+macro_rules! on_every_server {
+    ($($name:ident),* $(,)?) => {
+        mod mariadb {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() { super::$name(crate::support::database::mariadb().await).await })*
+        }
+        mod postgres {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() { super::$name(crate::support::database::postgres().await).await })*
+        }
+    };
+}
+
+mod crash;
+mod floods;
+mod foreign;
+mod kill;
+mod link;
+mod many;
+mod model;
+mod smarthost;
+mod soak;
+mod state;
+
+/// Lets tables be looked at often, so that nothing waits for a poll.
+const OFTEN: &str = "poll_interval = \"200ms\"";
+
+/// Goes behind `[relay]`: what was put off is soon due again.
+const SOON: &str = "\n[retry]\ninitial = \"200ms\"\nmaximum = \"1s\"";
+
+async fn until_empty(queue: &Queue) {
+    until_left(queue, 0).await;
+}
+
+/// Waits until no more than so many rows are in the table.
+async fn until_left(queue: &Queue, count: usize) {
+    let deadline = tokio::time::Instant::now() + DEADLINE;
+    loop {
+        let rows = queue.list(&Default::default(), i64::MIN, 1000).await.unwrap_or_default();
+        let known = queue.counts(jiff::Timestamp::now()).await.is_ok();
+        if known && rows.len() <= count {
+            return;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "{} rows are left: {:?}", rows.len(), rows.first());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+async fn stop(running: Running) -> Vec<String> {
+    running.signal(Signal::TERM);
+    let (status, lines) = running.wait().await;
+    assert_eq!(status.code(), Some(0), "{}", lines.join("\n"));
+    lines
+}
+
+async fn kill(running: Running) -> Vec<String> {
+    running.signal(Signal::KILL);
+    running.wait().await.1
+}
+
+/// The lines that are worth reading when a test fails.
+fn story(lines: &[String], words: &[&str]) -> String {
+    let wanted = lines.iter().filter(|line| words.iter().any(|word| line.contains(word)));
+    wanted.cloned().collect::<Vec<_>>().join("\n")
+}

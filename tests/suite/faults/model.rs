@@ -1,0 +1,253 @@
+//! The dispatcher itself, in this process, against a smarthost that does whatever chance wants, and dying whenever
+//! chance wants. Some hundred schedules; `MAILQUEUE_TEST_LONG=1` runs more than ten thousand.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use mailqueue::dispatch::{self, Dispatcher, Pass, Source};
+use mailqueue::ledger::{Ledger, StateDir};
+use mailqueue::outcome::State;
+use mailqueue::queue::{Database, Filter, Queue, Settings};
+use mailqueue::relay::{self, Relay, Timeouts, Tls};
+use mailqueue::{retry, translate};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+use crate::support::catcher::{Catcher, Hazard, Received, Step};
+use crate::support::house::row;
+use crate::support::{long, seed};
+
+const CONNECTIONS: usize = 3;
+
+/// Lives that end early, before the last one, in which nothing goes wrong.
+const LIVES: usize = 3;
+
+#[test]
+fn whatever_chance_does_to_smarthost_and_process_nothing_is_lost_and_nothing_comes_twice() {
+    let count: u64 = if long() { 10_500 } else { 240 };
+    let first = seed();
+    let threads: Vec<_> = (0..3)
+        .map(|thread| {
+            std::thread::spawn(move || {
+                for number in (thread..count).step_by(3) {
+                    schedule(first.wrapping_add(number));
+                }
+            })
+        })
+        .collect();
+    let failed = threads.into_iter().map(|thread| thread.join()).filter(Result::is_err).count();
+    assert_eq!(failed, 0);
+}
+
+/// What chance has decided, shared with the smarthost.
+struct Chance {
+    random: Mutex<StdRng>,
+    /// How often of a hundred a step goes wrong.
+    harshness: Mutex<u32>,
+    /// How often each mail, by its first recipient, was taken and not a word said.
+    unheard: Mutex<HashMap<String, usize>>,
+}
+
+impl Chance {
+    fn strikes(&self) -> bool {
+        let harshness = *self.harshness.lock().unwrap();
+        self.random.lock().unwrap().random_range(0..100) < harshness
+    }
+
+    fn of(&self, count: usize) -> usize {
+        self.random.lock().unwrap().random_range(0..count)
+    }
+
+    fn answer(&self, step: Step<'_>) -> Option<String> {
+        let pick = |answers: &[&str]| self.strikes().then(|| answers[self.of(answers.len())].to_owned());
+        match step {
+            Step::Mail { .. } => pick(&["421 4.3.2 later", "", "451 4.3.0 later", "451 4.7.1 slowly"]),
+            Step::Rcpt { recipient } if recipient.starts_with("never") => Some("550 5.1.1 nobody".to_owned()),
+            Step::Rcpt { .. } => {
+                pick(&["450 4.2.1 busy", "421 4.3.2 later", "", "452 4.5.3 enough", "451 4.7.1 slowly"])
+            }
+            Step::Data => pick(&["421 4.3.2 later", "", "451 4.3.0 later"]),
+            Step::FinalDot { .. } => pick(&["421 4.3.2 later", "451 4.3.0 later", "452 4.2.2 full"]),
+            Step::Greeting | Step::Ehlo | Step::Auth => None,
+        }
+    }
+
+    fn hazard(&self, step: Step<'_>) -> Hazard {
+        match step {
+            Step::FinalDot { mail } if self.strikes() => {
+                *self.unheard.lock().unwrap().entry(mail.recipients[0].clone()).or_default() += 1;
+                if self.of(2) == 0 { Hazard::Unheard } else { Hazard::Stall }
+            }
+            Step::Mail { .. } | Step::Rcpt { .. } | Step::Data if self.strikes() && self.of(4) == 0 => Hazard::Stall,
+            _ => Hazard::None,
+        }
+    }
+}
+
+fn schedule(seed: u64) {
+    let told = std::panic::catch_unwind(|| {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        runtime.block_on(play(seed));
+    });
+    if let Err(panic) = told {
+        eprintln!("schedule {seed} failed: MAILQUEUE_TEST_SEED={seed} begins with it");
+        std::panic::resume_unwind(panic);
+    }
+}
+
+async fn play(seed: u64) {
+    let mut random = StdRng::seed_from_u64(seed);
+    let chance = Arc::new(Chance {
+        random: Mutex::new(StdRng::seed_from_u64(random.random())),
+        harshness: Mutex::new(random.random_range(0..25)),
+        unheard: Mutex::default(),
+    });
+    let (answers, hazards) = (chance.clone(), chance.clone());
+    let catcher = Catcher::with_hazards(move |step| answers.answer(step), move |step| hazards.hazard(step)).await;
+    let directory = tempfile::tempdir().unwrap();
+    let place = Arc::new(Place { directory: directory.path().to_owned(), port: catcher.port() });
+    let queue = place.queue("");
+    queue.migrate(true).await.unwrap();
+    let mut expected = BTreeMap::new();
+    for n in 0..random.random_range(3..12) {
+        let count = if random.random_bool(0.3) { random.random_range(2..6) } else { 1 };
+        let mut recipients: Vec<_> = (0..count).map(|k| format!("r{k}.n{n}@example.org")).collect();
+        if random.random_bool(0.1) {
+            recipients.push(format!("never.n{n}@example.org"));
+        }
+        let mail = row(&recipients.join(", "), "x", "x\n", "From: a@example.org\n");
+        expected.insert(queue.insert(&mail).await.unwrap(), recipients);
+    }
+
+    let mut kills = 0;
+    for _ in 0..LIVES {
+        let until = random.random_bool(0.5).then(|| Duration::from_millis(random.random_range(1..120)));
+        kills += usize::from(live(place.clone(), until).await.is_none());
+    }
+    *chance.harshness.lock().unwrap() = 0;
+    for pass in 0.. {
+        let pass_ended = live(place.clone(), None).await.expect("nobody kills it");
+        assert!(pass_ended.refused.is_none(), "{:?}", pass_ended.refused);
+        let rows = queue.list(&Filter::default(), i64::MIN, 100).await.unwrap();
+        if rows.iter().all(|row| matches!(row.state, State::Held | State::Failed)) {
+            break;
+        }
+        assert!(pass < 200, "it does not come to rest: {rows:?}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    judge(&place, &queue, &expected, &catcher.received(), &chance.unheard.lock().unwrap().clone(), kills).await;
+}
+
+async fn judge(
+    place: &Place,
+    queue: &Queue,
+    expected: &BTreeMap<i64, Vec<String>>,
+    received: &[Received],
+    unheard: &HashMap<String, usize>,
+    kills: usize,
+) {
+    let rows = queue.list(&Filter::default(), i64::MIN, 100).await.unwrap();
+    let left: HashSet<_> = rows.iter().map(|row| row.id.mid).collect();
+    let mut beyond_unheard = 0;
+    for (mid, recipients) in expected {
+        let copies = |recipient: &String| received.iter().filter(|mail| mail.recipients.contains(recipient)).count();
+        if !left.contains(mid) {
+            let missing: Vec<_> = recipients.iter().filter(|recipient| copies(recipient) == 0).collect();
+            assert!(missing.is_empty(), "row {mid} is gone and {missing:?} have nothing");
+        }
+        let row = rows.iter().find(|row| row.id.mid == *mid);
+        if row.is_some_and(|row| row.state == State::Failed) {
+            let wanting = recipients.iter().filter(|to| !to.starts_with("never") && copies(to) == 0).count();
+            assert_eq!(wanting, 0, "row {mid} failed for those that are refused only: {row:?}");
+        }
+        let most = recipients.iter().map(copies).max().unwrap();
+        let excused: usize = recipients.iter().filter_map(|recipient| unheard.get(recipient)).sum();
+        beyond_unheard += most.saturating_sub(1 + excused);
+        let stamps = received.iter().filter(|mail| recipients.contains(&mail.recipients[0])).map(|mail| {
+            let text = String::from_utf8_lossy(&mail.content).into_owned();
+            let stamp = |line: &&str| line.starts_with("Date:") || line.starts_with("Message-ID:");
+            text.lines().filter(stamp).map(str::to_owned).collect::<Vec<_>>()
+        });
+        let stamps: HashSet<_> = stamps.collect();
+        assert!(stamps.len() <= 1, "row {mid}: {stamps:?}");
+    }
+    assert!(beyond_unheard <= kills * CONNECTIONS, "{beyond_unheard} mails came too often with {kills} kills");
+    let state_dir = place.state_dir();
+    let ledger = Ledger::open(&state_dir).await.unwrap();
+    assert_eq!(ledger.open_count(), 0);
+    queue.sweep().await.unwrap();
+}
+
+struct Place {
+    directory: std::path::PathBuf,
+    port: u16,
+}
+
+impl Place {
+    fn state_dir(&self) -> StateDir {
+        let path: &Path = &self.directory.join("state");
+        StateDir::take(path, || "0123456789abcdef0123456789abcdef".to_owned()).unwrap()
+    }
+
+    fn queue(&self, dispatcher: &str) -> Queue {
+        let url = format!("sqlite:{}/queue.sqlite", self.directory.display()).parse().unwrap();
+        let database = Database { url, password: None };
+        Queue::new(
+            Settings { name: "newsletter".into(), database, table: "mail_queue".to_owned() },
+            dispatcher.to_owned(),
+        )
+        .unwrap()
+    }
+
+    async fn dispatcher(&self, state_dir: &StateDir) -> Dispatcher {
+        let short = Duration::from_millis(150);
+        let relay = Relay::new(relay::Settings {
+            host: "127.0.0.1".to_owned(),
+            port: self.port,
+            tls: Tls::None,
+            ca_file: None,
+            login: None,
+            helo: "model.example".to_owned(),
+            messages_per_connection: 5,
+            recipients_per_message: 3,
+            timeouts: Timeouts { mail: short, rcpt: short, data: short, final_dot: short * 2, ..Timeouts::default() },
+        });
+        let settings = dispatch::Settings {
+            poll_interval: Duration::from_millis(20),
+            state_dir: state_dir.path().to_owned(),
+            lease: Duration::from_secs(900),
+            ledger_keep: Duration::from_secs(3600),
+            max_in_flight_bytes: 1_000_000,
+            connections: CONNECTIONS,
+            rate: None,
+            message: translate::Settings { envelope_from: None, default_from: None, max_size: 1_000_000 },
+            retry: retry::Settings {
+                initial: Duration::from_millis(5),
+                maximum: Duration::from_millis(20),
+                ..retry::Settings::default()
+            },
+            redact: Arc::new(str::to_owned),
+        };
+        let ledger = Ledger::open(state_dir).await.unwrap();
+        let source = Source { queue: self.queue(state_dir.dispatcher()), weight: 1 };
+        Dispatcher::new(settings, vec![source], relay.unwrap(), ledger, true)
+    }
+}
+
+/// One pass in a runtime of its own; `None` where it was killed after `until`, with all that it was about to do.
+async fn live(place: Arc<Place>, until: Option<Duration>) -> Option<Pass> {
+    let thread = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let state_dir = place.state_dir();
+        let pass = runtime.block_on(async {
+            let dispatcher = place.dispatcher(&state_dir).await;
+            let Some(until) = until else { return Some(dispatcher.run().await) };
+            tokio::time::timeout(until, dispatcher.run()).await.ok()
+        });
+        runtime.shutdown_background();
+        pass
+    });
+    tokio::task::spawn_blocking(|| thread.join()).await.unwrap().unwrap()
+}
