@@ -108,10 +108,10 @@ fn state_dir(path: &Path) -> Finding {
 async fn relay(config: &Config) -> Vec<Finding> {
     let settings = &config.relay;
     let place = format!("{}:{}", settings.host, settings.port);
-    if let Some(login) = &settings.login {
-        if let Err(error) = login.password.read() {
-            return vec![finding(Level::Failed, "password", error.to_string())];
-        }
+    if let Some(login) = &settings.login
+        && let Err(error) = login.password.read()
+    {
+        return vec![finding(Level::Failed, "password", error.to_string())];
     }
     let probed = match Relay::new(settings.clone()) {
         Ok(relay) => match tokio::time::timeout(PATIENCE, relay.probe()).await {

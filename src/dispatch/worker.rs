@@ -112,12 +112,11 @@ fn offered(job: &Job) -> Offer<'_> {
 fn judge_relay(shared: &Shared, attempt: &Attempt, overdue: bool) {
     let blameless =
         |outcome: &RecipientOutcome| matches!(outcome, RecipientOutcome::Untried | RecipientOutcome::Accepted(_));
+    let all_blameless = attempt.outcomes.iter().all(|(_, outcome)| blameless(outcome));
     match &attempt.relay {
-        Some(trouble) if attempt.outcomes.iter().all(|(_, outcome)| blameless(outcome)) => {
-            if !overdue {
-                relay_trouble(shared, &with_remedy(trouble));
-            }
-        }
+        // Our own heartbeat is overdue: the smarthost has no part in that.
+        Some(_) if overdue && all_blameless => {}
+        Some(trouble) if all_blameless => relay_trouble(shared, &with_remedy(trouble)),
         Some(_) => throttled(shared),
         None if asks_for_less(attempt) => throttled(shared),
         None if was_answered(attempt) => shared.health.clean(),

@@ -38,11 +38,15 @@ impl Inner {
         });
         if producers {
             let table = self.dialect().quoted(&self.settings.table);
-            let there = link.fetch(&format!("SELECT 1 FROM {table} WHERE mid IS NULL"), Vec::new()).await.is_ok();
+            let look = format!("SELECT 1 FROM {table} WHERE mid IS NULL");
+            let there = link.fetch(&look, Vec::new()).await.is_ok();
             let mparams =
                 if self.settings.table.ends_with("adm_mail_queue") { self.dialect().producers_mparams } else { "" };
             let sql = self.dialect().producers.replace("{table}", &table).replace("{mparams}", mparams);
-            link.command(sql).await.map_err(no_right)?;
+            if let Err(failure) = link.command(sql).await {
+                // PostgreSQL's IF NOT EXISTS does not see a table that another process is just making.
+                link.fetch(&look, Vec::new()).await.map_err(|_| no_right(failure))?;
+            }
             told.push(format!(
                 "{} the producers' table {}",
                 if there { "left as it is:" } else { "created" },

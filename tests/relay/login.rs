@@ -29,6 +29,7 @@ async fn the_password_file_is_read_at_each_connect_and_its_line_end_is_not_sent(
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("password");
     std::fs::write(&file, "one\r\n").unwrap();
+    std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
     let (server, served) = server::serve(script::parse(DIALOG, Mode::Off).unwrap(), Mode::Off).await;
     let relay = Relay::new(with_password_file(server.port(), &file)).unwrap();
 
