@@ -177,14 +177,14 @@ async fn a_smarthost_that_is_down_uses_up_no_attempt_and_gets_everything_when_it
 async fn two_dispatchers_on_the_same_tables_send_each_mail_once(database: TestDatabase) {
     let catcher = Catcher::start().await;
     let house = House::build(database, catcher.port(), "", "").await;
-    fill(&house.newsletter, (0..600).map(|n| mail(&format!("n{n}@example.org"), "x"))).await;
+    fill(&house.newsletter, (0..2_000).map(|n| mail(&format!("n{n}@example.org"), "x"))).await;
     let neighbour = house.neighbour();
     let (first, second) = (house.start(), neighbour.start(&["run"]));
-    catcher.wait_for(600).await;
+    catcher.wait_for(2_000).await;
     until_empty(&house.newsletter).await;
     stop(first).await;
     stop(second).await;
-    assert_once_each(&catcher.received(), 600);
+    assert_once_each(&catcher.received(), 2_000);
 }
 
 async fn pausing_a_queue_stops_it_before_its_next_mail_and_resuming_loses_nothing(database: TestDatabase) {

@@ -10,6 +10,10 @@ pub enum Session {
 }
 
 impl Session {
+    pub fn is_sqlite(&self) -> bool {
+        matches!(self, Self::Sqlite(_))
+    }
+
     pub async fn on(url: &Url) -> Self {
         match url.scheme() {
             "mysql" => Self::MariaDb(MySqlConnection::connect(url.as_str()).await.expect("MariaDB")),
