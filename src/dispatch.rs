@@ -98,6 +98,8 @@ pub struct Pass {
     pub relay: Option<String>,
     /// Queues whose database was out of reach, with the reason.
     pub databases: Vec<(Arc<str>, String)>,
+    /// It was stopped, or something is paused, so that rows may be left that had no turn.
+    pub cut_short: bool,
     /// The ledger or the rows' records kept the dispatcher from starting.
     pub refused: Option<StartError>,
 }
@@ -238,6 +240,7 @@ impl Dispatcher {
         while let Some(ended) = feeders.join_next().await {
             match ended {
                 Ok(feeder::Ended::Done) => {}
+                Ok(feeder::Ended::CutShort) => pass.cut_short = true,
                 Ok(feeder::Ended::OutOfReach(queue, why)) => pass.databases.push((queue, why)),
                 Ok(feeder::Ended::Refused(error)) => {
                     shared.stop.cancel();

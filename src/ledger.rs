@@ -126,6 +126,13 @@ impl Ledger {
         self.writer.write(Op::Accepted(entry.0, reply, now))
     }
 
+    /// Forgets a transaction whose dot was refused or never sent. In the writer's hands at once and in order.
+    pub fn refused(&self, entry: EntryId) {
+        // Should it stay on file, the next start takes the outcome for unknown: too careful, and no harm.
+        drop(self.writer.write(Op::Forget(vec![entry.0])));
+        let _ = self.open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |open| Some(open.saturating_sub(1)));
+    }
+
     /// Forgets transactions whose dot was refused or never sent, or whose mail is settled as of unknown outcome.
     pub async fn forget(&self, entries: &[EntryId]) -> Result<(), Error> {
         self.close(entries, Op::Forget(entries.iter().map(|entry| entry.0).collect())).await

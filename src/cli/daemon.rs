@@ -5,6 +5,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use sha2::{Digest, Sha256};
 
+use super::Usage;
 use super::watched::Watched;
 use crate::config::Config;
 use crate::dispatch::{self, Dispatcher, Handle, Source};
@@ -26,7 +27,8 @@ pub fn take_state_dir(config: &Config) -> anyhow::Result<StateDir> {
 /// Puts a dispatcher together. Opens the ledger and nothing else.
 pub async fn dispatcher(config: &Config, state_dir: &StateDir, once: bool) -> anyhow::Result<Dispatcher> {
     let ledger = Ledger::open(state_dir).await?;
-    let relay = Relay::new(config.relay.clone()).context("the relay cannot be used as it is configured")?;
+    let relay = Relay::new(config.relay.clone())
+        .map_err(|error| Usage(format!("the relay cannot be used as it is configured: {error:#}")))?;
     let mut sources = Vec::with_capacity(config.queues.len());
     for queue in &config.queues {
         let weight = queue.weight;

@@ -71,7 +71,7 @@ fn conclude(pass: Pass) -> anyhow::Result<Ending> {
     }
     Ok(if !pass.databases.is_empty() || pass.relay.is_some() {
         Ending::OutOfReach
-    } else if pass.tally.left_over() > 0 {
+    } else if pass.tally.left_over() > 0 || pass.cut_short {
         Ending::LeftOver
     } else {
         Ending::Done

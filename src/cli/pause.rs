@@ -23,9 +23,12 @@ pub async fn run(args: &Args, stop: bool, config: &Config, out: &mut Out) -> any
     for target in &args.targets {
         if target == "relay" {
             // The flag stands in each database, so that a dispatcher needs to look only at its own.
+            // One that is out of reach keeps no other from being told: a single flag stops a dispatcher.
+            let mut failed = Ok(());
             for queue in &config.queues {
-                select::open(&queue.settings)?.pause(true, stop).await?;
+                failed = failed.and(select::open(&queue.settings)?.pause(true, stop).await);
             }
+            failed?;
         } else {
             select::named(config, target)?.pause(false, stop).await?;
         }

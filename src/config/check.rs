@@ -98,8 +98,15 @@ fn same_table(one: &queue::Settings, other: &queue::Settings) -> bool {
             "postgres" => Some(5432),
             _ => None,
         });
-        let host = url.host_str().map(str::to_lowercase);
-        (url.scheme().to_owned(), host, port, url.path().to_owned(), settings.table.clone())
+        // The names of this host, and of PostgreSQL's default schema, are spellings of the same place.
+        let host = url.host_str().map(str::to_lowercase).map(|host| match host.as_str() {
+            "127.0.0.1" | "[::1]" => "localhost".to_owned(),
+            _ => host,
+        });
+        let path = std::fs::canonicalize(url.path()).ok().filter(|_| url.scheme() == "sqlite");
+        let path = path.unwrap_or_else(|| url.path().into());
+        let table = settings.table.strip_prefix("public.").unwrap_or(&settings.table).to_owned();
+        (url.scheme().to_owned(), host, port, path, table)
     };
     place(one) == place(other)
 }

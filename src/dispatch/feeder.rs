@@ -27,6 +27,8 @@ const SHORTEST_REST: Duration = Duration::from_millis(100);
 
 pub enum Ended {
     Done,
+    /// An operator's stop, or the order to end, came before everything had its turn.
+    CutShort,
     /// One pass was wanted, and the database was not there for it.
     OutOfReach(Arc<str>, String),
     Refused(StartError),
@@ -75,6 +77,9 @@ pub async fn run(shared: &Shared, lane: &Arc<Lane>) -> Ended {
         }
         if shared.once {
             settle_all(shared, lane).await;
+            if !is_open(shared, lane) {
+                return Ended::CutShort;
+            }
             break;
         }
         let rest = shared.stop.run_until_cancelled(rest(shared, lane));

@@ -35,7 +35,14 @@ pub async fn run(shared: Arc<Shared>, lane: Arc<Lane>) {
         shared.progress.pulse.step(lane.name(), Loop::Keeper);
         // Databases that do not answer are the feeder's to report; here the next tick tries again.
         let result = tokio::select! {
-            _ = beats.tick() => beat(&shared, &lane, &mut sightings).await,
+            _ = beats.tick() => {
+                let beaten = beat(&shared, &lane, &mut sightings).await;
+                if beaten.is_err() {
+                    // Nobody could write a heartbeat that we could have seen: everybody's lease begins anew.
+                    sightings.clear();
+                }
+                beaten
+            }
             _ = looks.tick() => look(&shared, &lane).await,
             _ = health.changed() => Ok(()),
         };

@@ -30,9 +30,7 @@ impl Bucket {
 
     /// Waits for a token and takes it.
     pub async fn take(&self) {
-        if let Some(moment) = self.reserve(Instant::now()) {
-            tokio::time::sleep_until(moment).await;
-        }
+        tokio::time::sleep_until(self.reserve(Instant::now())).await;
     }
 
     /// Takes a token if there is one now.
@@ -48,12 +46,13 @@ impl Bucket {
         true
     }
 
-    /// Takes the next token there will be, and answers when that is.
-    fn reserve(&self, now: Instant) -> Option<Instant> {
-        let interval = self.interval?;
+    /// Takes the next token there will be, and answers when that is. It is taken for good: whoever gives up waiting keeps
+    /// the moment for later.
+    pub fn reserve(&self, now: Instant) -> Instant {
+        let Some(interval) = self.interval else { return now };
         let mut next = self.next.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let full = next.unwrap_or(now).max(now);
         *next = Some(full + interval);
-        Some(full.checked_sub(interval * (self.burst - 1)).unwrap_or(now))
+        full.checked_sub(interval * (self.burst - 1)).unwrap_or(now)
     }
 }

@@ -86,11 +86,13 @@ fn settlement(shared: &Shared, claim: Claim, entries: Vec<OpenEntry>, now: Times
     }
     let fingerprint = entries.first().map(|entry| entry.transmission.fingerprint).or(claim.fingerprint());
     let message_id = entries.first().map(|entry| entry.transmission.message_id.clone());
-    let verdict = if entries.iter().any(|entry| entry.accepted.is_none()) {
+    let complete = entries.iter().any(|entry| entry.accepted.is_some() && entry.transmission.complete);
+    let in_doubt = entries.iter().any(|entry| entry.accepted.is_none());
+    let verdict = if complete {
+        Verdict { fate: Fate::Delivered, history, last_reply }
+    } else if in_doubt || entries.is_empty() && claim.was_taken_over() {
         events::unknown(&claim, message_id.as_deref());
         retry::unknown(&shared.settings.retry, history, now, jitter())
-    } else if entries.iter().any(|entry| entry.transmission.complete) {
-        Verdict { fate: Fate::Delivered, history, last_reply }
     } else if entries.is_empty() {
         Verdict::released()
     } else {

@@ -10,6 +10,7 @@ use super::lane::{Done, Lane, Notes};
 use super::{Shared, events};
 use crate::crash;
 use crate::ledger::EntryId;
+use crate::outcome::Fate;
 use crate::queue::{self, Settlement};
 
 /// The most verdicts of one transaction.
@@ -69,6 +70,10 @@ async fn settle(shared: &Shared, lane: &Lane, group: impl Iterator<Item = Done>)
             Ok(results) => break results,
             Err((error, back)) => {
                 settlements = back;
+                if matches!(error, queue::Error::Refused { .. }) {
+                    // Words of the smarthost's that this database cannot hold must not keep a row from being settled.
+                    settlements.iter_mut().for_each(plain);
+                }
                 events::database(shared, lane, &error);
                 let now = Instant::now();
                 let ending = shared.once || shared.stop.is_cancelled();
@@ -90,6 +95,21 @@ async fn settle(shared: &Shared, lane: &Lane, group: impl Iterator<Item = Done>)
     }
     close_entries(shared, &accepted, &other).await;
     Ok(())
+}
+
+/// Leaves nothing but ASCII in what was only said.
+fn plain(settlement: &mut Settlement) {
+    let verdict = &mut settlement.verdict;
+    let detail = match &mut verdict.fate {
+        Fate::Unreadable { detail, .. } => Some(detail),
+        _ => None,
+    };
+    let replies = verdict.history.recipients.iter_mut().filter_map(|recipient| recipient.reply.as_mut());
+    for text in replies.chain(&mut verdict.last_reply).chain(detail) {
+        if !text.is_ascii() {
+            *text = text.replace(|c: char| !c.is_ascii(), "?");
+        }
+    }
 }
 
 /// The database knows everything now; the ledger need not hold it open.

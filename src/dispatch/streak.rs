@@ -22,8 +22,8 @@ struct Inner {
     /// Of the newest attempt, where it was such a refusal.
     code: Option<(u8, u16, u16)>,
     waiting: Vec<Finished>,
-    /// So many have been refused with this code that further ones are no mail's fault.
-    tripped: bool,
+    /// Refusals in a row with this code, those included that did not wait for the others.
+    length: usize,
 }
 
 impl std::fmt::Debug for Streak {
@@ -43,14 +43,14 @@ impl Streak {
         if self.lock().code != code {
             self.flush(shared);
             let mut inner = self.lock();
-            (inner.code, inner.tripped) = (code, false);
+            (inner.code, inner.length) = (code, 0);
         }
         let Some((class, subject, detail)) = code else { return worker::conclude(shared, finished) };
         let full = {
             let mut inner = self.lock();
             inner.waiting.push(finished);
-            inner.tripped |= inner.waiting.len() >= LIMIT;
-            if inner.tripped { std::mem::take(&mut inner.waiting) } else { Vec::new() }
+            inner.length = inner.length.saturating_add(1);
+            if inner.length >= LIMIT { std::mem::take(&mut inner.waiting) } else { Vec::new() }
         };
         if full.is_empty() {
             return;
@@ -63,7 +63,7 @@ impl Streak {
         }
     }
 
-    /// Settles what waits: it was no streak.
+    /// Settles what waits, because nothing else may come for a while; the row of refusals goes on.
     pub fn flush(&self, shared: &Shared) {
         let waiting = std::mem::take(&mut self.lock().waiting);
         for finished in waiting {
@@ -77,7 +77,7 @@ impl Streak {
 }
 
 /// The code, where the whole mail was refused with one and the same 5.7.x.
-fn policy_refusal(attempt: &Attempt) -> Option<(u8, u16, u16)> {
+pub fn policy_refusal(attempt: &Attempt) -> Option<(u8, u16, u16)> {
     let code = |outcome: &RecipientOutcome| match outcome {
         RecipientOutcome::Refused(trouble) => match &trouble.cause {
             Cause::Reply(Reply { enhanced: Some(code @ (5, 7, _)), .. }) => Some(*code),

@@ -67,6 +67,9 @@ impl relay::Witness for Witness<'_> {
         // Last of all, and after everything that can take time: the process may have been stopped for an hour.
         if !job.lane.dot_allowed(job.confirmed, Instant::now()) {
             self.overdue = true;
+            if let Some((entry, _)) = self.current.take() {
+                self.shared.ledger.refused(entry);
+            }
             return Err(stop("our heartbeat could not be written for too long".to_owned()));
         }
         crash::point("before-dot");
@@ -84,6 +87,7 @@ impl relay::Witness for Witness<'_> {
                 self.notes.accepted.push(entry);
                 self.accepted += recipients;
             }
+            Err(Trouble { cause: Cause::Reply(_), .. }) => self.shared.ledger.refused(entry),
             Err(_) => self.notes.other.push(entry),
         }
     }

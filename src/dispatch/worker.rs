@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::health::Opened;
 use super::lane::{Done, Finished, Job};
+use super::streak::policy_refusal;
 use super::witness::Witness;
 use super::{Shared, events, jitter};
 use crate::outcome::{Attempt, Cause, RecipientOutcome, Reply, Scope, Stage, Trouble};
@@ -39,6 +40,8 @@ pub async fn run(shared: Arc<Shared>, connection: usize, over: CancellationToken
             continue;
         }
         match shared.stop.run_until_cancelled(worker.ready()).await {
+            // Connecting can take minutes, and operators are obeyed within a second.
+            Some(Ok(())) if !may_go(&job) || !shared.health.is_up() => job.release(),
             Some(Ok(())) => ahead = offer(&shared, connection, &mut worker, job).await,
             Some(Err(trouble)) => {
                 shared.progress.meter.try_failed(&trouble);
@@ -58,12 +61,14 @@ fn may_go(job: &Job) -> bool {
 async fn next_job(shared: &Shared, connection: usize, worker: &mut Worker) -> Job {
     let idle_since = Instant::now();
     let mut open = true;
+    // Outlives a wait that is given up, or a low rate would never let anything through.
+    let mut token = None;
     loop {
         // The mail comes last: where the wait is given up, none is in nobody's hands.
         let admitted = async {
             shared.health.admitted(connection).await;
             shared.ready.arrival().await;
-            shared.bucket.take().await;
+            tokio::time::sleep_until(*token.get_or_insert_with(|| shared.bucket.reserve(Instant::now()))).await;
             shared.ready.next().await
         };
         let patience = if shared.streak.is_empty() { IDLE } else { STREAK_PATIENCE };
@@ -119,7 +124,7 @@ fn judge_relay(shared: &Shared, attempt: &Attempt, overdue: bool) {
         Some(trouble) if all_blameless => relay_trouble(shared, &with_remedy(trouble)),
         Some(_) => throttled(shared),
         None if asks_for_less(attempt) => throttled(shared),
-        None if was_answered(attempt) => shared.health.clean(),
+        None if was_answered(attempt) && policy_refusal(attempt).is_none() => shared.health.clean(),
         None => {}
     }
 }

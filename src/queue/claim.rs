@@ -8,6 +8,9 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use crate::mail::{Columns, Fingerprint, MailId, RecordId};
 use crate::outcome::{History, Verdict};
 
+/// What the token of a claim begins with that was taken over from another dispatcher; others are hexadecimal.
+pub(super) const TAKEN_OVER: char = 'x';
+
 /// The right to handle one row, from [`Queue::claim`] until [`Queue::settle`]. Made only here; settling consumes it.
 #[must_use = "a claim that is dropped stays claimed until the dispatcher starts anew"]
 #[derive(Debug)]
@@ -44,6 +47,12 @@ impl Claim {
 
     pub fn history(&self) -> &History {
         &self.history
+    }
+
+    /// Another dispatcher was sending this row when it died, and nobody has settled that yet: our ledger knows nothing
+    /// of it.
+    pub fn was_taken_over(&self) -> bool {
+        self.token.starts_with(TAKEN_OVER)
     }
 }
 

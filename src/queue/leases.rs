@@ -6,12 +6,12 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::sync::MutexGuard;
 
-use super::claim::Recovered;
+use super::claim::{Claim, Recovered, TAKEN_OVER};
 use super::claiming::token;
 use super::dialect::{GROUP, padded, places};
 use super::error::{Error, Failure, persist};
 use super::link::{Link, Value};
-use super::record::{RECORD, Record, histories, ids_of};
+use super::record::{RECORD, RECORD_COLUMNS, Record, histories, ids_of};
 use super::view::Paused;
 use super::{DispatcherId, Doubts, Inner};
 use crate::outcome::State;
@@ -73,18 +73,39 @@ impl Inner {
             }
         }
         let sql = format!(
-            "SELECT {RECORD} FROM mailqueue_delivery d{} WHERE d.queue_table = ? \
-             AND (d.owner = ? OR (d.owner = ? AND d.claim = ?)) ORDER BY d.id{}",
+            "SELECT {RECORD}, d.claim FROM mailqueue_delivery d{} WHERE d.queue_table = ? \
+             AND (d.owner = ? OR (d.owner = ? AND d.claim IN (?, ?))) ORDER BY d.id{}",
             (self.dialect().by_index)("mailqueue_delivery_owner"),
             self.dialect().lock
         );
-        let lines = link.fetch(&sql, vec![self.key(), owner.into(), self.owner(), (&**token).into()]).await?;
-        let records = lines.iter().map(|line| Record::read(line, 0)).collect::<Result<Vec<_>, _>>()?;
-        let (mut unknown, released): (Vec<_>, Vec<_>) =
-            records.into_iter().partition(|record| record.state == State::Sending);
+        // Whose they were must be known also after we died before settling them.
+        let foreign: Arc<str> = format!("{TAKEN_OVER}{}", &token[1..]).into();
+        let mine = [(&**token).into(), (&*foreign).into()];
+        let args = [self.key(), owner.into(), self.owner()].into_iter().chain(mine).collect();
+        let (mut released, mut own, mut taken) = (Vec::new(), Vec::new(), Vec::new());
+        for line in link.fetch(&sql, args).await? {
+            let record = Record::read(&line, 0)?;
+            let was_foreign =
+                counter.is_some() || line.text(RECORD_COLUMNS)?.is_some_and(|claim| claim.starts_with(TAKEN_OVER));
+            let list = match record.state {
+                State::Sending if was_foreign => &mut taken,
+                State::Sending => &mut own,
+                _ => &mut released,
+            };
+            list.push(record);
+        }
         self.give_back(&mut link, &released.iter().map(|record| &record.id).collect::<Vec<_>>()).await?;
-        // These stay `sending` until they are settled: whoever finds them next does not know their outcome either.
-        for group in unknown.chunks(GROUP) {
+        let mut unknown = Vec::with_capacity(own.len() + taken.len());
+        for (records, token) in [(own, token), (taken, &foreign)] {
+            unknown.extend(self.take(&mut link, records, token).await?);
+        }
+        link.commit().await?;
+        Ok(Recovered { released: released.len(), unknown })
+    }
+
+    /// Makes these records, which stay `sending` until they are settled, claims of ours.
+    async fn take(&self, link: &mut Link, mut records: Vec<Record>, token: &Arc<str>) -> Result<Vec<Claim>, Failure> {
+        for group in records.chunks(GROUP) {
             let ids: Vec<Value> = padded(group.iter().map(|record| record.id.as_str().into()).collect());
             let (by_id, places) = (self.by_id(), places(ids.len()));
             let sql = format!("UPDATE mailqueue_delivery{by_id} SET owner = ?, claim = ? WHERE id IN ({places})");
@@ -92,12 +113,8 @@ impl Inner {
             args.extend(ids);
             link.execute(&sql, args).await?;
         }
-        histories(&mut link, &mut unknown).await?;
-        link.commit().await?;
-        Ok(Recovered {
-            released: released.len(),
-            unknown: unknown.into_iter().map(|record| record.into_claim(self.name(), token, &self.claims)).collect(),
-        })
+        histories(link, &mut records).await?;
+        Ok(records.into_iter().map(|record| record.into_claim(self.name(), token, &self.claims)).collect())
     }
 
     /// Acts of claiming whose answer was lost, after they have been undone; nobody else claims while this is held.
