@@ -21,6 +21,9 @@ use crate::support::{long, seed};
 
 const CONNECTIONS: usize = 3;
 
+/// Schedules side by side: most of their time they wait.
+const THREADS: u64 = 6;
+
 /// Lives that end early, before the last one, in which nothing goes wrong.
 const LIVES: usize = 3;
 
@@ -28,10 +31,10 @@ const LIVES: usize = 3;
 fn whatever_chance_does_to_smarthost_and_process_nothing_is_lost_and_nothing_comes_twice() {
     let count: u64 = if long() { 10_500 } else { 150 };
     let first = seed();
-    let threads: Vec<_> = (0..3)
+    let threads: Vec<_> = (0..THREADS)
         .map(|thread| {
             std::thread::spawn(move || {
-                for number in (thread..count).step_by(3) {
+                for number in (thread..count).step_by(THREADS as usize) {
                     schedule(first.wrapping_add(number));
                 }
             })
