@@ -11,7 +11,7 @@ use crate::outcome::{History, Verdict};
 /// What the token of a claim begins with that was taken over from another dispatcher; others are hexadecimal.
 pub(super) const TAKEN_OVER: char = 'x';
 
-/// The right to handle one row, from [`Queue::claim`] until [`Queue::settle`]. Made only here; settling consumes it.
+/// The right to handle one row, from [`Queue::claim`](super::Queue::claim) until [`Queue::settle`](super::Queue::settle). Made only here; settling consumes it.
 #[must_use = "a claim that is dropped stays claimed until the dispatcher starts anew"]
 #[derive(Debug)]
 pub struct Claim {
