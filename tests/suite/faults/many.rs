@@ -5,6 +5,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 
 use super::{OFTEN, SOON, kill, stop, story, until_empty};
+use crate::support::binary::Running;
 use crate::support::catcher::Catcher;
 use crate::support::database::TestDatabase;
 use crate::support::house::House;
@@ -34,7 +35,7 @@ async fn a_stalled_dispatcher_is_taken_over_from_and_sends_nothing_when_it_wakes
     catcher.close_gate();
     let stalled = house.start();
     catcher.wait_at_gate(CONNECTIONS).await;
-    stalled.signal(Signal::STOP);
+    stall(&stalled, &mut session).await;
     catcher.open_gate();
 
     let neighbour = house.neighbour();
@@ -50,6 +51,22 @@ async fn a_stalled_dispatcher_is_taken_over_from_and_sends_nothing_when_it_wakes
     // Two were on the wire, and their connections had each one more behind it.
     assert!(repeated <= CONNECTIONS, "{repeated} came twice:\n{}", story(&lines, &["unknown", "took over", "lost"]));
     assert_eq!(house.ledger_open().await, 0);
+}
+
+/// Stops the process. On SQLite not while it holds the lock on the file, with which nobody else could write either: a
+/// server ends a transaction that is left open, a file cannot.
+async fn stall(running: &Running, session: &mut Session) {
+    running.signal(Signal::STOP);
+    if !matches!(session, Session::Sqlite(_)) {
+        return;
+    }
+    session.run("PRAGMA busy_timeout = 300").await.expect("PRAGMA");
+    while session.run("BEGIN IMMEDIATE; ROLLBACK").await.is_err() {
+        running.signal(Signal::CONT);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        running.signal(Signal::STOP);
+    }
+    session.run("PRAGMA busy_timeout = 5000").await.expect("PRAGMA");
 }
 
 async fn a_killed_dispatcher_is_taken_over_from(database: TestDatabase) {
