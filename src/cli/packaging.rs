@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::PathBuf;
 
-use clap::{Command, CommandFactory};
+use clap::{Arg, Command, CommandFactory};
 use clap_mangen::Man;
 use clap_mangen::roff::{Roff, bold, italic, roman};
 
@@ -36,6 +36,7 @@ pub fn completions(args: &CompletionsArgs, out: &mut Out) -> anyhow::Result<Endi
 
 pub fn man(args: &ManArgs, out: &mut Out) -> anyhow::Result<Ending> {
     let mut program = Cli::command().disable_help_subcommand(true);
+    program = program.mut_subcommands(|command| command.mut_args(values_in_line));
     program.build();
     let Some(folder) = &args.out else {
         page(&program, out)?;
@@ -57,6 +58,25 @@ fn name(command: &Command) -> &str {
     command.get_display_name().unwrap_or(command.get_name())
 }
 
+/// A list of sixteen reasons with a line each is more than a reader wants.
+fn values_in_line(arg: Arg) -> Arg {
+    let values = arg.get_possible_values();
+    if values.is_empty() || !arg.get_action().takes_values() {
+        return arg;
+    }
+    let names: Vec<_> = values.iter().map(|value| value.get_name()).collect();
+    let help = format!("{}: {}", arg.get_help().map(ToString::to_string).unwrap_or_default(), names.join(", "));
+    arg.help(help).hide_possible_values(true)
+}
+
+/// The date of the release, from the top of the package's changelog.
+fn date() -> String {
+    let changelog = include_str!("../../config/debian/changelog");
+    let signed = changelog.lines().find(|line| line.starts_with(" -- ")).and_then(|line| line.split_once(">  "));
+    let date = signed.and_then(|(_, date)| jiff::fmt::rfc2822::parse(date).ok());
+    date.map(|date| date.date().to_string()).unwrap_or_default()
+}
+
 /// A command's page. The text below its options, where a terminal shows it, stands under the headings that manual
 /// pages have for such things.
 fn page(command: &Command, out: &mut dyn Write) -> io::Result<()> {
@@ -65,7 +85,7 @@ fn page(command: &Command, out: &mut dyn Write) -> io::Result<()> {
         closing.lines().filter(|line| *line != "Examples:").partition(|line| line.starts_with("  "));
     let (status, notes): (Vec<_>, Vec<_>) = rest.into_iter().partition(|line| line.starts_with("Exit status: "));
 
-    let man = Man::new(command.clone()).title(name(command)).source(SOURCE).manual("mailqueue");
+    let man = Man::new(command.clone()).title(name(command)).date(date()).source(SOURCE).manual("mailqueue");
     man.render_title(out)?;
     man.render_name_section(out)?;
     man.render_synopsis_section(out)?;
@@ -108,10 +128,10 @@ fn see_also(roff: &mut Roff, pages: &str) {
 /// mailqueue.toml(5), from the file that shows every key: a paragraph a comment, a heading a section, an item a key.
 fn configuration(out: &mut dyn Write) -> io::Result<()> {
     let mut roff = Roff::new();
-    roff.control("TH", ["mailqueue.toml", "5", "", SOURCE, "mailqueue"]);
+    roff.control("TH", ["mailqueue.toml", "5", &date(), SOURCE, "mailqueue"]);
     roff.control("SH", ["NAME"]).text([roman("mailqueue.toml - configuration of mailqueue(1)")]);
     roff.control("SH", ["SYNOPSIS"]).text([italic(crate::config::DEFAULT_FILE)]);
-    roff.control("SH", ["DESCRIPTION"]);
+    roff.control("SH", ["DESCRIPTION"]).text([roman("TOML. A key that does not exist is an error.")]);
     for line in include_str!("../../config/mailqueue.toml").lines() {
         let (setting, comment) = line.split_once("  #").unwrap_or((line, ""));
         match line.strip_prefix("# ") {
