@@ -64,7 +64,7 @@ runnable() {
     {
         echo '#!/bin/sh'
         printf 'export PATH=%q PERL5LIB=%q\n' "$cache/root/usr/bin:$PATH" "$cache/root/usr/share/perl5:$perl"
-        printf 'exec %q ' "${packaged[@]}" "$(installed "$1")"
+        printf '%q ' exec "${packaged[@]}" "$(installed "$1")"
         echo '"$@"'
     } >"$script"
     chmod +x "$script"
