@@ -72,6 +72,7 @@ enum Command {
     /// Create mailqueue's tables where they do not exist
     Migrate(migrate::Args),
     /// Insert a mail as a producer would
+    #[command(mut_arg("queue", |arg| arg.help("Into this queue; needed where there are several")))]
     Enqueue(enqueue::Args),
     /// List rows
     List(list::Args),

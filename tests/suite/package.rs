@@ -25,7 +25,10 @@ mod debian {
             let directory = tempfile::tempdir().expect("temporary directory");
             let file = directory.path().join("mailqueue.deb");
             let mut build = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/config/debian/build"));
-            let output = build.args(["--debug", "--no-build", "--fast", "--quiet", "--output"]).arg(&file).output();
+            let output = build
+                .args(["--debug", "--no-build", "--fast", "--compress-type", "gz", "--quiet", "--output"])
+                .arg(&file)
+                .output();
             let output = output.expect("config/debian/build");
             assert!(output.status.success(), "{}", said(&output));
             Self { file, _directory: directory }
