@@ -1,5 +1,12 @@
 //! The Debian package: built from the program at hand, judged, installed, used as the README says, removed and purged.
 
+#[test]
+fn the_changelog_begins_with_the_version_of_the_program() {
+    let changelog = include_str!("../../config/debian/changelog");
+    let version = format!("mailqueue ({}-1) ", env!("CARGO_PKG_VERSION"));
+    assert!(changelog.starts_with(&version), "config/debian/changelog wants an entry that begins with: {version}");
+}
+
 /// Needs Debian's tools, and for the most part a machine on which systemd can be started once more.
 mod debian {
     use std::path::PathBuf;
