@@ -12,9 +12,6 @@ use crate::mail::MailId;
 use crate::queue::{Granted, Queue, Wish};
 
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Name rows by id, or say which with a filter. A row that a dispatcher is at work on is left alone."
-)]
 pub struct Args {
     /// Ids, as in newsletter/1234
     #[arg(value_name = "ID", conflicts_with_all = ["queue", "state", "reason", "to", "subject", "older_than"])]

@@ -12,7 +12,8 @@ use crate::queue::{self, Finding, Level};
 use crate::relay::{Announced, Relay};
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "The exit status is 0 when nothing failed, warnings or not, and 1 otherwise.")]
+#[command(after_help = "Each line that is not `ok` says what to do.\n\
+    Exit status: 0 nothing failed, warnings or not; 1 something failed.")]
 pub struct Args {}
 
 /// How long a person waits for the smarthost; the daemon waits longer.

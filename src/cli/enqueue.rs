@@ -12,9 +12,11 @@ use crate::mail::{Columns, MailId};
 use crate::queue;
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Without --to, --subject and --body a whole mail (RFC 5322) is read from standard input.\n\
+#[command(
+    after_help = "Without --to, --subject and --body a whole mail (RFC 5322) is read from standard input. The id of the new row is printed.\n\
     Examples:\n  mailqueue enqueue --queue newsletter < mail.eml\n  \
-    mailqueue enqueue --from a@example.org --to b@example.org --subject Test --body 'Does it arrive?'")]
+    mailqueue enqueue --from a@example.org --to b@example.org --subject Test --body 'Does it arrive?'"
+)]
 pub struct Args {
     /// To whom; several times, or with commas
     #[arg(long, value_name = "ADDRESS")]
@@ -22,6 +24,7 @@ pub struct Args {
     /// The From header
     #[arg(long, value_name = "ADDRESS", requires = "to")]
     from: Option<String>,
+    /// The Subject header, in any letters
     #[arg(long, value_name = "TEXT", requires = "to")]
     subject: Option<String>,
     /// The text; `-` reads it from standard input

@@ -14,8 +14,8 @@ use crate::dispatch::{Dispatcher, Pass, Tally};
 use crate::observe::snapshot;
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Exit status: 0 nothing is left over from the pass, 1 some rows were deferred, failed or \
-    unreadable, 69 database or smarthost out of reach, 75 another dispatcher holds state_dir.")]
+#[command(after_help = "Exit status: 0 nothing is left over from the pass; 1 some rows were deferred, failed or \
+    unreadable; 69 a database or the smarthost is out of reach; 75 another dispatcher holds state_dir.")]
 pub struct Args {}
 
 pub async fn run(_: &Args, config: &Config, out: &mut Out) -> anyhow::Result<Ending> {

@@ -7,7 +7,6 @@ use super::{Ending, select};
 use crate::config::Config;
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Every dispatcher obeys within a second, before its next mail. Rows stay where they are.")]
 pub struct Args {
     /// A queue's name, or `relay` for all queues
     #[arg(required = true, value_name = "QUEUE or relay")]

@@ -13,10 +13,9 @@ use crate::observe::health::{Health, Queue, Rows};
 use crate::observe::outside::{self, Daemon};
 
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Works while the daemon runs and while it does not. Exit status: 0, or 69 when a database is out \
-    of reach; with --checkmk always 0, because the lines say it."
-)]
+#[command(after_help = "Works while the daemon runs and while it does not.\n\
+    Exit status: 0 all databases have answered; 69 one is out of reach. With --checkmk always 0, because the lines say it.\n\
+    Examples:\n  mailqueue status\n  mailqueue status --json")]
 pub struct Args {
     /// One JSON object
     #[arg(long)]

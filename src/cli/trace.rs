@@ -16,7 +16,9 @@ const LIMIT: u32 = 1_000;
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Knows the mails that this machine's dispatcher sent within ledger_keep. Addresses of mails that \
-    are done with are kept as hashes; --to finds them all the same."
+    are done with are kept as hashes; --to finds them all the same.\n\
+    Exit status: 0 found; 1 nothing is known of such a mail.\n\
+    Examples:\n  mailqueue trace newsletter/1234\n  mailqueue trace --to anna@example.org"
 )]
 pub struct Args {
     /// An id, as in newsletter/1234, or a Message-ID

@@ -10,6 +10,7 @@ mod ledger;
 mod logs;
 mod observe;
 mod pace;
+mod package;
 mod peers;
 mod queue;
 mod retry;
