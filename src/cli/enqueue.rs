@@ -38,6 +38,7 @@ pub async fn run(args: &Args, config: &Config, out: &mut Out) -> anyhow::Result<
     let queue = select::open(&settings)?;
     fits(&queue, &settings, &columns).await?;
     let mid = queue.insert(&columns).await?;
+    super::change::audit(config, "inserted", &settings.name, vec![mid]);
     writeln!(out, "{}", MailId::new(settings.name, mid))?;
     Ok(Ending::Done)
 }

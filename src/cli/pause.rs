@@ -32,7 +32,7 @@ pub async fn run(args: &Args, stop: bool, config: &Config, out: &mut Out) -> any
         } else {
             select::named(config, target)?.pause(false, stop).await?;
         }
-        tracing::info!(target = %target, user = %super::change::user(), "{}", if stop { "paused" } else { "resumed" });
+        super::change::audit(config, if stop { "paused" } else { "resumed" }, target, Vec::new());
         writeln!(out, "{target}: {done}")?;
     }
     Ok(Ending::Done)
