@@ -23,6 +23,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use jiff::{SignedDuration, Timestamp};
+
 pub use self::worker::{Offer, Worker};
 use crate::mail::Address;
 #[cfg(doc)]
@@ -131,7 +133,7 @@ pub struct Relay {
     trust: trust::Trust,
 }
 
-/// What the smarthost announced at the last EHLO.
+/// What the smarthost said of itself when the last connection was made.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Announced {
     pub pipelining: bool,
@@ -142,6 +144,10 @@ pub struct Announced {
     pub size: Option<u64>,
     /// Names of the mechanisms, in capitals.
     pub auth: Vec<String>,
+    /// When its certificate ends, whether that was checked or not; `None` without TLS.
+    pub certificate_ends: Option<Timestamp>,
+    /// How far its clock is ahead of ours, where the greeting tells the time.
+    pub clock_ahead: Option<SignedDuration>,
 }
 
 impl Relay {

@@ -100,7 +100,7 @@ impl Args {
                     let answers = queue.grant(wish, mids, Timestamp::now()).await?;
                     let done = done_of(&answers);
                     if !done.is_empty() {
-                        audit(config, word(wish), queue.name(), done);
+                        audit(config, past(wish), queue.name(), done);
                     }
                     answers
                 };
@@ -132,6 +132,11 @@ fn word(wish: &Wish) -> &'static str {
     }
 }
 
+/// For the log.
+fn past(wish: &Wish) -> &'static str {
+    if matches!(wish, Wish::Retry) { "retried" } else { word(wish) }
+}
+
 fn done_of(answers: &[(i64, Granted)]) -> Vec<i64> {
     answers.iter().filter(|(_, granted)| *granted == Granted::Done).map(|(mid, _)| *mid).collect()
 }
@@ -139,8 +144,7 @@ fn done_of(answers: &[(i64, Granted)]) -> Vec<i64> {
 /// Leaves a word of what was changed where the service logs it.
 pub fn audit(config: &Config, what: &str, target: &str, mids: Vec<i64>) {
     let (user, uid) = (user(), rustix::process::getuid().as_raw());
-    let change =
-        Change { at: Timestamp::now(), user, uid, what: what.to_owned(), target: target.to_owned(), mids };
+    let change = Change { at: Timestamp::now(), user, uid, what: what.to_owned(), target: target.to_owned(), mids };
     audit::record(&config.state_dir, &change);
 }
 

@@ -48,8 +48,9 @@ pub struct Change {
 }
 
 impl Change {
+    /// Whether that very row was changed.
     pub fn concerns(&self, id: &MailId) -> bool {
-        *self.target == *id.queue && (self.mids.is_empty() || self.mids.contains(&id.mid))
+        *self.target == *id.queue && self.mids.contains(&id.mid)
     }
 
     /// One event for each row, so that the story of a mail has it.
