@@ -131,7 +131,11 @@ pub struct Relay {
     handshake: Option<tls::Handshake>,
     announced: Mutex<Option<Announced>>,
     trust: trust::Trust,
+    shown: Shown,
 }
+
+/// What a log may show of a line of the dialogue, in which addresses stand.
+pub type Shown = Arc<dyn Fn(&str) -> String + Send + Sync>;
 
 /// What the smarthost said of itself when the last connection was made.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -153,8 +157,14 @@ pub struct Announced {
 impl Relay {
     /// Reads the CA file and makes the TLS configuration.
     pub fn new(settings: Settings) -> anyhow::Result<Arc<Self>> {
+        Self::logging(settings, Arc::new(str::to_owned))
+    }
+
+    /// The same with a dialogue that is logged as `shown` wants it.
+    pub fn logging(settings: Settings, shown: Shown) -> anyhow::Result<Arc<Self>> {
         let handshake = tls::handshake(&settings)?;
-        Ok(Arc::new(Self { settings, handshake, announced: Mutex::default(), trust: trust::Trust::default() }))
+        let (announced, trust) = (Mutex::default(), trust::Trust::default());
+        Ok(Arc::new(Self { settings, handshake, announced, trust, shown }))
     }
 
     pub fn settings(&self) -> &Settings {

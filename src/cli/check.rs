@@ -37,7 +37,7 @@ pub async fn run(args: &Args, config: &Config, out: &mut Out) -> anyhow::Result<
         report.finding("configuration", finding)?;
     }
     report.finding("state_dir", state_dir(&config.state_dir))?;
-    report.finding("state_dir", ledger(&config.state_dir).await)?;
+    report.finding("state_dir", ledger(&config.state_dir))?;
     for queue in &config.queues {
         let part = format!("queue {}", queue.settings.name);
         let queue = select::open(&queue.settings)?;
@@ -134,12 +134,11 @@ fn state_dir(path: &Path) -> Finding {
     }
 }
 
-async fn ledger(state_dir: &Path) -> Finding {
+fn ledger(state_dir: &Path) -> Finding {
     if !crate::ledger::exists(state_dir) {
         return finding(Level::Ok, "ledger", "none yet; the daemon makes it");
     }
-    let summary = async { Tracer::open(state_dir).await?.summary().await };
-    match summary.await {
+    match Tracer::open(state_dir).and_then(|tracer| tracer.summary()) {
         Ok((open, _)) => finding(Level::Ok, "ledger", format!("can be read, {open} open")),
         Err(error) => finding(Level::Failed, "ledger", error.to_string()),
     }

@@ -30,8 +30,9 @@ pub async fn dispatcher(
     progress: Progress,
     once: bool,
 ) -> anyhow::Result<Dispatcher> {
-    let ledger = Ledger::open(state_dir).await?;
-    let relay = Relay::new(config.relay.clone())
+    let ledger = Ledger::open(state_dir)?;
+    let settings = settings(config, state_dir)?;
+    let relay = Relay::logging(config.relay.clone(), settings.redact.clone())
         .map_err(|error| Usage(format!("the relay cannot be used as it is configured: {error:#}")))?;
     let mut sources = Vec::with_capacity(config.queues.len());
     for queue in &config.queues {
@@ -39,7 +40,7 @@ pub async fn dispatcher(
         let queue = Queue::new(queue.settings.clone(), state_dir.dispatcher().to_owned())?;
         sources.push(Source { queue, weight });
     }
-    Ok(Dispatcher::counting_on(progress, settings(config, state_dir)?, sources, relay, ledger, once))
+    Ok(Dispatcher::counting_on(progress, settings, sources, relay, ledger, once))
 }
 
 /// Everything that watches a dispatcher.

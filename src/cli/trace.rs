@@ -62,9 +62,9 @@ pub async fn run(args: &Args, config: &Config, out: &mut Out) -> anyhow::Result<
             format!("there is no ledger in {}; look on the machine whose dispatcher sends", config.state_dir.display());
         return Err(Usage(text).into());
     }
-    let mut tracer = Tracer::open(&config.state_dir).await?;
+    let tracer = Tracer::open(&config.state_dir)?;
     let query = query(args);
-    let found = tracer.find(&query, LIMIT).await?;
+    let found = tracer.find(&query, LIMIT)?;
     for traced in &found {
         if args.json { out.json(&object(traced))? } else { tell(traced, out)? }
     }

@@ -151,6 +151,16 @@ impl Redactor {
         if self.addresses == Addresses::Full || !text.contains('@') {
             return text.to_owned();
         }
+        let (mut shown, mut rest) = (String::new(), text);
+        while let Some((begin, end)) = quoted(rest) {
+            shown += &self.words(&rest[..begin]);
+            shown += &self.address(&rest[begin..end]);
+            rest = &rest[end..];
+        }
+        shown + &self.words(rest)
+    }
+
+    fn words(&self, text: &str) -> String {
         let parts =
             text.split_inclusive(|c: char| c.is_whitespace() || c.is_control() || "<>()[]{},;:\"'`".contains(c));
         parts
@@ -164,6 +174,16 @@ impl Redactor {
     fn word(&self, word: &str) -> String {
         if word.contains('@') { self.address(word) } else { word.to_owned() }
     }
+}
+
+/// Where the first address with a quoted local part stands: `"Anna Berger"@example.org` (RFC 5321 §4.1.2).
+fn quoted(text: &str) -> Option<(usize, usize)> {
+    let close = text.find("\"@")?;
+    let escaped = |at: usize| text[..at].bytes().rev().take_while(|byte| *byte == b'\\').count() % 2 == 1;
+    let begin = text[..close].rmatch_indices('"').map(|(at, _)| at).find(|at| !escaped(*at))?;
+    let domain = |c: char| c.is_alphanumeric() || "-.:[]".contains(c);
+    let end = text[close + 2..].find(|c| !domain(c)).map_or(text.len(), |length| close + 2 + length);
+    Some((begin, end))
 }
 
 impl std::fmt::Debug for Redactor {

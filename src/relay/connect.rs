@@ -20,7 +20,7 @@ pub(super) async fn connect(relay: &Relay) -> Result<(Wire, Announced), Trouble>
     let settings = &relay.settings;
     let limits = &settings.timeouts;
     let (stream, peer) = dial(&settings.host, settings.port, limits.connect).await?;
-    let mut wire = Wire::new(Box::new(stream), peer);
+    let mut wire = Wire::new(Box::new(stream), peer, relay.shown.clone());
     let mut secured = Secured::default();
     if settings.tls == Tls::Implicit {
         (wire, secured) = encrypt(relay, wire).await?;
@@ -124,7 +124,7 @@ async fn encrypt(relay: &Relay, wire: Wire) -> Result<(Wire, Secured), Trouble> 
         Ok(Ok(encrypted)) => {
             let ends = encrypted.get_ref().1.peer_certificates().and_then(tls::ends);
             let encrypted: Box<dyn Stream> = Box::new(encrypted);
-            Ok((Wire::new(encrypted, peer), Secured { verified: handshake.verified, ends }))
+            Ok((Wire::new(encrypted, peer, relay.shown.clone()), Secured { verified: handshake.verified, ends }))
         }
         Ok(Err(error)) => {
             let by_tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());

@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tracing::debug;
 
 use super::body::Stuffed;
-use super::reply;
+use super::{Shown, reply};
 use crate::outcome::{Cause, Reply};
 
 /// Clear or encrypted.
@@ -39,6 +39,7 @@ pub(super) struct Wire {
     peer: SocketAddr,
     input: BytesMut,
     broken: Option<Cause>,
+    shown: Shown,
 }
 
 /// How far a content came.
@@ -52,8 +53,8 @@ pub(super) enum Written {
 }
 
 impl Wire {
-    pub fn new(stream: Box<dyn Stream>, peer: SocketAddr) -> Self {
-        Self { stream, peer, input: BytesMut::new(), broken: None }
+    pub fn new(stream: Box<dyn Stream>, peer: SocketAddr, shown: Shown) -> Self {
+        Self { stream, peer, input: BytesMut::new(), broken: None, shown }
     }
 
     /// The stream alone, and the peer; `Err` if the peer has said something that nobody has read.
@@ -74,7 +75,7 @@ impl Wire {
     /// Writes commands, `limit` for each part that the peer takes. What goes wrong comes out of the next reply.
     pub async fn write(&mut self, commands: &str, limit: Duration) {
         for line in commands.lines() {
-            debug!(target: super::LOG, peer = %self.peer, "C: {line}");
+            debug!(target: super::LOG, peer = %self.peer, "C: {}", (self.shown)(line));
         }
         self.write_unlogged(commands, limit).await;
     }
@@ -88,7 +89,7 @@ impl Wire {
     pub async fn write_content(&mut self, content: &[u8], ahead: &str, limit: Duration) -> Written {
         debug!(target: super::LOG, peer = %self.peer, bytes = content.len(), "C: (content and final dot)");
         for line in ahead.lines() {
-            debug!(target: super::LOG, peer = %self.peer, "C: {line}");
+            debug!(target: super::LOG, peer = %self.peer, "C: {}", (self.shown)(line));
         }
         let pieces = Stuffed::new(content).map(|piece| (piece, false));
         let behind = (!ahead.is_empty()).then_some((ahead.as_bytes(), false));
@@ -177,7 +178,7 @@ impl Wire {
             match reply::frame(&self.input) {
                 Ok(Some(length)) => {
                     let frame = self.input.split_to(length);
-                    debug!(target: super::LOG, peer = %self.peer, "S: {}", reply::printable(&frame, 500));
+                    debug!(target: super::LOG, peer = %self.peer, "S: {}", (self.shown)(&reply::printable(&frame, 500)));
                     return Ok(frame);
                 }
                 Ok(None) => {}

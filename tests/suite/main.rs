@@ -7,6 +7,7 @@ mod config;
 mod delivery;
 mod faults;
 mod layers;
+mod leaks;
 mod ledger;
 mod logs;
 mod observe;

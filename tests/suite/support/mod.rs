@@ -27,6 +27,7 @@ pub mod database;
 pub mod house;
 pub mod mails;
 pub mod proxy;
+pub mod secrets;
 pub mod session;
 pub mod smarthost;
 
