@@ -29,6 +29,9 @@ const MAX_INPUT: usize = 4 * 1024 * 1024;
 /// How much is read at once.
 const READ: usize = 4096;
 
+/// Bytes of a reply's code.
+const CODE: usize = 3;
+
 /// Slices in one system call.
 const SLICES: usize = 32;
 
@@ -40,6 +43,8 @@ pub(super) struct Wire {
     input: BytesMut,
     broken: Option<Cause>,
     shown: Shown,
+    /// What the peer says may repeat a secret: a log shows the code alone.
+    secret: bool,
 }
 
 /// How far a content came.
@@ -54,7 +59,7 @@ pub(super) enum Written {
 
 impl Wire {
     pub fn new(stream: Box<dyn Stream>, peer: SocketAddr, shown: Shown) -> Self {
-        Self { stream, peer, input: BytesMut::new(), broken: None, shown }
+        Self { stream, peer, input: BytesMut::new(), broken: None, shown, secret: false }
     }
 
     /// The stream alone, and the peer; `Err` if the peer has said something that nobody has read.
@@ -78,6 +83,11 @@ impl Wire {
             debug!(target: super::LOG, peer = %self.peer, "C: {}", (self.shown)(line));
         }
         self.write_unlogged(commands, limit).await;
+    }
+
+    /// Whether the peer is being told a secret, which it may repeat.
+    pub fn set_secret(&mut self, secret: bool) {
+        self.secret = secret;
     }
 
     /// As [`Wire::write`], for what no log may show.
@@ -178,7 +188,9 @@ impl Wire {
             match reply::frame(&self.input) {
                 Ok(Some(length)) => {
                     let frame = self.input.split_to(length);
-                    debug!(target: super::LOG, peer = %self.peer, "S: {}", (self.shown)(&reply::printable(&frame, 500)));
+                    let most = if self.secret { CODE } else { 500 };
+                    let said = reply::printable(&frame[..frame.len().min(most)], most);
+                    debug!(target: super::LOG, peer = %self.peer, "S: {}", (self.shown)(&said));
                     return Ok(frame);
                 }
                 Ok(None) => {}
