@@ -93,7 +93,9 @@ pub async fn keep(subject: impl Subject, state_dir: PathBuf) {
         };
         if let Some((before, at)) = &shown {
             let changed = Snapshot { written: before.written, ..now.clone() } != *before;
-            let patience = match (now.relay.state == before.relay.state, changed) {
+            // The first poll is what somebody who has just started it waits to see.
+            let calm = now.relay.state == before.relay.state && now.last_poll.is_some() == before.last_poll.is_some();
+            let patience = match (calm, changed) {
                 (false, _) => LOOK,
                 (true, true) => CHANGED,
                 (true, false) => ALIVE,

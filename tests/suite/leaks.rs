@@ -126,8 +126,8 @@ async fn logs_of_a_run(database: TestDatabase, addresses: &str) -> String {
     daemon.wait_for_line("relay paused").await;
     logs.of(&["status"]).await;
     open.store(true, Ordering::SeqCst);
-    // Four of ten rows are mails of which somebody gets one.
-    catcher.wait_for(8).await;
+    // Five of ten rows are mails of which somebody gets one.
+    catcher.wait_for(10).await;
     daemon.wait_for_line("\"failed\"").await;
     daemon.signal(Signal::HUP);
     daemon.wait_for_line("configuration read again").await;

@@ -15,6 +15,7 @@ mod operators;
 mod pace;
 mod peers;
 mod queue;
+mod readme;
 mod retry;
 mod servers;
 mod support;
