@@ -151,7 +151,7 @@ fn packets(longest: u64, max_size: u64) -> Finding {
         return finding(Level::Ok, "max_allowed_packet", format!("{longest} bytes do for every mail"));
     }
     let found = format!(
-        "{longest} bytes, and a mail of message.max_size has {wanted} in the table: the INSERT of one over {} bytes fails, \
+        "{longest} bytes, and a mail of message.max_size has {wanted} in the table: one over {} bytes cannot be put there, \
          and a producer that ignores the error has lost it; raise max_allowed_packet on the server, or lower message.max_size",
         longest / 4 * 3
     );

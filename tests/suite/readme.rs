@@ -21,7 +21,7 @@ fn code() -> impl Iterator<Item = &'static str> {
 
 /// The words of a command line behind `mailqueue`, as a shell takes them apart.
 fn words(line: &str) -> Option<Vec<String>> {
-    let line = line.trim_start_matches("$ ").trim_start_matches("sudo ");
+    let line = line.trim_start().trim_start_matches("$ ").trim_start_matches("sudo ");
     let line = line.trim_start_matches("CREDENTIALS_DIRECTORY=/etc/mailqueue ").strip_prefix("mailqueue ")?;
     let parts = line.split('\'').enumerate();
     let words = parts.flat_map(|(number, part)| match number % 2 {
