@@ -178,7 +178,11 @@ async fn the_databases_clock_is_looked_at(database: TestDatabase) {
     let house = House::build(database, catcher.port(), "", "").await;
     let (_, findings) = check(&house.installation).await;
     let clock = one(&findings, "queue newsletter: clock: ");
-    assert_eq!(clock, "ok queue newsletter: clock: that of the database and this host's agree within 1 s");
+    // A machine that is held up between question and answer may see a second or two.
+    assert!(
+        clock.starts_with("ok queue newsletter: clock: that of the database and this host's agree within "),
+        "{clock}"
+    );
 }
 
 mod mariadb {
