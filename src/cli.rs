@@ -169,7 +169,7 @@ fn run(global: &Global, command: Command, out: &mut Out) -> anyhow::Result<Endin
         return runtime.block_on(demo::run(&args, out));
     }
     let config = Config::load(&global.config)?;
-    logs::start(&match &command {
+    let logs = logs::start(&match &command {
         Command::Run(_) => logs::Settings { level: global.level(&config.log.level), ..config.log.clone() },
         // Beside the progress on a terminal there is room for what went wrong only.
         Command::Once(_) if !io::stderr().is_terminal() => {
@@ -180,7 +180,7 @@ fn run(global: &Global, command: Command, out: &mut Out) -> anyhow::Result<Endin
     })?;
     runtime.block_on(async {
         match command {
-            Command::Run(args) => run::run(&args, config).await,
+            Command::Run(args) => run::run(&args, config, &logs, global.log_level.as_deref()).await,
             Command::Once(args) => once::run(&args, &config, out).await,
             Command::Trace(args) => trace::run(&args, &config, out).await,
             Command::Check(args) => check::run(&args, &config, out).await,

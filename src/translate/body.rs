@@ -208,8 +208,7 @@ fn lost_from_content_type(body: &[u8]) -> Option<Lost<'_>> {
 
 /// The boundary of a multipart body that nobody names: the first line that looks like a delimiter and comes again.
 fn guess_boundary(body: &[u8]) -> Option<&str> {
-    let delimiter =
-        |line: &[u8]| line.len() > 2 && line.starts_with(b"--") && line.iter().all(u8::is_ascii_graphic);
+    let delimiter = |line: &[u8]| line.len() > 2 && line.starts_with(b"--") && line.iter().all(u8::is_ascii_graphic);
     let first = lines(body).map(|line| line.content.trim_ascii_end()).find(|line| !line.is_empty())?;
     if !delimiter(first) {
         return None;

@@ -68,8 +68,7 @@ async fn an_acceptance_is_on_file_before_the_next_transaction_may_come_to_its_do
     // Handed over and not awaited, as the dispatcher does it.
     let on_file = ledger.accepted(first, "250 Ok".to_owned(), now());
     ledger.transmitting(transmission(2, &["b@x.at"], true)).await.unwrap();
-    let open =
-        Tracer::open(dir.path()).unwrap().find(&Query::Id(MailId::new("newsletter", 1)), 10).unwrap();
+    let open = Tracer::open(dir.path()).unwrap().find(&Query::Id(MailId::new("newsletter", 1)), 10).unwrap();
     assert_eq!(open[0].state, "accepted");
     on_file.await.unwrap();
 }

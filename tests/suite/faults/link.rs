@@ -39,7 +39,9 @@ async fn a_link_that_breaks_at_any_statement_loses_and_repeats_nothing(database:
     // Some mails are put off at first, since rows that are settled in different ways take other statements.
     let put_off = Mutex::new(HashSet::new());
     let script = move |step: Step<'_>| match step {
-        Step::Rcpt { recipient } if recipient.contains("-2@") && put_off.lock().unwrap().insert(recipient.to_owned()) => {
+        Step::Rcpt { recipient }
+            if recipient.contains("-2@") && put_off.lock().unwrap().insert(recipient.to_owned()) =>
+        {
             Some("450 4.2.1 later".to_owned())
         }
         _ => None,

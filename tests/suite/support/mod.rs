@@ -30,6 +30,7 @@ pub mod house;
 pub mod machine;
 pub mod mails;
 pub mod proxy;
+pub mod secrets;
 pub mod session;
 pub mod smarthost;
 
