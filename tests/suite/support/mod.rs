@@ -19,6 +19,7 @@
 //! | `…_LOG` | its log |
 //! | `…_MAILDIR` | what was accepted, a file for each recipient |
 //! | `MAILQUEUE_TEST_PROMTOOL` | Prometheus' `promtool`, which judges metrics and alert rules |
+//! | `MAILQUEUE_TEST_MARIADB_CLIENT`, `MAILQUEUE_TEST_POSTGRES_CLIENT` | their command-line clients, for `benches/throughput` |
 //! | `MAILQUEUE_TEST_SINK`, `MAILQUEUE_TEST_SOURCE` | Postfix's `smtp-sink` and `smtp-source`; as root the sink runs as `nobody` |
 
 pub mod binary;
