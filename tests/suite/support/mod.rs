@@ -2,9 +2,9 @@
 //!
 //! Servers are started by `tests/run`, which names them to the tests in environment variables; [`variable`] reads them.
 //! A test that needs a server stands in a module that is named after it, `mariadb`, `postgres`, `postfix` or `exim`,
-//! and one that needs Prometheus' own tool in `promtool`, because `tests/run --embedded-only` chooses by these names
-//! (`.config/nextest.toml`). Started without its server, such a test fails and says what to do; it never passes by doing
-//! nothing.
+//! one that needs a cluster in `galera`, and one that needs Prometheus' own tool in `promtool`, because
+//! `tests/run --embedded-only` chooses by these names (`.config/nextest.toml`). Started without its server, such a test
+//! fails and says what to do; it never passes by doing nothing.
 //!
 //! | variable | holds |
 //! | --- | --- |
@@ -19,11 +19,13 @@
 //! | `…_LOG` | its log |
 //! | `…_MAILDIR` | what was accepted, a file for each recipient |
 //! | `MAILQUEUE_TEST_PROMTOOL` | Prometheus' `promtool`, which judges metrics and alert rules |
+//! | `MAILQUEUE_TEST_GALERA` | a script that starts a cluster for one test; [`cluster`] |
 //! | `MAILQUEUE_TEST_MARIADB_CLIENT`, `MAILQUEUE_TEST_POSTGRES_CLIENT` | their command-line clients, for `benches/throughput` |
 //! | `MAILQUEUE_TEST_SINK`, `MAILQUEUE_TEST_SOURCE` | Postfix's `smtp-sink` and `smtp-source`; as root the sink runs as `nobody` |
 
 pub mod binary;
 pub mod catcher;
+pub mod cluster;
 pub mod database;
 pub mod house;
 pub mod mails;
