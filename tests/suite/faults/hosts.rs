@@ -5,13 +5,13 @@ use std::collections::HashSet;
 use futures_util::future::join_all;
 
 use super::{OFTEN, SOON, kill, stop, story, until_empty};
+use crate::support::DEADLINE;
 use crate::support::binary::Installation;
 use crate::support::catcher::Catcher;
 use crate::support::cluster::Cluster;
 use crate::support::house::House;
 use crate::support::mails::Mails;
 use crate::support::session::Session;
-use crate::support::{DEADLINE, long};
 
 const CONNECTIONS: usize = 4;
 
@@ -23,7 +23,7 @@ mod galera {
 }
 
 async fn machines_that_die_lose_nothing_and_repeat_only_what_was_under_way() {
-    let rows = if long() { 5_000 } else { 1_500 };
+    let rows = 5_000;
     let mut cluster = Cluster::start().await;
     let database = cluster.database().await;
     let urls = [0, 1, 2].map(|node| cluster.url(node, &database));
