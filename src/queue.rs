@@ -51,6 +51,7 @@ struct Inner {
     connections: connect::Connections,
     schema: RwLock<Option<Arc<schema::Schema>>>,
     doubts: Mutex<Doubts>,
+    head: Mutex<Option<claiming::Head>>,
     sweep: Mutex<sweep::Position>,
     /// Claims that are in somebody's hands.
     claims: TaskTracker,
@@ -88,10 +89,10 @@ impl Queue {
             return Err(refused(format!("`{}` is no table name", settings.table.escape_debug())));
         }
         let connections = connect::Connections::new(settings.database.clone()).map_err(refused)?;
-        let (schema, doubts, sweep) = (RwLock::default(), Mutex::default(), Mutex::default());
+        let (schema, doubts, head, sweep) = (RwLock::default(), Mutex::default(), Mutex::default(), Mutex::default());
         let claims = TaskTracker::new();
         claims.close();
-        Ok(Self { inner: Arc::new(Inner { settings, dispatcher, connections, schema, doubts, sweep, claims }) })
+        Ok(Self { inner: Arc::new(Inner { settings, dispatcher, connections, schema, doubts, head, sweep, claims }) })
     }
 
     pub fn name(&self) -> &Arc<str> {
@@ -105,7 +106,8 @@ impl Queue {
         self.inner.claims.wait().await;
     }
 
-    /// Numbers of rows over `cursor` that no record stands for, ascending. `i64::MIN` begins anew.
+    /// Numbers of rows over `cursor` that no record stands for, ascending. `i64::MIN` begins anew, but where very many
+    /// records stand at the head of the table not every time at the very beginning.
     pub async fn find(&self, cursor: i64, limit: u32) -> Result<Vec<i64>, Error> {
         self.inner.find(cursor, limit).await
     }
