@@ -47,8 +47,8 @@ pub async fn run(args: &Args, config: &Config, out: &mut Out) -> anyhow::Result<
             format!("there is no ledger in {}; look on the machine whose dispatcher sends", config.state_dir.display());
         return Err(Usage(text).into());
     }
-    let mut tracer = Tracer::open(&config.state_dir).await?;
-    let found = tracer.find(&query(args), LIMIT).await?;
+    let tracer = Tracer::open(&config.state_dir)?;
+    let found = tracer.find(&query(args), LIMIT)?;
     for traced in &found {
         if args.json { out.json(&object(traced))? } else { tell(traced, out)? }
     }
