@@ -51,7 +51,7 @@ struct Inner {
     connections: connect::Connections,
     schema: RwLock<Option<Arc<schema::Schema>>>,
     doubts: Mutex<Doubts>,
-    head: Mutex<Option<claiming::Head>>,
+    head: std::sync::Mutex<Option<claiming::Head>>,
     sweep: Mutex<sweep::Position>,
     /// Claims that are in somebody's hands.
     claims: TaskTracker,
@@ -89,10 +89,10 @@ impl Queue {
             return Err(refused(format!("`{}` is no table name", settings.table.escape_debug())));
         }
         let connections = connect::Connections::new(settings.database.clone()).map_err(refused)?;
-        let (schema, doubts, head, sweep) = (RwLock::default(), Mutex::default(), Mutex::default(), Mutex::default());
+        let (schema, doubts, sweep) = (RwLock::default(), Mutex::default(), Mutex::default());
         let claims = TaskTracker::new();
         claims.close();
-        Ok(Self { inner: Arc::new(Inner { settings, dispatcher, connections, schema, doubts, head, sweep, claims }) })
+        Ok(Self { inner: Arc::new(Inner { settings, dispatcher, connections, schema, doubts, head: Default::default(), sweep, claims }) })
     }
 
     pub fn name(&self) -> &Arc<str> {

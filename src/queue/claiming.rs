@@ -1,7 +1,7 @@
 //! From a row that is due to its content.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -19,37 +19,46 @@ use crate::outcome::History;
 /// A look at the head of the table that takes longer is one at very many records.
 const QUICK: Duration = Duration::from_millis(100);
 
-/// Such looks get one part in so many of the time.
+/// Such looks get one part in so many of the time, but none is put off for longer than [`LONGEST`].
 const SHARE: u32 = 20;
+const LONGEST: Duration = Duration::from_secs(60);
 
 /// The numbers up to `end`, which all had records when they were last looked at. Rows that come to stand among them, as
-/// late commits do, are found by the next look at the head; all others at once.
-#[derive(Debug)]
+/// late commits do, are found by the next look at the head, at `again`; all others at once.
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Head {
     end: i64,
-    took: Duration,
-    seen: Instant,
+    again: Instant,
 }
 
 impl Inner {
     pub(super) async fn find(&self, cursor: i64, limit: u32) -> Result<Vec<i64>, Error> {
-        let mut head = self.head.lock().await;
-        let known = head.as_ref().filter(|head| head.seen.elapsed() < head.took * SHARE);
+        let known = self.head().filter(|head| Instant::now() < head.again);
         let from = known.map_or(cursor, |head| head.end.max(cursor));
+        if from > i64::MIN {
+            return persist!(self, self.find_once(from, limit));
+        }
         let begin = Instant::now();
         let found = persist!(self, self.find_once(from, limit))?;
         let took = begin.elapsed();
-        if from == i64::MIN {
-            *head = None;
-            if took > QUICK {
-                let end = match found.first() {
-                    Some(first) => first - 1,
-                    None => persist!(self, self.last_record_once())?.unwrap_or(i64::MIN),
-                };
-                *head = Some(Head { end, took, seen: Instant::now() });
-            }
+        if took > QUICK {
+            let end = match found.first() {
+                Some(first) => first - 1,
+                None => persist!(self, self.last_record_once())?.unwrap_or(i64::MIN),
+            };
+            let again = Instant::now() + (took * SHARE).min(LONGEST);
+            *self.head.lock().unwrap_or_else(PoisonError::into_inner) = Some(Head { end, again });
         }
         Ok(found)
+    }
+
+    fn head(&self) -> Option<Head> {
+        *self.head.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Rows wait again whose records we have dropped: the next look begins at the beginning.
+    pub(super) fn forget_head(&self) {
+        *self.head.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     async fn last_record_once(&self) -> Result<Option<i64>, Failure> {
@@ -272,6 +281,7 @@ impl Inner {
             let ids = vec![claim.record.as_str().into(), (&*claim.token).into()];
             if link.execute("DELETE FROM mailqueue_delivery WHERE id = ? AND claim = ?", ids).await? > 0 {
                 self.drop_records(&mut link, &[&claim.record]).await?;
+                self.forget_head();
             }
         }
         Ok(contents)

@@ -105,6 +105,7 @@ impl Inner {
             let idle = ids_of(link.fetch(&sql, args).await?)?;
             self.drop_records(link, &idle.iter().collect::<Vec<_>>()).await?;
             link.commit().await?;
+            self.forget_head();
             dropped += idle.len() as u64;
         }
         Ok(dropped)
