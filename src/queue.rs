@@ -6,6 +6,7 @@ mod claiming;
 mod connect;
 mod dialect;
 mod error;
+mod finding;
 mod leases;
 mod link;
 mod listing;
@@ -51,7 +52,7 @@ struct Inner {
     connections: connect::Connections,
     schema: RwLock<Option<Arc<schema::Schema>>>,
     doubts: Mutex<Doubts>,
-    head: std::sync::Mutex<Option<claiming::Head>>,
+    head: std::sync::Mutex<Option<finding::Head>>,
     sweep: Mutex<sweep::Position>,
     /// Claims that are in somebody's hands.
     claims: TaskTracker,
@@ -92,7 +93,18 @@ impl Queue {
         let (schema, doubts, sweep) = (RwLock::default(), Mutex::default(), Mutex::default());
         let claims = TaskTracker::new();
         claims.close();
-        Ok(Self { inner: Arc::new(Inner { settings, dispatcher, connections, schema, doubts, head: Default::default(), sweep, claims }) })
+        Ok(Self {
+            inner: Arc::new(Inner {
+                settings,
+                dispatcher,
+                connections,
+                schema,
+                doubts,
+                head: Default::default(),
+                sweep,
+                claims,
+            }),
+        })
     }
 
     pub fn name(&self) -> &Arc<str> {

@@ -1,11 +1,9 @@
-//! From a row that is due to its content.
+//! From a row that is due to its content, and to the mark that it is being sent.
 
-use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, PoisonError};
-use std::time::Duration;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
 
 use jiff::Timestamp;
-use tokio::time::Instant;
 
 use super::Inner;
 use super::claim::{Claim, Row};
@@ -16,70 +14,7 @@ use super::record::{RECORD, Record, histories, ids_of};
 use crate::mail::{Columns, Fingerprint, MailId, RecordId};
 use crate::outcome::History;
 
-/// A look at the head of the table that takes longer is one at very many records.
-const QUICK: Duration = Duration::from_millis(100);
-
-/// Such looks get one part in so many of the time, but none is put off for longer than [`LONGEST`].
-const SHARE: u32 = 20;
-const LONGEST: Duration = Duration::from_secs(60);
-
-/// The numbers up to `end`, which all had records when they were last looked at. Rows that come to stand among them, as
-/// late commits do, are found by the next look at the head, at `again`; all others at once.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Head {
-    end: i64,
-    again: Instant,
-}
-
 impl Inner {
-    pub(super) async fn find(&self, cursor: i64, limit: u32) -> Result<Vec<i64>, Error> {
-        let known = self.head().filter(|head| Instant::now() < head.again);
-        let from = known.map_or(cursor, |head| head.end.max(cursor));
-        if from > i64::MIN {
-            return persist!(self, self.find_once(from, limit));
-        }
-        let begin = Instant::now();
-        let found = persist!(self, self.find_once(from, limit))?;
-        let took = begin.elapsed();
-        if took > QUICK {
-            let end = match found.first() {
-                Some(first) => first - 1,
-                None => persist!(self, self.last_record_once())?.unwrap_or(i64::MIN),
-            };
-            let again = Instant::now() + (took * SHARE).min(LONGEST);
-            *self.head.lock().unwrap_or_else(PoisonError::into_inner) = Some(Head { end, again });
-        }
-        Ok(found)
-    }
-
-    fn head(&self) -> Option<Head> {
-        *self.head.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Rows wait again whose records we have dropped: the next look begins at the beginning.
-    pub(super) fn forget_head(&self) {
-        *self.head.lock().unwrap_or_else(PoisonError::into_inner) = None;
-    }
-
-    async fn last_record_once(&self) -> Result<Option<i64>, Failure> {
-        let sql = "SELECT MAX(d.mid) FROM mailqueue_delivery d WHERE d.queue_table = ?";
-        let lines = self.link().await?.fetch(sql, vec![self.key()]).await?;
-        lines.first().map_or(Ok(None), |line| line.int(0))
-    }
-
-    async fn find_once(&self, cursor: i64, limit: u32) -> Result<Vec<i64>, Failure> {
-        let mut link = self.link().await?;
-        let schema = self.schema(&mut link).await?;
-        let sql = format!(
-            "SELECT {} FROM {} q LEFT JOIN mailqueue_delivery d ON d.queue_table = ? AND d.mid = q.mid \
-             WHERE q.mid > ? AND d.mid IS NULL ORDER BY q.mid LIMIT ?",
-            self.dialect().mid,
-            schema.table
-        );
-        let lines = link.fetch(&sql, vec![self.key(), cursor.into(), i64::from(limit).into()]).await?;
-        lines.iter().map(|line| line.some_int(0)).collect()
-    }
-
     pub(super) async fn claim(&self, mids: &[i64], now: Timestamp) -> Result<Vec<Claim>, Error> {
         let mut mids = mids.to_vec();
         mids.sort_unstable();
@@ -285,6 +220,51 @@ impl Inner {
             }
         }
         Ok(contents)
+    }
+
+    pub(super) async fn sending(&self, rows: &[(&Claim, Fingerprint, &str)]) -> Result<Vec<bool>, Error> {
+        let mut acts: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+        for (index, (claim, ..)) in rows.iter().enumerate() {
+            acts.entry(&claim.token).or_default().push(index);
+        }
+        let mut ours = vec![false; rows.len()];
+        for (token, indices) in acts {
+            for group in indices.chunks(GROUP) {
+                let rows: Vec<_> = group.iter().map(|&index| rows[index]).collect();
+                let marked = persist!(self, self.sending_once(token, &rows))?;
+                group.iter().zip(marked).for_each(|(&index, marked)| ours[index] = marked);
+            }
+        }
+        Ok(ours)
+    }
+
+    /// For rows that were claimed in one act.
+    async fn sending_once(&self, token: &str, rows: &[(&Claim, Fingerprint, &str)]) -> Result<Vec<bool>, Failure> {
+        let mut link = self.link().await?;
+        let padded = padded(rows.to_vec());
+        let count = padded.len();
+        let whens = "WHEN ? THEN ? ".repeat(count);
+        let here = format!("id IN ({}) AND owner = ? AND claim = ?", places(count));
+        let mut here_args: Vec<Value> = padded.iter().map(|(claim, ..)| claim.record.as_str().into()).collect();
+        here_args.extend([self.owner(), token.into()]);
+
+        let sql = format!(
+            "UPDATE mailqueue_delivery{} SET state = 'sending', fingerprint = CASE id {whens}END, \
+             message_id = CASE id {whens}END WHERE {here} AND state IN ('claimed', 'sending')",
+            self.by_id()
+        );
+        let pairs = |of: fn(&(&Claim, Fingerprint, &str)) -> Value| {
+            padded.iter().flat_map(move |row| [row.0.record.as_str().into(), of(row)]).collect::<Vec<Value>>()
+        };
+        let mut args = pairs(|(_, fingerprint, _)| fingerprint.to_hex().as_str().into());
+        args.extend(pairs(|(.., message_id)| (*message_id).into()));
+        args.extend(here_args.clone());
+        if link.execute(&sql, args).await? == rows.len() as u64 {
+            return Ok(vec![true; rows.len()]);
+        }
+        let sql = format!("SELECT id FROM mailqueue_delivery WHERE {here} AND state = 'sending'");
+        let marked: HashSet<RecordId> = ids_of(link.fetch(&sql, here_args).await?)?.into_iter().collect();
+        Ok(rows.iter().map(|(claim, ..)| marked.contains(&claim.record)).collect())
     }
 
     /// The columns of rows, as they stand now.
