@@ -6,6 +6,7 @@ mod claiming;
 mod connect;
 mod dialect;
 mod error;
+mod finding;
 mod leases;
 mod link;
 mod listing;
@@ -52,6 +53,7 @@ struct Inner {
     connections: connect::Connections,
     schema: RwLock<Option<Arc<schema::Schema>>>,
     doubts: Mutex<Doubts>,
+    head: std::sync::Mutex<Option<finding::Head>>,
     sweep: Mutex<sweep::Position>,
     /// Claims that are in somebody's hands.
     claims: TaskTracker,
@@ -92,7 +94,18 @@ impl Queue {
         let (schema, doubts, sweep) = (RwLock::default(), Mutex::default(), Mutex::default());
         let claims = TaskTracker::new();
         claims.close();
-        Ok(Self { inner: Arc::new(Inner { settings, dispatcher, connections, schema, doubts, sweep, claims }) })
+        Ok(Self {
+            inner: Arc::new(Inner {
+                settings,
+                dispatcher,
+                connections,
+                schema,
+                doubts,
+                head: Default::default(),
+                sweep,
+                claims,
+            }),
+        })
     }
 
     pub fn name(&self) -> &Arc<str> {
@@ -106,7 +119,8 @@ impl Queue {
         self.inner.claims.wait().await;
     }
 
-    /// Numbers of rows over `cursor` that no record stands for, ascending. `i64::MIN` begins anew.
+    /// Numbers of rows over `cursor` that no record stands for, ascending. `i64::MIN` begins anew, but where very many
+    /// records stand at the head of the table not every time at the very beginning.
     pub async fn find(&self, cursor: i64, limit: u32) -> Result<Vec<i64>, Error> {
         self.inner.find(cursor, limit).await
     }

@@ -15,23 +15,6 @@ use crate::mail::{Columns, Fingerprint, MailId, RecordId};
 use crate::outcome::History;
 
 impl Inner {
-    pub(super) async fn find(&self, cursor: i64, limit: u32) -> Result<Vec<i64>, Error> {
-        persist!(self, self.find_once(cursor, limit))
-    }
-
-    async fn find_once(&self, cursor: i64, limit: u32) -> Result<Vec<i64>, Failure> {
-        let mut link = self.link().await?;
-        let schema = self.schema(&mut link).await?;
-        let sql = format!(
-            "SELECT {} FROM {} q LEFT JOIN mailqueue_delivery d ON d.queue_table = ? AND d.mid = q.mid \
-             WHERE q.mid > ? AND d.mid IS NULL ORDER BY q.mid LIMIT ?",
-            self.dialect().mid,
-            schema.table
-        );
-        let lines = link.fetch(&sql, vec![self.key(), cursor.into(), i64::from(limit).into()]).await?;
-        lines.iter().map(|line| line.some_int(0)).collect()
-    }
-
     pub(super) async fn claim(&self, mids: &[i64], now: Timestamp) -> Result<Vec<Claim>, Error> {
         let mut mids = mids.to_vec();
         mids.sort_unstable();
@@ -233,6 +216,7 @@ impl Inner {
             let ids = vec![claim.record.as_str().into(), (&*claim.token).into()];
             if link.execute("DELETE FROM mailqueue_delivery WHERE id = ? AND claim = ?", ids).await? > 0 {
                 self.drop_records(&mut link, &[&claim.record]).await?;
+                self.forget_head();
             }
         }
         Ok(contents)

@@ -9,6 +9,7 @@ use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use log::LevelFilter;
 use sqlx::ConnectOptions;
 use sqlx::mysql::{MySqlConnectOptions, MySqlSslMode};
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
@@ -131,7 +132,7 @@ impl Connections {
                 if !named(url, &["ssl-mode", "sslmode"]) && options.get_socket().is_none() && is_remote(url) {
                     options = options.ssl_mode(MySqlSslMode::VerifyIdentity);
                 }
-                Raw::MySql(Box::new(options.disable_statement_logging().connect().await?))
+                Raw::MySql(Box::new(quiet(options).connect().await?))
             }
             "postgres" => {
                 let mut options = PgConnectOptions::from_url(url).map_err(bad)?;
@@ -141,9 +142,9 @@ impl Connections {
                 if !named(url, &["ssl-mode", "sslmode"]) && options.get_socket().is_none() && is_remote(url) {
                     options = options.ssl_mode(PgSslMode::VerifyFull);
                 }
-                Raw::Postgres(Box::new(options.disable_statement_logging().connect().await?))
+                Raw::Postgres(Box::new(quiet(options).connect().await?))
             }
-            _ => Raw::Sqlite(Box::new(sqlite_options(url)?.disable_statement_logging().connect().await?)),
+            _ => Raw::Sqlite(Box::new(quiet(sqlite_options(url)?).connect().await?)),
         };
         // The session is set up through a loan of its own, so that a failure closes the connection.
         let permit = Arc::new(Semaphore::new(1)).try_acquire_owned().map_err(|e| Failure::Broken(e.to_string()))?;
@@ -162,9 +163,14 @@ impl Connections {
             .filename(file(&self.database.url))
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal);
-        options.disable_statement_logging().connect().await?;
+        quiet(options).connect().await?;
         Ok(true)
     }
+}
+
+/// Statements, which hold no values, are logged for those who ask for `sqlx::query=trace`.
+fn quiet<O: ConnectOptions>(options: O) -> O {
+    options.log_statements(LevelFilter::Trace).log_slow_statements(LevelFilter::Off, Duration::MAX)
 }
 
 fn read(password: &Password) -> Result<String, Failure> {

@@ -82,7 +82,8 @@ fn mysql(number: u16, what: String) -> Failure {
     match number {
         // Too many connections, shutdown, killed, limits, aborted or read errors of the network, Galera not ready.
         1040 | 1047 | 1053 | 1077 | 1079 | 1152..=1161 | 1184 | 1203 | 1226 | 1927 | 4031 => Failure::Broken(what),
-        1205 | 1213 | 1020 => Failure::Busy(what),
+        // A conflict with another node of a cluster is told as a deadlock, as an interrupted statement, or at COMMIT.
+        1205 | 1213 | 1020 | 1180 | 1317 => Failure::Busy(what),
         1054 | 1146 => Failure::Missing(what),
         // Who one is, and where.
         1044 | 1045 | 1049 | 1698 => Failure::Refused(who_and_where(&what)),

@@ -194,6 +194,7 @@ impl Inner {
             );
             link.execute(&rest, args).await?;
         }
+        self.forget_head();
         Ok(())
     }
 }

@@ -50,8 +50,9 @@ impl Inner {
         let mut link = self.link().await?;
         let schema = self.schema(&mut link).await?;
         let sql = format!(
-            "SELECT d.id, d.mid, {} FROM mailqueue_delivery d LEFT JOIN {} q ON q.mid = d.mid \
-             WHERE d.queue_table = ? AND d.mid > ? AND d.state NOT IN ('claimed', 'sending') ORDER BY d.mid LIMIT ?",
+            "SELECT part.id, part.mid, {} FROM (SELECT d.id, d.mid FROM mailqueue_delivery d WHERE d.queue_table = ? \
+             AND d.mid > ? AND d.state NOT IN ('claimed', 'sending') ORDER BY d.mid LIMIT ?) part \
+             LEFT JOIN {} q ON q.mid = part.mid ORDER BY part.mid",
             self.dialect().mid,
             schema.table
         );
@@ -104,6 +105,7 @@ impl Inner {
             let idle = ids_of(link.fetch(&sql, args).await?)?;
             self.drop_records(link, &idle.iter().collect::<Vec<_>>()).await?;
             link.commit().await?;
+            self.forget_head();
             dropped += idle.len() as u64;
         }
         Ok(dropped)

@@ -22,5 +22,6 @@ END
         --bind-address=127.0.0.1 --port="$port" --socket="$home/socket" --pid-file="$home/server.pid" \
         --init-file="$home/init.sql" --max-connections=500
     wait_for_line "$home" 'mariadbd: ready for connections' || return
+    export_variable MAILQUEUE_TEST_MARIADB_CLIENT "$(tool "$home" "$(installed usr/bin/mariadb)" --no-defaults)"
     export_variable MAILQUEUE_TEST_MARIADB "mysql://root:mailqueue@127.0.0.1:$port"
 }

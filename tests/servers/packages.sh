@@ -10,6 +10,7 @@ needed=(
     "openssl                 usr/bin/openssl"
     "mariadb-server-core     usr/sbin/mariadbd"
     "mariadb-client-core     usr/bin/my_print_defaults"
+    "galera-4                usr/lib/galera/libgalera_smm.so"
     "postgresql              usr/lib/postgresql/*/bin/initdb"
     "postfix                 usr/lib/postfix/sbin/master"
     "sasl2-bin               usr/sbin/saslpasswd2"

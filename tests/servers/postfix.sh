@@ -34,18 +34,11 @@ END
     export_variable MAILQUEUE_TEST_POSTFIX_PASSWORD_FILE "$home/password"
     export_variable MAILQUEUE_TEST_POSTFIX_MAILDIR "$home/mail"
     export_variable MAILQUEUE_TEST_POSTFIX_LOG "$home/mail.log"
-    export_variable MAILQUEUE_TEST_SINK "$(postfix_tool "$home" smtp-sink)"
-    export_variable MAILQUEUE_TEST_SOURCE "$(postfix_tool "$home" smtp-source)"
-}
-
-# A script that runs one of Postfix's test programs with its libraries, and as somebody else than root.
-postfix_tool() {
-    local user=
-    [[ $2 != smtp-sink ]] || ((EUID != 0)) || user='-u nobody'
-    echo "#!/bin/sh
-exec ${packaged[*]} $(installed "usr/sbin/$2") $user \"\$@\"" >"$1/$2"
-    chmod 755 "$1/$2"
-    echo "$1/$2"
+    # The sink does not want to be root.
+    local user=()
+    ((EUID != 0)) || user=(-u nobody)
+    export_variable MAILQUEUE_TEST_SINK "$(tool "$home" "$(installed usr/sbin/smtp-sink)" "${user[@]}")"
+    export_variable MAILQUEUE_TEST_SOURCE "$(tool "$home" "$(installed usr/sbin/smtp-source)")"
 }
 
 # The one user who may send, in the form that Cyrus SASL reads.

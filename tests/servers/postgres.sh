@@ -12,5 +12,6 @@ start_postgres() {
     background "$home" "${unprivileged[@]}" "${packaged[@]}" "$bin/postgres" -D "$home/data" -h 127.0.0.1 -p "$port" \
         -k "$home" -c max_connections=300 -c jit=off
     wait_for_line "$home" 'database system is ready to accept connections' || return
+    export_variable MAILQUEUE_TEST_POSTGRES_CLIENT "$(tool "$home" "$bin/psql" --no-psqlrc)"
     export_variable MAILQUEUE_TEST_POSTGRES "postgres://postgres:mailqueue@127.0.0.1:$port/postgres"
 }

@@ -98,6 +98,14 @@ export_variable() {
     printf "%s='%s'\n" "$1" "$2" >>"$variables"
 }
 
+# tool DIRECTORY PROGRAM [ARGUMENT…]: a script that runs a program with its libraries, wherever it is from.
+tool() {
+    local path=$1/${2##*/}
+    printf '#!/bin/sh\nexec %s "$@"\n' "${packaged[*]} ${*:2}" >"$path"
+    chmod 755 "$path"
+    echo "$path"
+}
+
 # Runs a command with the servers' variables set, and returns its status.
 run_with_servers() {
     (

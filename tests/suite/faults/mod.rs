@@ -40,6 +40,7 @@ macro_rules! on_every_server {
 mod crash;
 mod floods;
 mod foreign;
+mod hosts;
 mod kill;
 mod link;
 mod many;

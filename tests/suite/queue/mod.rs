@@ -9,6 +9,7 @@ mod operators;
 mod peculiar;
 mod place;
 mod producers;
+mod reads;
 mod recovery;
 mod settling;
 mod setup;

@@ -14,10 +14,14 @@ pub struct TestDatabase {
 }
 
 pub async fn mariadb() -> TestDatabase {
-    let (server, name) = (variable("MAILQUEUE_TEST_MARIADB"), random_name());
-    let mut connection = MySqlConnection::connect(&server).await.expect("MariaDB is out of reach");
+    on_mysql(&variable("MAILQUEUE_TEST_MARIADB")).await
+}
+
+pub async fn on_mysql(server: &str) -> TestDatabase {
+    let name = random_name();
+    let mut connection = MySqlConnection::connect(server).await.expect("MariaDB is out of reach");
     connection.execute(AssertSqlSafe(format!("CREATE DATABASE {name}"))).await.expect("CREATE DATABASE");
-    on_server(&server, &name)
+    on_server(server, &name)
 }
 
 pub async fn postgres() -> TestDatabase {

@@ -2,8 +2,8 @@
 //!
 //! Servers are started by `tests/run`, which names them to the tests in environment variables; [`variable`] reads them.
 //! A test that needs a server stands in a module that is named after it, `mariadb`, `postgres`, `postfix` or `exim`,
-//! one that needs Prometheus' own tool in `promtool`, and one that needs Debian's tools or a machine with systemd in
-//! `debian`, because `tests/run --embedded-only` chooses by these names
+//! one that needs a cluster in `galera`, one that needs Prometheus' own tool in `promtool`, and one that needs Debian's
+//! tools or a machine with systemd in `debian`, because `tests/run --embedded-only` chooses by these names
 //! (`.config/nextest.toml`). Started without its server, such a test fails and says what to do; it never passes by doing
 //! nothing.
 //!
@@ -21,10 +21,13 @@
 //! | `…_MAILDIR` | what was accepted, a file for each recipient |
 //! | `MAILQUEUE_TEST_PROMTOOL` | Prometheus' `promtool`, which judges metrics and alert rules |
 //! | `MAILQUEUE_TEST_LINTIAN`, `MAILQUEUE_TEST_MANDOC` | Debian's `lintian`, which judges packages, and `mandoc` |
+//! | `MAILQUEUE_TEST_GALERA` | a script that starts a cluster for one test; [`cluster`] |
+//! | `MAILQUEUE_TEST_MARIADB_CLIENT`, `MAILQUEUE_TEST_POSTGRES_CLIENT` | their command-line clients, for `benches/throughput` |
 //! | `MAILQUEUE_TEST_SINK`, `MAILQUEUE_TEST_SOURCE` | Postfix's `smtp-sink` and `smtp-source`; as root the sink runs as `nobody` |
 
 pub mod binary;
 pub mod catcher;
+pub mod cluster;
 pub mod database;
 pub mod house;
 pub mod machine;
