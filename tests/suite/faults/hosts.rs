@@ -56,7 +56,7 @@ async fn machines_that_die_lose_nothing_and_repeat_only_what_was_under_way() {
     // Of what the dead machine had been told by the smarthost, it could not delete any more what came last.
     let unsettled = ids(&lost, "accepted").difference(&ids(&lost, "deleted")).count();
     lines.extend(lost);
-    let repeated = mails.audit(&catcher.received(), &lines);
+    let repeated = mails.arrived(&catcher.received(), &lines);
     // A connection has a mail on the wire, and the next one in the same write.
     let under_way = unsettled + 2 * 2 * CONNECTIONS;
     assert!(repeated <= under_way, "{repeated} came twice:\n{}", story(&lines, &["unknown", "took over", "lost"]));
