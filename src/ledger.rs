@@ -5,6 +5,7 @@
 //! after the 250, and `settled` once the row says so too. A dot that was refused leaves no entry. What a crash leaves
 //! open is answered by [`Ledger::open_entries`] and settled before anything is sent.
 
+mod outage;
 mod schema;
 mod state_dir;
 mod trace;
@@ -20,6 +21,7 @@ use jiff::Timestamp;
 
 use crate::mail::{Fingerprint, MailId, RecordId};
 
+pub use outage::OutageNote;
 pub use state_dir::StateDir;
 pub use trace::{Query, Traced, Tracer};
 use writer::{Op, Writer};
@@ -83,8 +85,9 @@ impl Ledger {
         let mut connection = schema::open(&path).await?;
         let (last, open) =
             schema::last_and_open(&mut connection).await.map_err(|error| schema::damaged(&path, &error))?;
+        let key = schema::key(dir.path(), &mut connection).await?;
         Ok(Self {
-            writer: Writer::start(connection, schema::key(dir.path())?),
+            writer: Writer::start(connection, key),
             next: Arc::new(AtomicI64::new(last + 1)),
             open: Arc::new(AtomicU64::new(open)),
         })
@@ -175,6 +178,17 @@ impl Ledger {
         let found =
             rows.iter().filter_map(|(id, content)| Some((id.clone(), *known.get(&(id.mid, content.to_hex()))?)));
         Ok(found.collect())
+    }
+
+    /// Whether it can be written; writes nothing that stays.
+    pub async fn is_writable(&self) -> Result<(), Error> {
+        self.writer.write(Op::Try).await
+    }
+
+    /// Writes what was handed over, and closes the file so that nothing of its write-ahead log is left. Everything that
+    /// is asked of any clone afterwards is refused.
+    pub async fn shut(&self) {
+        self.writer.shut().await;
     }
 
     /// Drops settled entries that are older than `keep`.

@@ -197,10 +197,11 @@ impl Queue {
         self.inner.paused().await
     }
 
-    /// Moves `first_deferred` of all deferred rows later by as long as the relay was out of reach, for which no mail
-    /// can be blamed: expiry does not run meanwhile.
-    pub async fn excuse(&self, pause: std::time::Duration) -> Result<(), Error> {
-        self.inner.excuse(pause).await
+    /// Expiry does not run while the relay is out of reach, for which no mail can be blamed: moves `first_deferred` of
+    /// all rows that wait later by as long as that has been so up to now, less what any dispatcher has accounted for
+    /// before. To be called with zero while the relay is up, so that nobody excuses that time.
+    pub async fn excuse(&self, outage: std::time::Duration) -> Result<(), Error> {
+        self.inner.excuse(outage).await
     }
 
     /// Whether the table gives numbers out again at once (SQLite without AUTOINCREMENT), so that number and content of

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 
 use super::lane::Lane;
 use super::pulse::Loop;
-use super::{Shared, StartError, batch, events, recovery};
+use super::{Shared, StartError, batch, events, outage, recovery};
 use crate::{ledger, queue};
 
 /// The most rows of one claim. Deferred ones get half of it while there are new ones too, so that neither starves.
@@ -138,6 +138,10 @@ async fn pass(shared: &Shared, lane: &Arc<Lane>, recovered: &mut bool, wait: &mu
     let mut cursor = i64::MIN;
     while opened(shared, lane).await {
         shared.progress.pulse.step(lane.name(), Loop::Feeder);
+        if shared.outage.is_owed_by(lane.index) {
+            // Before a claim sees how long its mail has been put off.
+            outage::account(shared, lane).await?;
+        }
         let now = if shared.once { started } else { Timestamp::now() };
         let due = lane.queue.claim_due(now, BATCH / 2).await?;
         let mids = lane.queue.find(cursor, BATCH - due.len() as u32).await?;

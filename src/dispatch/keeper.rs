@@ -12,7 +12,8 @@ use super::feeder::{give_back, is_open};
 use super::health::State;
 use super::lane::{Done, Lane, Notes};
 use super::pulse::Loop;
-use super::{Shared, events, jitter};
+use super::worker::{ledger_trouble, relay_trouble, with_remedy};
+use super::{Shared, events, jitter, outage};
 use crate::queue::{self, DispatcherId, Settlement};
 use crate::{queue::Claim, retry};
 
@@ -41,7 +42,10 @@ pub async fn run(shared: Arc<Shared>, lane: Arc<Lane>) {
                     // Nobody could write a heartbeat that we could have seen: everybody's lease begins anew.
                     sightings.clear();
                 }
-                beaten
+                match beaten {
+                    Ok(()) => outage::account(&shared, &lane).await,
+                    beaten => beaten,
+                }
             }
             _ = looks.tick() => look(&shared, &lane).await,
             _ = health.changed() => Ok(()),
@@ -122,7 +126,7 @@ pub async fn expire(shared: Arc<Shared>) {
 }
 
 /// Tries a relay that is paused, at the times that its health says. Runs until it is dropped.
-pub async fn probe(shared: Arc<Shared>, lanes: Vec<Arc<Lane>>) {
+pub async fn probe(shared: Arc<Shared>) {
     let mut view = shared.health.watch();
     loop {
         let until = match &view.borrow_and_update().state {
@@ -136,20 +140,20 @@ pub async fn probe(shared: Arc<Shared>, lanes: Vec<Arc<Lane>>) {
             continue;
         };
         tokio::time::sleep_until(until).await;
+        // Without it no mail would come to its dot, and the smarthost be troubled for nothing.
+        if let Err(error) = shared.ledger.is_writable().await {
+            ledger_trouble(&shared, &error);
+            continue;
+        }
         match shared.relay.probe().await {
             Ok(_) => {
-                let down = shared.health.reachable(Instant::now());
+                let down = shared.outage.ends(Timestamp::now());
+                shared.health.reachable(Instant::now());
                 tracing::info!(target: events::RELAY, seconds = down.as_secs(), "relay up again");
                 shared.progress.clear_relay_trouble();
-                for lane in &lanes {
-                    if let Err(error) = lane.queue.excuse(down).await {
-                        tracing::warn!(target: events::DATABASE, queue = %lane.name(), %error,
-                            "deferred mails may expire earlier by as long as the relay was paused");
-                    }
-                }
                 shared.poll.notify_waiters();
             }
-            Err(trouble) => super::worker::relay_trouble(&shared, &trouble.to_string()),
+            Err(trouble) => relay_trouble(&shared, &with_remedy(&trouble)),
         }
     }
 }

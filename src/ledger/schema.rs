@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteRow, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection, Row};
 
+use super::writer::hash_address;
 use super::{EntryId, Error, OpenEntry, Transmission};
 use crate::mail::{Fingerprint, MailId, RecordId};
 
@@ -30,6 +31,8 @@ CREATE TABLE IF NOT EXISTS entry (
 ) STRICT;
 -- Queues for which this ledger has been there since its dispatcher's first claim.
 CREATE TABLE IF NOT EXISTS known_queue (name TEXT PRIMARY KEY) STRICT;
+-- Keys that addresses were hashed with, by which each can be told again. lost: it came in place of another.
+CREATE TABLE IF NOT EXISTS hash_key (proof TEXT PRIMARY KEY, since INTEGER NOT NULL, lost INTEGER NOT NULL) STRICT;
 CREATE INDEX IF NOT EXISTS entry_row ON entry (queue, mid);
 CREATE INDEX IF NOT EXISTS entry_open ON entry (queue) WHERE state <> 'settled';
 ";
@@ -114,17 +117,57 @@ pub fn settled(row: &SqliteRow) -> Result<(i64, String, Timestamp), sqlx::Error>
     Ok((row.try_get("mid")?, row.try_get("fingerprint")?, at))
 }
 
-/// The key for the hashes of addresses, in a file of its own, so that a copy of the ledger alone gives none away.
-pub fn key(dir: &Path) -> Result<[u8; 32], Error> {
-    if let Some(key) = existing_key(dir)? {
-        return Ok(key);
-    }
+/// The key for the hashes of addresses, in a file of its own, so that a copy of the ledger alone gives none away. Makes
+/// one where there is none, and says so where that cannot be the first.
+pub async fn key(dir: &Path, connection: &mut SqliteConnection) -> Result<[u8; 32], Error> {
     let path = dir.join(KEY_FILE);
-    let key: [u8; 32] = rand::random();
-    private(&path)
-        .and_then(|mut file| file.write_all(&key).and_then(|()| file.sync_all()))
-        .map_err(|error| bad_key(&path, error.to_string()))?;
+    let (key, fresh) = match existing_key(dir)? {
+        Some(key) => (key, false),
+        None => (new_key(&path)?, true),
+    };
+    let lost = note_key(connection, &hash_address(&key, ""), fresh).await.map_err(unreadable)?;
+    if lost {
+        tracing::warn!(target: "mailqueue::ledger", file = %path.display(),
+            "the key of the ledger was lost and is a new one now: `trace --to` no longer finds the mails that were \
+             settled before (by id and Message-ID it does); to find them, stop mailqueue and put the old file back");
+    }
     Ok(key)
+}
+
+fn new_key(path: &Path) -> Result<[u8; 32], Error> {
+    let key: [u8; 32] = rand::random();
+    private(path)
+        .and_then(|mut file| file.write_all(&key).and_then(|()| file.sync_all()))
+        .map_err(|error| bad_key(path, error.to_string()))?;
+    Ok(key)
+}
+
+/// Answers whether this key newly stands in place of another.
+async fn note_key(connection: &mut SqliteConnection, proof: &str, fresh: bool) -> Result<bool, sqlx::Error> {
+    let known: bool = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM hash_key WHERE proof = ?1)")
+        .bind(proof)
+        .fetch_one(&mut *connection)
+        .await?;
+    if known {
+        // Put back from a backup, perhaps.
+        let sql = "UPDATE hash_key SET lost = 0 WHERE lost <> 0 AND proof <> ?1";
+        sqlx::query(sql).bind(proof).execute(connection).await?;
+        return Ok(false);
+    }
+    // A ledger from before keys were noted has its key still, unless that was made just now.
+    let sql = "INSERT INTO hash_key (proof, since, lost) VALUES (?1, CAST((julianday('now') - 2440587.5) * 86400000 AS \
+               INTEGER), EXISTS (SELECT 1 FROM entry WHERE state = 'settled') AND \
+               (?2 OR EXISTS (SELECT 1 FROM hash_key))) RETURNING lost";
+    sqlx::query_scalar(sql).bind(proof).bind(fresh).fetch_one(connection).await
+}
+
+/// Before when the recipients of settled mails cannot be found any more, because the key was lost then.
+pub async fn blind_before(connection: &mut SqliteConnection) -> Option<Timestamp> {
+    let sql = "SELECT max(k.since) FROM hash_key k WHERE k.lost <> 0 \
+               AND EXISTS (SELECT 1 FROM entry e WHERE e.state = 'settled' AND e.begun < k.since)";
+    // Where there is no such table, no key was ever lost that we know of.
+    let since: Option<i64> = sqlx::query_scalar(sql).fetch_one(connection).await.ok().flatten();
+    since.and_then(|since| Timestamp::from_millisecond(since).ok())
 }
 
 /// `None` where there is none yet: nothing was hashed then.

@@ -67,6 +67,11 @@ impl Tracer {
         rows.and_then(|rows| rows.iter().map(traced).collect()).map_err(schema::unreadable)
     }
 
+    /// Settled mails from before this moment are not found by their recipients, because `ledger.key` was lost then.
+    pub async fn blind_before(&mut self) -> Option<Timestamp> {
+        schema::blind_before(&mut self.connection).await
+    }
+
     /// Entries that are not settled yet, over all queues, and when the smarthost last accepted a mail.
     pub async fn summary(&mut self) -> Result<(u64, Option<Timestamp>), Error> {
         let row = sqlx::query(

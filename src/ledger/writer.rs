@@ -25,6 +25,8 @@ pub enum Op {
     Expire(Timestamp),
     /// A queue.
     Know(String),
+    /// Whether anything can be written.
+    Try,
 }
 
 #[derive(Debug)]
@@ -32,9 +34,10 @@ enum Request {
     Write(Op, oneshot::Sender<Result<(), Error>>),
     /// The SQL, and what its places take: a queue, then numbers.
     Read(String, String, Vec<i64>, oneshot::Sender<Result<Vec<SqliteRow>, Error>>),
+    Shut(oneshot::Sender<()>),
 }
 
-/// The way to the writing task, which ends when the last of these is dropped.
+/// The way to the writing task, which ends when it is told to, or when the last of these is dropped.
 #[derive(Clone, Debug)]
 pub struct Writer {
     requests: mpsc::UnboundedSender<Request>,
@@ -55,6 +58,13 @@ impl Writer {
         async { answered.await.unwrap_or_else(|_| Err(stopped())) }
     }
 
+    pub async fn shut(&self) {
+        let (answer, answered) = oneshot::channel();
+        let _ = self.requests.send(Request::Shut(answer));
+        // Where the task is gone already there is nothing left to close.
+        let _ = answered.await;
+    }
+
     pub async fn read(&self, sql: String, queue: String, mids: Vec<i64>) -> Result<Vec<SqliteRow>, Error> {
         let (answer, answered) = oneshot::channel();
         let _ = self.requests.send(Request::Read(sql, queue, mids, answer));
@@ -68,7 +78,8 @@ fn stopped() -> Error {
 
 async fn work(mut connection: SqliteConnection, key: [u8; 32], mut inbox: mpsc::UnboundedReceiver<Request>) {
     let mut pending = Vec::with_capacity(GROUP);
-    while inbox.recv_many(&mut pending, GROUP).await > 0 {
+    let mut shut = None;
+    while shut.is_none() && inbox.recv_many(&mut pending, GROUP).await > 0 {
         let mut group = Group::default();
         let mut answers = Vec::new();
         for request in pending.drain(..) {
@@ -85,12 +96,16 @@ async fn work(mut connection: SqliteConnection, key: [u8; 32], mut inbox: mpsc::
                     let rows = query.fetch_all(&mut connection).await;
                     let _ = answer.send(rows.map_err(|error| Error::Write(error.to_string())));
                 }
+                Request::Shut(answer) => shut = Some(answer),
             }
         }
         finish(&mut connection, &key, &mut group, &mut answers).await;
     }
     // Checkpoints and removes the write-ahead log; what cannot be done now is done at the next open.
     let _ = connection.close().await;
+    if let Some(shut) = shut {
+        let _ = shut.send(());
+    }
 }
 
 async fn finish(
@@ -119,6 +134,7 @@ struct Group {
     forget: Vec<i64>,
     expire: Option<Timestamp>,
     know: Vec<String>,
+    try_out: bool,
 }
 
 impl Group {
@@ -130,6 +146,7 @@ impl Group {
             Op::Forget(ids) => self.forget.extend(ids),
             Op::Expire(before) => self.expire = Some(before),
             Op::Know(queue) => self.know.push(queue),
+            Op::Try => self.try_out = true,
         }
     }
 
@@ -157,6 +174,12 @@ impl Group {
         for queue in self.know {
             sqlx::query("INSERT OR IGNORE INTO known_queue (name) VALUES (?1)")
                 .bind(queue)
+                .execute(&mut *transaction)
+                .await?;
+        }
+        if self.try_out {
+            // Takes a page or two of the write-ahead log, as an entry does.
+            sqlx::raw_sql("INSERT OR IGNORE INTO known_queue VALUES (''); DELETE FROM known_queue WHERE name = ''")
                 .execute(&mut *transaction)
                 .await?;
         }
