@@ -31,7 +31,7 @@ use tokio_util::task::TaskTracker;
 pub use self::claim::{Claim, Recovered, Row, Settled, Settlement};
 pub use self::error::Error;
 pub use self::settings::{Database, Password, Settings};
-pub use self::view::{Counts, Filter, Finding, Granted, Level, Listed, Paused, Wish};
+pub use self::view::{Chosen, Counts, Filter, Finding, Granted, Level, Listed, Paused, Wish};
 use crate::mail::{ColumnLimits, Columns, Fingerprint, MailId, RecordId};
 use crate::outcome::RecipientRecord;
 
@@ -241,9 +241,16 @@ impl Queue {
         self.inner.counts(now).await
     }
 
-    /// Carries out an operator's wish, row by row, in groups. Claimed and sending rows are left alone.
-    pub async fn grant(&self, wish: &Wish, mids: &[i64], now: Timestamp) -> Result<Vec<(i64, Granted)>, Error> {
-        self.inner.grant(wish, mids, now).await
+    /// Holds on to how these rows are now, so that [`Queue::grant`] touches none that is another by then; rows that are
+    /// gone are left out.
+    pub async fn choose(&self, rows: &[Listed]) -> Result<Vec<Chosen>, Error> {
+        self.inner.choose(rows).await
+    }
+
+    /// Carries out an operator's wish, row by row, in groups. Claimed and sending rows are left alone, and so are those
+    /// that have changed since they were chosen.
+    pub async fn grant(&self, wish: &Wish, rows: &[Chosen], now: Timestamp) -> Result<Vec<(i64, Granted)>, Error> {
+        self.inner.grant(wish, rows, now).await
     }
 
     /// Sets or lifts the emergency stop of this queue, or of the relay for every dispatcher of this database.

@@ -108,10 +108,10 @@ impl Walk<'_> {
         }
         let mut fitting = Vec::new();
         for listed in page {
-            if let Some((_, columns)) = self.queue.look(listed.id.mid).await? {
+            if let Some((Listed { content: read, .. }, columns)) = self.queue.look(listed.id.mid).await? {
                 let content = Content::of(self.config, &self.queue, &listed, &columns).await?;
                 if self.filters.fits(&content) {
-                    fitting.push(listed);
+                    fitting.push(Listed { content: read, ..listed });
                 }
             }
         }
