@@ -35,7 +35,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::ledger::Ledger;
 use crate::queue::Queue;
-use crate::relay::Relay;
+use crate::relay::{Announced, Relay};
 use crate::{retry, translate};
 
 pub use events::{Progress, Redact, Tally};
@@ -158,6 +158,11 @@ impl Handle {
 
     pub fn relay(&self) -> RelayView {
         self.shared.health.watch().borrow().clone()
+    }
+
+    /// What the smarthost announced last; `None` before the first connection.
+    pub fn announced(&self) -> Option<Announced> {
+        self.shared.relay.announced()
     }
 
     /// What a log may show of a text in which addresses may stand.

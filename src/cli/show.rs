@@ -26,7 +26,7 @@ pub struct Args {
     /// The row, as in newsletter/1234
     #[arg(value_name = "ID")]
     id: MailId,
-    /// The exact bytes that would go on the wire (without the dots that SMTP doubles)
+    /// The exact bytes that would go on the wire (without the dots that SMTP doubles), to the smarthost as it last was
     #[arg(long, conflicts_with = "json")]
     raw: bool,
     /// One JSON object
@@ -39,8 +39,14 @@ pub async fn run(args: &Args, config: &Config, out: &mut Out) -> anyhow::Result<
     let Some((listed, columns)) = queue.look(args.id.mid).await? else {
         return Err(anyhow::anyhow!("there is no row {}; `mailqueue list` shows those that there are", args.id));
     };
-    let mail = select::translated(config, &queue, &listed, &columns).await?;
+    let wire = select::announced_wire(config);
+    let mail = select::translated(config, &queue, &listed, &columns, wire.unwrap_or_default()).await?;
     if args.raw {
+        if wire.is_none() {
+            eprintln!(
+                "mailqueue: no dispatcher here has met the smarthost yet: 8BITMIME and SMTPUTF8 are taken for offered"
+            );
+        }
         return raw(&listed, &mail, out);
     }
     let now = Timestamp::now();

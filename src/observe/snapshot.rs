@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, interval};
 
 use super::health::{Relay, RelayState};
-use super::subject::Subject;
+use super::subject::{Carries, Subject};
 
 /// Below `state_dir`.
 pub const FILE: &str = "status.json";
@@ -27,6 +27,9 @@ pub struct Snapshot {
     pub relay: Relay,
     /// How many connections may be in use.
     pub connections: usize,
+    /// What the smarthost announced last.
+    #[serde(default)]
+    pub carries: Option<Carries>,
     pub last_poll: Option<Timestamp>,
     pub last_accepted: Option<Timestamp>,
 }
@@ -114,6 +117,7 @@ impl Snapshot {
             stopped,
             relay: look.relay,
             connections: look.connections,
+            carries: look.carries,
             last_poll: look.last_poll,
             last_accepted: look.last_accepted,
         }
