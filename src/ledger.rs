@@ -11,13 +11,13 @@ mod state_dir;
 mod trace;
 mod writer;
 
-use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use rusqlite::{Connection, params};
 
 use crate::mail::{Fingerprint, MailId, RecordId};
 
@@ -70,7 +70,7 @@ pub struct OpenEntry {
     pub accepted: Option<(String, Timestamp)>,
 }
 
-/// The open ledger. Cheap to clone; all clones write through one connection, in groups.
+/// The open ledger. Cheap to clone; all clones write through one thread, in groups.
 #[derive(Clone, Debug)]
 pub struct Ledger {
     writer: Writer,
@@ -80,14 +80,13 @@ pub struct Ledger {
 
 impl Ledger {
     /// Opens the ledger in a `state_dir` that is ours, and makes it where there is none.
-    pub async fn open(dir: &StateDir) -> Result<Self, Error> {
+    pub fn open(dir: &StateDir) -> Result<Self, Error> {
         let path = dir.path().join(FILE);
-        let mut connection = schema::open(&path).await?;
-        let (last, open) =
-            schema::last_and_open(&mut connection).await.map_err(|error| schema::damaged(&path, &error))?;
-        let key = schema::key(dir.path(), &mut connection).await?;
+        let connection = schema::open(&path)?;
+        let (last, open) = schema::last_and_open(&connection).map_err(|error| schema::damaged(&path, &error))?;
+        let key = schema::key(dir.path(), &connection)?;
         Ok(Self {
-            writer: Writer::start(connection, key),
+            writer: Writer::start(connection, key).map_err(|error| schema::damaged(&path, &error))?,
             next: Arc::new(AtomicI64::new(last + 1)),
             open: Arc::new(AtomicU64::new(open)),
         })
@@ -96,7 +95,8 @@ impl Ledger {
     /// Whether this ledger has been there for all that was ever sent of `queue`. Where it has not, and the database knows
     /// of rows that this dispatcher was sending, another ledger has been lost; starting once more does not change that.
     pub async fn knows(&self, queue: &str) -> Result<bool, Error> {
-        Ok(!self.writer.read(schema::KNOWN_QUEUE.to_owned(), queue.to_owned(), Vec::new()).await?.is_empty())
+        let queue = queue.to_owned();
+        self.writer.read(move |ledger| ledger.query_row(schema::KNOWN_QUEUE, [queue], |row| row.get(0))).await
     }
 
     /// From now on this ledger knows `queue`.
@@ -159,25 +159,29 @@ impl Ledger {
 
     /// All entries of `queue` that are not settled, oldest first. Only while none of its mails is being sent.
     pub async fn open_entries(&self, queue: &str) -> Result<Vec<OpenEntry>, Error> {
-        let rows = self.writer.read(schema::OPEN_ENTRIES.to_owned(), queue.to_owned(), Vec::new()).await?;
-        rows.iter().map(|row| schema::open_entry(row).map_err(|error| Error::Write(error.to_string()))).collect()
+        let queue = queue.to_owned();
+        let look = move |ledger: &Connection| {
+            ledger.prepare(schema::OPEN_ENTRIES)?.query_map([queue], schema::open_entry)?.collect()
+        };
+        self.writer.read(look).await
     }
 
     /// Which of these rows were accepted as a whole before, with this very content, and when: a restored dump, or a
     /// row that somebody put back.
     pub async fn recognise(&self, rows: &[(MailId, Fingerprint)]) -> Result<Vec<(MailId, Timestamp)>, Error> {
-        let Some((first, _)) = rows.first() else { return Ok(Vec::new()) };
-        let (before, behind) = schema::RECOGNISE;
-        let sql = format!("{before}{}{behind}", vec!["?"; rows.len()].join(", "));
-        let mids = rows.iter().map(|(id, _)| id.mid).collect();
-        let mut known = HashMap::new();
-        for row in self.writer.read(sql, first.queue.to_string(), mids).await? {
-            let (mid, fingerprint, at) = schema::settled(&row).map_err(schema::unreadable)?;
-            known.insert((mid, fingerprint), at);
-        }
-        let found =
-            rows.iter().filter_map(|(id, content)| Some((id.clone(), *known.get(&(id.mid, content.to_hex()))?)));
-        Ok(found.collect())
+        let rows = rows.to_vec();
+        let look = move |ledger: &Connection| {
+            let mut look = ledger.prepare_cached(schema::RECOGNISE)?;
+            let mut known = Vec::new();
+            for (id, content) in rows {
+                let place = params![&*id.queue, id.mid, content.to_hex()];
+                if let Some(at) = look.query_row(place, |row| row.get::<_, Option<i64>>(0))? {
+                    known.push((id, Timestamp::from_millisecond(at).unwrap_or(Timestamp::UNIX_EPOCH)));
+                }
+            }
+            Ok(known)
+        };
+        self.writer.read(look).await
     }
 
     /// Whether it can be written; writes nothing that stays.

@@ -26,7 +26,7 @@ pub fn take_state_dir(config: &Config) -> anyhow::Result<StateDir> {
 
 /// Puts a dispatcher together. Opens the ledger and nothing else.
 pub async fn dispatcher(config: &Config, state_dir: &StateDir, once: bool) -> anyhow::Result<Dispatcher> {
-    let ledger = Ledger::open(state_dir).await?;
+    let ledger = Ledger::open(state_dir)?;
     let relay = Relay::new(config.relay.clone())
         .map_err(|error| Usage(format!("the relay cannot be used as it is configured: {error:#}")))?;
     let mut sources = Vec::with_capacity(config.queues.len());

@@ -93,9 +93,9 @@ fn configuration(dir: &Path, port: u16) -> String {
 /// The files in which each mail arrived: the ledger knows the row's Message-ID, the catcher the file's.
 async fn received(config: &Config, catcher: &Catcher) -> anyhow::Result<HashMap<MailId, Vec<String>>> {
     let mut files: HashMap<MailId, Vec<String>> = HashMap::new();
-    let mut tracer = Tracer::open(&config.state_dir).await?;
+    let tracer = Tracer::open(&config.state_dir)?;
     for caught in catcher.caught() {
-        let known = tracer.find(&Query::MessageId(caught.message_id), 1).await?;
+        let known = tracer.find(&Query::MessageId(caught.message_id), 1)?;
         if let Some(known) = known.into_iter().next() {
             files.entry(known.id).or_default().push(caught.file);
         }

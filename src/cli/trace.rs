@@ -47,10 +47,10 @@ pub async fn run(args: &Args, config: &Config, out: &mut Out) -> anyhow::Result<
             format!("there is no ledger in {}; look on the machine whose dispatcher sends", config.state_dir.display());
         return Err(Usage(text).into());
     }
-    let mut tracer = Tracer::open(&config.state_dir).await?;
-    let found = tracer.find(&query(args), LIMIT).await?;
+    let tracer = Tracer::open(&config.state_dir)?;
+    let found = tracer.find(&query(args), LIMIT)?;
     if args.to.is_some()
-        && let Some(before) = tracer.blind_before().await
+        && let Some(before) = tracer.blind_before()
     {
         eprintln!(
             "mailqueue: mails from before {} cannot be found by their recipients: ledger.key was lost then; look them \

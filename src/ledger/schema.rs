@@ -3,14 +3,18 @@
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::time::Duration;
 
 use jiff::Timestamp;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteRow, SqliteSynchronous};
-use sqlx::{ConnectOptions, Connection, Row};
+use rusqlite::types::Type;
+use rusqlite::{Connection, OpenFlags, Row, params};
 
-use super::writer::hash_address;
+use super::writer::{failed, hash_address};
 use super::{EntryId, Error, OpenEntry, Transmission};
 use crate::mail::{Fingerprint, MailId, RecordId};
+
+/// How long a look waits for somebody who is writing.
+const BUSY: Duration = Duration::from_secs(5);
 
 const KEY_FILE: &str = "ledger.key";
 
@@ -37,96 +41,96 @@ CREATE INDEX IF NOT EXISTS entry_row ON entry (queue, mid);
 CREATE INDEX IF NOT EXISTS entry_open ON entry (queue) WHERE state <> 'settled';
 ";
 
-pub const OPEN_ENTRIES: &str = "SELECT * FROM entry WHERE queue = ?1 AND state <> 'settled' ORDER BY id";
+pub const OPEN_ENTRIES: &str = "SELECT * FROM entry WHERE queue = ? AND state <> 'settled' ORDER BY id";
 
-pub const KNOWN_QUEUE: &str = "SELECT name FROM known_queue WHERE name = ?1";
+pub const KNOWN_QUEUE: &str = "SELECT EXISTS (SELECT 1 FROM known_queue WHERE name = ?)";
 
-/// Before and behind as many places as there are numbers. No place has a number of its own: sqlx counts those that have
-/// none without those that have one, and the last value would be left out.
-pub const RECOGNISE: (&str, &str) = (
-    "SELECT mid, fingerprint, accepted FROM entry WHERE queue = ? AND state <> 'transmitting' AND complete = 1 AND mid IN (",
-    ") ORDER BY id",
-);
+/// The last time a row of this number and content was accepted as a whole.
+pub const RECOGNISE: &str = "SELECT max(accepted) FROM entry
+    WHERE queue = ? AND mid = ? AND fingerprint = ? AND state <> 'transmitting' AND complete = 1";
 
 /// Opens the file for the dispatcher, makes the tables, and looks whether it is sound.
-pub async fn open(path: &Path) -> Result<SqliteConnection, Error> {
+pub fn open(path: &Path) -> Result<Connection, Error> {
     make_private(path)?;
-    let options = SqliteConnectOptions::new()
-        .filename(path)
-        .journal_mode(SqliteJournalMode::Wal)
-        .synchronous(SqliteSynchronous::Normal)
-        .pragma("secure_delete", "on")
-        .disable_statement_logging();
-    let look = async || {
-        let mut connection = SqliteConnection::connect_with(&options).await?;
-        let verdict: String = sqlx::query_scalar("PRAGMA quick_check(1)").fetch_one(&mut connection).await?;
+    let look = || -> rusqlite::Result<Result<Connection, String>> {
+        let connection = Connection::open(path)?;
+        connection.busy_timeout(BUSY)?;
+        connection
+            .execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA secure_delete = ON")?;
+        let verdict: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
         if verdict != "ok" {
-            return Err(sqlx::Error::Protocol(verdict));
+            return Ok(Err(verdict));
         }
-        sqlx::raw_sql(TABLES).execute(&mut connection).await?;
+        connection.execute_batch(TABLES)?;
         // A ledger that can be read but not written must be noticed now, not at the first dot.
-        sqlx::raw_sql("BEGIN IMMEDIATE; PRAGMA user_version = 1; COMMIT").execute(&mut connection).await?;
-        Ok(connection)
+        connection.execute_batch("BEGIN IMMEDIATE; PRAGMA user_version = 1; COMMIT")?;
+        Ok(Ok(connection))
     };
-    look().await.map_err(|error| damaged(path, &error))
+    match look() {
+        Ok(Ok(connection)) => Ok(connection),
+        Ok(Err(verdict)) => Err(damaged(path, &verdict)),
+        Err(error) => Err(damaged(path, &error)),
+    }
 }
 
 /// Opens the file to look only, beside a dispatcher that may be writing.
-pub async fn open_read_only(path: &Path) -> Result<SqliteConnection, Error> {
-    let options = SqliteConnectOptions::new().filename(path).read_only(true).disable_statement_logging();
-    SqliteConnection::connect_with(&options).await.map_err(|error| damaged(path, &error))
+pub fn open_read_only(path: &Path) -> Result<Connection, Error> {
+    let look = || -> rusqlite::Result<Connection> {
+        let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+        connection.busy_timeout(BUSY)?;
+        // Opening alone reads nothing.
+        connection.query_row("PRAGMA schema_version", [], |_| Ok(()))?;
+        Ok(connection)
+    };
+    look().map_err(|error| damaged(path, &error))
 }
 
 /// The highest id ever given, and the number of open entries.
-pub async fn last_and_open(connection: &mut SqliteConnection) -> Result<(i64, u64), sqlx::Error> {
-    let row = sqlx::query(
-        "SELECT coalesce((SELECT max(id) FROM entry), 0) AS last,
-                (SELECT count(*) FROM entry WHERE state <> 'settled') AS open",
-    )
-    .fetch_one(connection)
-    .await?;
-    Ok((row.try_get("last")?, row.try_get::<i64, _>("open")?.unsigned_abs()))
+pub fn last_and_open(connection: &Connection) -> rusqlite::Result<(i64, u64)> {
+    let sql = "SELECT coalesce((SELECT max(id) FROM entry), 0),
+                      (SELECT count(*) FROM entry WHERE state <> 'settled')";
+    connection.query_row(sql, [], |row| Ok((row.get(0)?, row.get::<_, i64>(1)?.unsigned_abs())))
 }
 
-pub fn open_entry(row: &SqliteRow) -> Result<OpenEntry, sqlx::Error> {
-    let bad = |what: &str| sqlx::Error::Protocol(format!("an entry's {what} is not what mailqueue writes"));
-    let time = |millis| Timestamp::from_millisecond(millis).map_err(|_| bad("time"));
-    let text = |name: &str| row.try_get::<String, _>(name);
-    let accepted = match row.try_get::<Option<i64>, _>("accepted")? {
-        Some(at) => Some((row.try_get::<Option<String>, _>("reply")?.unwrap_or_default(), time(at)?)),
+pub fn open_entry(row: &Row<'_>) -> rusqlite::Result<OpenEntry> {
+    let text = |name: &str| row.get::<_, String>(name);
+    let accepted = match row.get::<_, Option<i64>>("accepted")? {
+        Some(at) => Some((row.get::<_, Option<String>>("reply")?.unwrap_or_default(), time(at)?)),
         None => None,
     };
     Ok(OpenEntry {
-        entry: EntryId(row.try_get("id")?),
+        entry: EntryId(row.get("id")?),
         transmission: Transmission {
-            id: MailId::new(text("queue")?, row.try_get("mid")?),
+            id: MailId::new(text("queue")?, row.get("mid")?),
             record: RecordId::parse(&text("record")?).ok_or_else(|| bad("record id"))?,
             fingerprint: Fingerprint::from_hex(&text("fingerprint")?).ok_or_else(|| bad("fingerprint"))?,
             message_id: text("message_id")?,
             recipients: serde_json::from_str(&text("recipients")?).map_err(|_| bad("recipients"))?,
-            complete: row.try_get("complete")?,
-            begun: time(row.try_get("begun")?)?,
+            complete: row.get("complete")?,
+            begun: time(row.get("begun")?)?,
         },
         accepted,
     })
 }
 
-/// Number, fingerprint and time of acceptance.
-pub fn settled(row: &SqliteRow) -> Result<(i64, String, Timestamp), sqlx::Error> {
-    let at = Timestamp::from_millisecond(row.try_get("accepted")?).unwrap_or(Timestamp::UNIX_EPOCH);
-    Ok((row.try_get("mid")?, row.try_get("fingerprint")?, at))
+fn time(millis: i64) -> rusqlite::Result<Timestamp> {
+    Timestamp::from_millisecond(millis).map_err(|_| bad("time"))
+}
+
+fn bad(what: &str) -> rusqlite::Error {
+    let what = format!("an entry's {what} is not what mailqueue writes");
+    rusqlite::Error::FromSqlConversionFailure(0, Type::Text, what.into())
 }
 
 /// The key for the hashes of addresses, in a file of its own, so that a copy of the ledger alone gives none away. Makes
 /// one where there is none, and says so where that cannot be the first.
-pub async fn key(dir: &Path, connection: &mut SqliteConnection) -> Result<[u8; 32], Error> {
+pub fn key(dir: &Path, connection: &Connection) -> Result<[u8; 32], Error> {
     let path = dir.join(KEY_FILE);
     let (key, fresh) = match existing_key(dir)? {
         Some(key) => (key, false),
         None => (new_key(&path)?, true),
     };
-    let lost = note_key(connection, &hash_address(&key, ""), fresh).await.map_err(unreadable)?;
-    if lost {
+    if note_key(connection, &hash_address(&key, ""), fresh).map_err(failed)? {
         tracing::warn!(target: "mailqueue::ledger", file = %path.display(),
             "the key of the ledger was lost and is a new one now: `trace --to` no longer finds the mails that were \
              settled before (by id and Message-ID it does); to find them, stop mailqueue and put the old file back");
@@ -143,30 +147,25 @@ fn new_key(path: &Path) -> Result<[u8; 32], Error> {
 }
 
 /// Answers whether this key newly stands in place of another.
-async fn note_key(connection: &mut SqliteConnection, proof: &str, fresh: bool) -> Result<bool, sqlx::Error> {
-    let known: bool = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM hash_key WHERE proof = ?1)")
-        .bind(proof)
-        .fetch_one(&mut *connection)
-        .await?;
-    if known {
+fn note_key(connection: &Connection, proof: &str, fresh: bool) -> rusqlite::Result<bool> {
+    let sql = "SELECT EXISTS (SELECT 1 FROM hash_key WHERE proof = ?1)";
+    if connection.query_row(sql, [proof], |row| row.get(0))? {
         // Put back from a backup, perhaps.
-        let sql = "UPDATE hash_key SET lost = 0 WHERE lost <> 0 AND proof <> ?1";
-        sqlx::query(sql).bind(proof).execute(connection).await?;
+        connection.execute("UPDATE hash_key SET lost = 0 WHERE lost <> 0 AND proof <> ?1", [proof])?;
         return Ok(false);
     }
     // A ledger from before keys were noted has its key still, unless that was made just now.
-    let sql = "INSERT INTO hash_key (proof, since, lost) VALUES (?1, CAST((julianday('now') - 2440587.5) * 86400000 AS \
-               INTEGER), EXISTS (SELECT 1 FROM entry WHERE state = 'settled') AND \
-               (?2 OR EXISTS (SELECT 1 FROM hash_key))) RETURNING lost";
-    sqlx::query_scalar(sql).bind(proof).bind(fresh).fetch_one(connection).await
+    let sql = "INSERT INTO hash_key (proof, since, lost) VALUES (?1, ?2, EXISTS (SELECT 1 FROM entry \
+               WHERE state = 'settled') AND (?3 OR EXISTS (SELECT 1 FROM hash_key))) RETURNING lost";
+    connection.query_row(sql, params![proof, Timestamp::now().as_millisecond(), fresh], |row| row.get(0))
 }
 
 /// Before when the recipients of settled mails cannot be found any more, because the key was lost then.
-pub async fn blind_before(connection: &mut SqliteConnection) -> Option<Timestamp> {
+pub fn blind_before(connection: &Connection) -> Option<Timestamp> {
     let sql = "SELECT max(k.since) FROM hash_key k WHERE k.lost <> 0 \
                AND EXISTS (SELECT 1 FROM entry e WHERE e.state = 'settled' AND e.begun < k.since)";
     // Where there is no such table, no key was ever lost that we know of.
-    let since: Option<i64> = sqlx::query_scalar(sql).fetch_one(connection).await.ok().flatten();
+    let since: Option<i64> = connection.query_row(sql, [], |row| row.get(0)).ok().flatten();
     since.and_then(|since| Timestamp::from_millisecond(since).ok())
 }
 
@@ -193,7 +192,7 @@ fn make_private(path: &Path) -> Result<(), Error> {
     match private(path) {
         Ok(_) => Ok(()),
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
-        Err(error) => Err(damaged(path, &sqlx::Error::Io(error))),
+        Err(error) => Err(damaged(path, &error)),
     }
 }
 
@@ -201,15 +200,11 @@ fn private(path: &Path) -> std::io::Result<std::fs::File> {
     std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
 }
 
-pub fn damaged(path: &Path, error: &sqlx::Error) -> Error {
+pub fn damaged(path: &Path, what: &dyn std::fmt::Display) -> Error {
     Error::Unusable {
         path: path.display().to_string(),
-        what: format!("the ledger cannot be used: {error}"),
+        what: format!("the ledger cannot be used: {what}"),
         remedy: "Make room or mend the rights; if the file is damaged, put it back from a backup. Moving it away makes \
                  mailqueue forget which mails the smarthost accepted but the database does not know of yet",
     }
-}
-
-pub fn unreadable(error: sqlx::Error) -> Error {
-    Error::Write(error.to_string())
 }

@@ -3,8 +3,7 @@
 use std::path::Path;
 
 use jiff::Timestamp;
-use sqlx::Row as _;
-use sqlx::sqlite::{SqliteConnection, SqliteRow};
+use rusqlite::{Connection, Row, params};
 
 use super::{Error, FILE, schema, writer};
 use crate::mail::{Fingerprint, MailId};
@@ -39,19 +38,19 @@ pub struct Traced {
 /// A ledger that is opened to look only.
 #[derive(Debug)]
 pub struct Tracer {
-    connection: SqliteConnection,
+    connection: Connection,
     key: [u8; 32],
 }
 
 impl Tracer {
-    pub async fn open(state_dir: &Path) -> Result<Self, Error> {
-        let connection = schema::open_read_only(&state_dir.join(FILE)).await?;
+    pub fn open(state_dir: &Path) -> Result<Self, Error> {
+        let connection = schema::open_read_only(&state_dir.join(FILE))?;
         let key = schema::existing_key(state_dir)?.unwrap_or_default();
         Ok(Self { connection, key })
     }
 
     /// The transactions of all mails that match, oldest first, at most `limit`.
-    pub async fn find(&mut self, query: &Query, limit: u32) -> Result<Vec<Traced>, Error> {
+    pub fn find(&self, query: &Query, limit: u32) -> Result<Vec<Traced>, Error> {
         const BY_ID: &str = "SELECT * FROM entry WHERE queue = ?1 AND mid = CAST(?2 AS INTEGER) ORDER BY id LIMIT ?3";
         const BY_MESSAGE_ID: &str = "SELECT * FROM entry WHERE message_id IN (?1, ?2) ORDER BY id LIMIT ?3";
         const BY_RECIPIENT: &str = "SELECT * FROM entry WHERE EXISTS (
@@ -63,42 +62,40 @@ impl Tracer {
                 (BY_RECIPIENT, address.to_lowercase(), writer::hash_address(&self.key, address))
             }
         };
-        let rows = sqlx::query(sql).bind(first).bind(second).bind(limit).fetch_all(&mut self.connection).await;
-        rows.and_then(|rows| rows.iter().map(traced).collect()).map_err(schema::unreadable)
+        let look = || -> rusqlite::Result<Vec<Traced>> {
+            self.connection.prepare(sql)?.query_map(params![first, second, limit], traced)?.collect()
+        };
+        look().map_err(writer::failed)
     }
 
     /// Settled mails from before this moment are not found by their recipients, because `ledger.key` was lost then.
-    pub async fn blind_before(&mut self) -> Option<Timestamp> {
-        schema::blind_before(&mut self.connection).await
+    pub fn blind_before(&self) -> Option<Timestamp> {
+        schema::blind_before(&self.connection)
     }
 
     /// Entries that are not settled yet, over all queues, and when the smarthost last accepted a mail.
-    pub async fn summary(&mut self) -> Result<(u64, Option<Timestamp>), Error> {
-        let row = sqlx::query(
-            "SELECT (SELECT count(*) FROM entry WHERE state <> 'settled') AS open,
-                    (SELECT max(accepted) FROM (SELECT accepted FROM entry ORDER BY id DESC LIMIT 1000)) AS last",
-        )
-        .fetch_one(&mut self.connection)
-        .await
-        .map_err(schema::unreadable)?;
-        let open = row.try_get::<i64, _>("open").map_err(schema::unreadable)?.unsigned_abs();
-        let last = row.try_get::<Option<i64>, _>("last").map_err(schema::unreadable)?;
+    pub fn summary(&self) -> Result<(u64, Option<Timestamp>), Error> {
+        let sql = "SELECT (SELECT count(*) FROM entry WHERE state <> 'settled'),
+                          (SELECT max(accepted) FROM (SELECT accepted FROM entry ORDER BY id DESC LIMIT 1000))";
+        let read = |row: &Row<'_>| Ok((row.get::<_, i64>(0)?.unsigned_abs(), row.get::<_, Option<i64>>(1)?));
+        let (open, last) = self.connection.query_row(sql, [], read).map_err(writer::failed)?;
         Ok((open, last.and_then(|millis| Timestamp::from_millisecond(millis).ok())))
     }
 }
 
-fn traced(row: &SqliteRow) -> Result<Traced, sqlx::Error> {
+fn traced(row: &Row<'_>) -> rusqlite::Result<Traced> {
     let time = |millis| Timestamp::from_millisecond(millis).unwrap_or(Timestamp::UNIX_EPOCH);
+    let text = |name: &str| row.get::<_, String>(name);
     Ok(Traced {
-        id: MailId::new(row.try_get::<String, _>("queue")?, row.try_get("mid")?),
-        record: row.try_get("record")?,
-        fingerprint: Fingerprint::from_hex(row.try_get("fingerprint")?),
-        message_id: row.try_get("message_id")?,
-        state: row.try_get("state")?,
-        recipients: serde_json::from_str(row.try_get("recipients")?).unwrap_or_default(),
-        complete: row.try_get("complete")?,
-        reply: row.try_get("reply")?,
-        begun: time(row.try_get("begun")?),
-        accepted: row.try_get::<Option<i64>, _>("accepted")?.map(time),
+        id: MailId::new(text("queue")?, row.get("mid")?),
+        record: text("record")?,
+        fingerprint: Fingerprint::from_hex(&text("fingerprint")?),
+        message_id: text("message_id")?,
+        state: text("state")?,
+        recipients: serde_json::from_str(&text("recipients")?).unwrap_or_default(),
+        complete: row.get("complete")?,
+        reply: row.get("reply")?,
+        begun: time(row.get("begun")?),
+        accepted: row.get::<_, Option<i64>>("accepted")?.map(time),
     })
 }

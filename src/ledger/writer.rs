@@ -1,20 +1,20 @@
-//! One connection, one task: whatever has piled up meanwhile is written in one transaction.
+//! One connection, one thread: whatever has piled up meanwhile is written in one transaction.
 
 use hmac::{Hmac, KeyInit, Mac};
 use jiff::Timestamp;
+use rusqlite::types::Type;
+use rusqlite::{Connection, OptionalExtension, params};
 use serde_json::json;
 use sha2::Sha256;
-use sqlx::sqlite::{Sqlite, SqliteArguments, SqliteConnection, SqliteRow};
-use sqlx::{AssertSqlSafe, Connection, Row};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{Error, Transmission};
 
-/// The most operations of one transaction: a group this large is written in a few milliseconds.
+/// The most requests of one transaction: a group this large is written in a few milliseconds.
 const GROUP: usize = 256;
 
-/// The most rows of one statement. Few different lengths occur, so that SQLite's prepared statements are used again.
-const ROWS: usize = 100;
+/// Different statements that are kept prepared: more than there are here.
+const STATEMENTS: usize = 32;
 
 #[derive(Debug)]
 pub enum Op {
@@ -29,31 +29,30 @@ pub enum Op {
     Try,
 }
 
-#[derive(Debug)]
 enum Request {
     Write(Op, oneshot::Sender<Result<(), Error>>),
-    /// The SQL, and what its places take: a queue, then numbers.
-    Read(String, String, Vec<i64>, oneshot::Sender<Result<Vec<SqliteRow>, Error>>),
+    /// Looks, and answers whoever asked.
+    Read(Box<dyn FnOnce(&Connection) + Send>),
     Shut(oneshot::Sender<()>),
 }
 
-/// The way to the writing task, which ends when it is told to, or when the last of these is dropped.
+/// The way to the writing thread, which ends when it is told to, or when the last of these is dropped.
 #[derive(Clone, Debug)]
 pub struct Writer {
     requests: mpsc::UnboundedSender<Request>,
 }
 
 impl Writer {
-    pub fn start(connection: SqliteConnection, key: [u8; 32]) -> Self {
+    pub fn start(connection: Connection, key: [u8; 32]) -> std::io::Result<Self> {
         let (requests, inbox) = mpsc::unbounded_channel();
-        tokio::spawn(work(connection, key, inbox));
-        Self { requests }
+        std::thread::Builder::new().name("ledger".to_owned()).spawn(move || work(connection, &key, inbox))?;
+        Ok(Self { requests })
     }
 
     /// Takes its place in the order of writes at once; the future answers when it is on file.
     pub fn write(&self, op: Op) -> impl Future<Output = Result<(), Error>> + Send + use<> {
         let (answer, answered) = oneshot::channel();
-        // Where the task is gone, the answer's end is dropped with the request, and the future says so.
+        // Where the thread is gone, the answer's end is dropped with the request, and the future says so.
         let _ = self.requests.send(Request::Write(op, answer));
         async { answered.await.unwrap_or_else(|_| Err(stopped())) }
     }
@@ -61,13 +60,21 @@ impl Writer {
     pub async fn shut(&self) {
         let (answer, answered) = oneshot::channel();
         let _ = self.requests.send(Request::Shut(answer));
-        // Where the task is gone already there is nothing left to close.
+        // Where the thread is gone already there is nothing left to close.
         let _ = answered.await;
     }
 
-    pub async fn read(&self, sql: String, queue: String, mids: Vec<i64>) -> Result<Vec<SqliteRow>, Error> {
+    /// Sees everything that was handed to [`Writer::write`] before.
+    pub async fn read<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, Error> {
         let (answer, answered) = oneshot::channel();
-        let _ = self.requests.send(Request::Read(sql, queue, mids, answer));
+        let look = move |connection: &Connection| {
+            // Whoever asked may have been cancelled.
+            let _ = answer.send(look(connection).map_err(failed));
+        };
+        let _ = self.requests.send(Request::Read(Box::new(look)));
         answered.await.unwrap_or_else(|_| Err(stopped()))
     }
 }
@@ -76,183 +83,126 @@ fn stopped() -> Error {
     Error::Write("its writer has stopped".to_owned())
 }
 
-async fn work(mut connection: SqliteConnection, key: [u8; 32], mut inbox: mpsc::UnboundedReceiver<Request>) {
+pub fn failed(error: rusqlite::Error) -> Error {
+    Error::Write(error.to_string())
+}
+
+fn work(connection: Connection, key: &[u8; 32], mut inbox: mpsc::UnboundedReceiver<Request>) {
+    connection.set_prepared_statement_cache_capacity(STATEMENTS);
     let mut pending = Vec::with_capacity(GROUP);
     let mut shut = None;
-    while shut.is_none() && inbox.recv_many(&mut pending, GROUP).await > 0 {
-        let mut group = Group::default();
-        let mut answers = Vec::new();
+    while shut.is_none() && inbox.blocking_recv_many(&mut pending, GROUP) > 0 {
+        let mut group = Vec::with_capacity(pending.len());
+        let mut answers = Vec::with_capacity(pending.len());
         for request in pending.drain(..) {
             match request {
                 Request::Write(op, answer) => {
-                    group.add(op);
+                    group.push(op);
                     answers.push(answer);
                 }
-                Request::Read(sql, queue, mids, answer) => {
+                Request::Read(look) => {
                     // What was asked to be written before is on file before anybody reads.
-                    finish(&mut connection, &key, &mut group, &mut answers).await;
-                    let query = sqlx::query(AssertSqlSafe(sql)).bind(queue);
-                    let query = mids.iter().fold(query, |query, mid| query.bind(mid));
-                    let rows = query.fetch_all(&mut connection).await;
-                    let _ = answer.send(rows.map_err(|error| Error::Write(error.to_string())));
+                    finish(&connection, key, &mut group, &mut answers);
+                    look(&connection);
                 }
                 Request::Shut(answer) => shut = Some(answer),
             }
         }
-        finish(&mut connection, &key, &mut group, &mut answers).await;
+        finish(&connection, key, &mut group, &mut answers);
     }
     // Checkpoints and removes the write-ahead log; what cannot be done now is done at the next open.
-    let _ = connection.close().await;
+    drop(connection);
     if let Some(shut) = shut {
         let _ = shut.send(());
     }
 }
 
-async fn finish(
-    connection: &mut SqliteConnection,
+fn finish(
+    connection: &Connection,
     key: &[u8; 32],
-    group: &mut Group,
+    group: &mut Vec<Op>,
     answers: &mut Vec<oneshot::Sender<Result<(), Error>>>,
 ) {
-    if answers.is_empty() {
+    if group.is_empty() {
         return;
     }
-    let result = std::mem::take(group).write(connection, key).await;
+    let result = write(connection, key, std::mem::take(group));
     for answer in answers.drain(..) {
-        let result = result.as_ref().map_err(|error| Error::Write(error.to_string()));
         // Whoever asked may have been cancelled; the write counts all the same.
-        let _ = answer.send(result.copied());
+        let _ = answer.send(result.as_ref().copied().map_err(|error| Error::Write(error.to_string())));
     }
 }
 
-/// Operations by kind. An entry's life runs in this order, so that a group keeps it.
-#[derive(Default)]
-struct Group {
-    transmitting: Vec<(i64, Transmission)>,
-    accepted: Vec<(i64, String, Timestamp)>,
-    settled: Vec<i64>,
-    forget: Vec<i64>,
-    expire: Option<Timestamp>,
-    know: Vec<String>,
-    try_out: bool,
+fn write(connection: &Connection, key: &[u8; 32], group: Vec<Op>) -> rusqlite::Result<()> {
+    connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
+    let written = group
+        .into_iter()
+        .try_for_each(|op| perform(connection, key, op))
+        .and_then(|()| connection.prepare_cached("COMMIT")?.execute([]));
+    if written.is_err() && !connection.is_autocommit() {
+        // The first error is the one that tells; without a transaction there is nothing to take back.
+        let _ = connection.execute_batch("ROLLBACK");
+    }
+    written.map(drop)
 }
 
-impl Group {
-    fn add(&mut self, op: Op) {
-        match op {
-            Op::Transmitting(id, transmission) => self.transmitting.push((id, transmission)),
-            Op::Accepted(id, reply, at) => self.accepted.push((id, reply, at)),
-            Op::Settled(ids) => self.settled.extend(ids),
-            Op::Forget(ids) => self.forget.extend(ids),
-            Op::Expire(before) => self.expire = Some(before),
-            Op::Know(queue) => self.know.push(queue),
-            Op::Try => self.try_out = true,
+fn perform(connection: &Connection, key: &[u8; 32], op: Op) -> rusqlite::Result<()> {
+    match op {
+        Op::Transmitting(id, t) => connection
+            .prepare_cached(
+                "INSERT INTO entry (id, queue, mid, record, fingerprint, message_id, recipients, complete, state, begun)
+                 VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'transmitting', ?)",
+            )?
+            .execute(params![
+                id,
+                &*t.id.queue,
+                t.id.mid,
+                t.record.as_str(),
+                t.fingerprint.to_hex(),
+                t.message_id,
+                json!(t.recipients).to_string(),
+                t.complete,
+                t.begun.as_millisecond()
+            ])
+            .map(drop),
+        Op::Accepted(id, reply, at) => connection
+            .prepare_cached(
+                "UPDATE entry SET state = 'accepted', reply = ?2, accepted = ?3 WHERE id = ?1 AND state = 'transmitting'",
+            )?
+            .execute(params![id, reply, at.as_millisecond()])
+            .map(drop),
+        Op::Settled(ids) => ids.into_iter().try_for_each(|id| settle(connection, key, id)),
+        Op::Forget(ids) => {
+            let mut delete = connection.prepare_cached("DELETE FROM entry WHERE id = ? AND state <> 'settled'")?;
+            ids.into_iter().try_for_each(|id| delete.execute([id]).map(drop))
         }
+        Op::Expire(before) => connection
+            .prepare_cached("DELETE FROM entry WHERE state = 'settled' AND begun < ?")?
+            .execute([before.as_millisecond()])
+            .map(drop),
+        Op::Know(queue) => connection
+            .prepare_cached("INSERT OR IGNORE INTO known_queue (name) VALUES (?)")?
+            .execute([queue])
+            .map(drop),
+        // Takes a page or two of the write-ahead log, as an entry does.
+        Op::Try => connection
+            .execute_batch("INSERT OR IGNORE INTO known_queue VALUES (''); DELETE FROM known_queue WHERE name = ''"),
     }
-
-    async fn write(self, connection: &mut SqliteConnection, key: &[u8; 32]) -> Result<(), sqlx::Error> {
-        let mut transaction = connection.begin().await?;
-        for rows in self.transmitting.chunks(ROWS) {
-            begin_entries(&mut transaction, rows).await?;
-        }
-        for rows in self.accepted.chunks(ROWS) {
-            accept_entries(&mut transaction, rows).await?;
-        }
-        for ids in self.settled.chunks(ROWS) {
-            settle_entries(&mut transaction, ids, key).await?;
-        }
-        for ids in self.forget.chunks(ROWS) {
-            let sql = format!("DELETE FROM entry WHERE state <> 'settled' AND id IN ({})", places(ids.len(), "?"));
-            bind_all(sql, ids).execute(&mut *transaction).await?;
-        }
-        if let Some(before) = self.expire {
-            sqlx::query("DELETE FROM entry WHERE state = 'settled' AND begun < ?")
-                .bind(before.as_millisecond())
-                .execute(&mut *transaction)
-                .await?;
-        }
-        for queue in self.know {
-            sqlx::query("INSERT OR IGNORE INTO known_queue (name) VALUES (?1)")
-                .bind(queue)
-                .execute(&mut *transaction)
-                .await?;
-        }
-        if self.try_out {
-            // Takes a page or two of the write-ahead log, as an entry does.
-            sqlx::raw_sql("INSERT OR IGNORE INTO known_queue VALUES (''); DELETE FROM known_queue WHERE name = ''")
-                .execute(&mut *transaction)
-                .await?;
-        }
-        transaction.commit().await
-    }
-}
-
-async fn begin_entries(connection: &mut SqliteConnection, rows: &[(i64, Transmission)]) -> Result<(), sqlx::Error> {
-    let sql = format!(
-        "INSERT INTO entry (id, queue, mid, record, fingerprint, message_id, recipients, complete, state, begun)
-         VALUES {}",
-        places(rows.len(), "(?, ?, ?, ?, ?, ?, ?, ?, 'transmitting', ?)")
-    );
-    let mut query = sqlx::query(AssertSqlSafe(sql));
-    for (id, t) in rows {
-        query = query.bind(id).bind(&*t.id.queue).bind(t.id.mid).bind(t.record.as_str()).bind(t.fingerprint.to_hex());
-        query = query.bind(&t.message_id).bind(json!(t.recipients).to_string());
-        query = query.bind(t.complete).bind(t.begun.as_millisecond());
-    }
-    query.execute(connection).await.map(drop)
-}
-
-async fn accept_entries(
-    connection: &mut SqliteConnection,
-    rows: &[(i64, String, Timestamp)],
-) -> Result<(), sqlx::Error> {
-    let sql = format!(
-        "UPDATE entry SET state = 'accepted', reply = new.column2, accepted = new.column3
-         FROM (VALUES {}) AS new WHERE entry.id = new.column1 AND entry.state = 'transmitting'",
-        places(rows.len(), "(?, ?, ?)")
-    );
-    let mut query = sqlx::query(AssertSqlSafe(sql));
-    for (id, reply, at) in rows {
-        query = query.bind(id).bind(reply).bind(at.as_millisecond());
-    }
-    query.execute(connection).await.map(drop)
 }
 
 /// Hashes the recipients, and takes addresses out of the reply.
-async fn settle_entries(connection: &mut SqliteConnection, ids: &[i64], key: &[u8; 32]) -> Result<(), sqlx::Error> {
-    let sql = format!(
-        "SELECT id, recipients, reply FROM entry WHERE state = 'accepted' AND id IN ({})",
-        places(ids.len(), "?")
-    );
-    let rows = bind_all(sql, ids).fetch_all(&mut *connection).await?;
-    if rows.is_empty() {
-        return Ok(());
-    }
-    let sql = format!(
-        "UPDATE entry SET state = 'settled', recipients = new.column2, reply = new.column3
-         FROM (VALUES {}) AS new WHERE entry.id = new.column1",
-        places(rows.len(), "(?, ?, ?)")
-    );
-    let mut query = sqlx::query(AssertSqlSafe(sql));
-    for row in &rows {
-        let recipients: Vec<String> = serde_json::from_str(row.try_get("recipients")?)
-            .map_err(|_| sqlx::Error::Protocol("recipients are no JSON array".to_owned()))?;
-        let hashed: Vec<String> = recipients.iter().map(|address| hash_address(key, address)).collect();
-        let reply = row.try_get::<Option<&str>, _>("reply")?.map(without_addresses);
-        query = query.bind(row.try_get::<i64, _>("id")?).bind(json!(hashed).to_string()).bind(reply);
-    }
-    query.execute(connection).await.map(drop)
-}
-
-type Query<'a> = sqlx::query::Query<'a, Sqlite, SqliteArguments>;
-
-fn bind_all(sql: String, ids: &[i64]) -> Query<'_> {
-    ids.iter().fold(sqlx::query(AssertSqlSafe(sql)), |query, id| query.bind(id))
-}
-
-/// `count` times `one`, with commas between.
-fn places(count: usize, one: &str) -> String {
-    vec![one; count].join(", ")
+fn settle(connection: &Connection, key: &[u8; 32], id: i64) -> rusqlite::Result<()> {
+    let mut select =
+        connection.prepare_cached("SELECT recipients, reply FROM entry WHERE id = ? AND state = 'accepted'")?;
+    let texts = |row: &rusqlite::Row<'_>| Ok((row.get::<_, String>(0)?, row.get::<_, Option<String>>(1)?));
+    let Some((recipients, reply)) = select.query_row([id], texts).optional()? else { return Ok(()) };
+    let recipients: Vec<String> = serde_json::from_str(&recipients)
+        .map_err(|error| rusqlite::Error::FromSqlConversionFailure(0, Type::Text, Box::new(error)))?;
+    let hashed: Vec<String> = recipients.iter().map(|address| hash_address(key, address)).collect();
+    connection
+        .prepare_cached("UPDATE entry SET state = 'settled', recipients = ?2, reply = ?3 WHERE id = ?1")?
+        .execute(params![id, json!(hashed).to_string(), reply.map(|reply| without_addresses(&reply))])
+        .map(drop)
 }
 
 /// Half an HMAC-SHA256 in hexadecimal. The domain's case does not matter; that of the local part does not either,
@@ -261,7 +211,7 @@ pub fn hash_address(key: &[u8; 32], address: &str) -> String {
     // Every length of key fits an HMAC; the empty digest stands where that ever changed.
     let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(key) else { return String::new() };
     mac.update(address.to_lowercase().as_bytes());
-    mac.finalize().into_bytes()[..16].iter().map(|byte| format!("{byte:02x}")).collect()
+    crate::mail::hex(&mac.finalize().into_bytes()[..16])
 }
 
 /// The reply, each word that could be an address replaced.

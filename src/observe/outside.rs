@@ -68,7 +68,7 @@ pub async fn look(queues: &[Queue], state_dir: &Path, now: Timestamp) -> (Health
         Err(error) => Daemon::Unknown { why: format!("{}: {error}", state_dir.display()) },
     };
     let snapshot = snapshot.ok().flatten();
-    let (ledger_open, accepted) = match ledger(state_dir).await {
+    let (ledger_open, accepted) = match ledger(state_dir) {
         Some((open, accepted)) => (Some(open), accepted),
         None => (None, None),
     };
@@ -137,12 +137,11 @@ fn is_alive(pid: u32) -> bool {
 }
 
 /// Entries that are open and the last acceptance, where there is a ledger that can be read.
-async fn ledger(state_dir: &Path) -> Option<(u64, Option<Timestamp>)> {
+fn ledger(state_dir: &Path) -> Option<(u64, Option<Timestamp>)> {
     if !ledger::exists(state_dir) {
         return None;
     }
-    let summary = async { Tracer::open(state_dir).await?.summary().await };
-    match summary.await {
+    match Tracer::open(state_dir).and_then(|ledger| ledger.summary()) {
         Ok(summary) => Some(summary),
         Err(error) => {
             tracing::warn!(target: "mailqueue::ledger", %error, "the ledger cannot be read");

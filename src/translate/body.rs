@@ -42,7 +42,7 @@ pub fn render(
     let label = lost.as_ref().and_then(|lost| lost.label.as_deref()).or(label);
     // Room for what encoding a part or two adds, and for the headers that will stand in front.
     let mut content = Vec::with_capacity(body.len() + body.len() / 16 + 16 * 1024);
-    let place = Place { name: String::new(), eight_bit, depth: 0 };
+    let place = Place { name: String::new(), eight_bit, mail: value.main == "message/rfc822", depth: 0 };
     if value.is_multipart() {
         if part::write_multipart(&mut content, body, &value, &place, mendings)? {
             return Ok(Body { kind: value, encoding: None, content });
@@ -208,9 +208,9 @@ fn lost_from_content_type(body: &[u8]) -> Option<Lost<'_>> {
 
 /// The boundary of a multipart body that nobody names: the first line that looks like a delimiter and comes again.
 fn guess_boundary(body: &[u8]) -> Option<&str> {
-    let delimiter = |line: &'_ [u8]| -> bool { line.len() > 2 && line.starts_with(b"--") && line.is_ascii() };
+    let delimiter = |line: &[u8]| line.len() > 2 && line.starts_with(b"--") && line.iter().all(u8::is_ascii_graphic);
     let first = lines(body).map(|line| line.content.trim_ascii_end()).find(|line| !line.is_empty())?;
-    if !delimiter(first) || first.contains(&b' ') {
+    if !delimiter(first) {
         return None;
     }
     let again =

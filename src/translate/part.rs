@@ -20,6 +20,8 @@ pub struct Place {
     pub name: String,
     /// What stands around it can carry 8-bit bytes.
     pub eight_bit: bool,
+    /// It is a mail inside of a mail (message/rfc822), with headers of its own.
+    pub mail: bool,
     pub depth: usize,
 }
 
@@ -29,7 +31,7 @@ impl Place {
             "" => format!("part {number}"),
             name => format!("{name}.{number}"),
         };
-        Self { name, depth: self.depth + 1, ..*self }
+        Self { name, mail: false, depth: self.depth + 1, ..*self }
     }
 
     fn name(&self) -> &str {
@@ -192,7 +194,7 @@ pub fn write_part(out: &mut Vec<u8>, part: &[u8], place: &Place, mendings: &mut 
         } else {
             write_headers(out, &headers, &changes, place, mendings)?;
             if kind.main == "message/rfc822" {
-                return write_part(out, body, &inside.child(1), mendings);
+                return write_part(out, body, &Place { mail: true, ..inside.child(1) }, mendings);
             }
             if write_multipart(out, body, &kind, &inside, mendings)? {
                 trim_line_end(out);
@@ -278,6 +280,12 @@ fn write_headers(
     let mut text = String::new();
     kind.iter().for_each(|kind| kind.write(&mut text, "Content-Type"));
     text.extend(encoding.map(|name| format!("Content-Transfer-Encoding: {name}\r\n")));
+    let changed = changes.kind.is_some() || changes.encoding.is_some();
+    let is_version = |line: &Line<'_>| line.field.as_ref().is_some_and(|field| field.is("MIME-Version"));
+    if place.mail && changed && !headers.iter().any(is_version) {
+        // Without it nobody need decode what was encoded here (RFC 2045 §4).
+        text.push_str("MIME-Version: 1.0\r\n");
+    }
     out.extend_from_slice(text.as_bytes());
     out.extend_from_slice(b"\r\n");
     Ok(())

@@ -13,9 +13,9 @@ pub struct Split<'a> {
 }
 
 impl<'a> Split<'a> {
-    /// `None` if no line of the body is a delimiter.
+    /// `None` if no line of the body is a delimiter, or the boundary is none (RFC 2046 §5.1.1 allows less still).
     pub fn at(body: &'a [u8], boundary: &'a str) -> Option<Self> {
-        if boundary.is_empty() {
+        if boundary.is_empty() || boundary.contains(char::is_control) {
             return None;
         }
         let mut split = Self { boundary, preamble: b"", parts: Vec::new(), epilogue: b"", mended: None };

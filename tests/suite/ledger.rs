@@ -35,7 +35,7 @@ fn transmission(mid: i64, recipients: &[&str], complete: bool) -> Transmission {
 async fn what_a_crash_leaves_open_is_found_at_the_next_start() {
     let dir = tempfile::tempdir().unwrap();
     {
-        let ledger = Ledger::open(&take(dir.path())).await.unwrap();
+        let ledger = Ledger::open(&take(dir.path())).unwrap();
         assert!(!ledger.knows("newsletter").await.unwrap());
         ledger.know("newsletter").await.unwrap();
         let known = ledger.transmitting(transmission(1, &["a@x.at"], true)).await.unwrap();
@@ -48,7 +48,7 @@ async fn what_a_crash_leaves_open_is_found_at_the_next_start() {
         ledger.settled(&[done]).await.unwrap();
         assert_eq!(ledger.open_count(), 2);
     }
-    let ledger = Ledger::open(&take(dir.path())).await.unwrap();
+    let ledger = Ledger::open(&take(dir.path())).unwrap();
     assert!(ledger.knows("newsletter").await.unwrap() && !ledger.knows("admidio").await.unwrap());
     assert_eq!(ledger.open_count(), 2);
     let open = ledger.open_entries("newsletter").await.unwrap();
@@ -63,13 +63,12 @@ async fn what_a_crash_leaves_open_is_found_at_the_next_start() {
 #[tokio::test]
 async fn an_acceptance_is_on_file_before_the_next_transaction_may_come_to_its_dot() {
     let dir = tempfile::tempdir().unwrap();
-    let ledger = Ledger::open(&take(dir.path())).await.unwrap();
+    let ledger = Ledger::open(&take(dir.path())).unwrap();
     let first = ledger.transmitting(transmission(1, &["a@x.at"], true)).await.unwrap();
     // Handed over and not awaited, as the dispatcher does it.
     let on_file = ledger.accepted(first, "250 Ok".to_owned(), now());
     ledger.transmitting(transmission(2, &["b@x.at"], true)).await.unwrap();
-    let open =
-        Tracer::open(dir.path()).await.unwrap().find(&Query::Id(MailId::new("newsletter", 1)), 10).await.unwrap();
+    let open = Tracer::open(dir.path()).unwrap().find(&Query::Id(MailId::new("newsletter", 1)), 10).unwrap();
     assert_eq!(open[0].state, "accepted");
     on_file.await.unwrap();
 }
@@ -77,20 +76,20 @@ async fn an_acceptance_is_on_file_before_the_next_transaction_may_come_to_its_do
 #[tokio::test]
 async fn settled_entries_give_no_address_away_and_are_still_found_by_it() {
     let dir = tempfile::tempdir().unwrap();
-    let ledger = Ledger::open(&take(dir.path())).await.unwrap();
+    let ledger = Ledger::open(&take(dir.path())).unwrap();
     let entry = ledger.transmitting(transmission(1, &["Jörg@Example.org"], true)).await.unwrap();
     ledger.accepted(entry, "250 2.1.5 <Jörg@Example.org> queued as 77".to_owned(), now()).await.unwrap();
     ledger.settled(&[entry]).await.unwrap();
 
-    let mut tracer = Tracer::open(dir.path()).await.unwrap();
+    let tracer = Tracer::open(dir.path()).unwrap();
     for address in ["Jörg@Example.org", "jörg@example.ORG"] {
-        let found = tracer.find(&Query::Recipient(address.to_owned()), 10).await.unwrap();
+        let found = tracer.find(&Query::Recipient(address.to_owned()), 10).unwrap();
         assert_eq!(found.len(), 1, "{address}");
         assert_eq!(found[0].reply.as_deref(), Some("250 2.1.5 … queued as 77"));
         assert!(!found[0].recipients[0].contains('@'));
     }
-    assert!(tracer.find(&Query::Recipient("other@example.org".to_owned()), 10).await.unwrap().is_empty());
-    assert_eq!(tracer.find(&Query::MessageId("1@example.org".to_owned()), 10).await.unwrap().len(), 1);
+    assert!(tracer.find(&Query::Recipient("other@example.org".to_owned()), 10).unwrap().is_empty());
+    assert_eq!(tracer.find(&Query::MessageId("1@example.org".to_owned()), 10).unwrap().len(), 1);
     drop(tracer);
     checkpoint(&dir.path().join(FILE)).await;
     let file = String::from_utf8_lossy(&std::fs::read(dir.path().join(FILE)).unwrap()).into_owned();
@@ -109,7 +108,7 @@ async fn checkpoint(path: &Path) {
 #[tokio::test]
 async fn a_row_that_was_accepted_before_is_recognised_by_number_and_content() {
     let dir = tempfile::tempdir().unwrap();
-    let ledger = Ledger::open(&take(dir.path())).await.unwrap();
+    let ledger = Ledger::open(&take(dir.path())).unwrap();
     let whole = ledger.transmitting(transmission(1, &["a@x.at"], true)).await.unwrap();
     let part = ledger.transmitting(transmission(2, &["a@x.at"], false)).await.unwrap();
     for entry in [whole, part] {
@@ -128,25 +127,25 @@ async fn a_row_that_was_accepted_before_is_recognised_by_number_and_content() {
 #[tokio::test]
 async fn settled_entries_expire_and_open_ones_do_not() {
     let dir = tempfile::tempdir().unwrap();
-    let ledger = Ledger::open(&take(dir.path())).await.unwrap();
+    let ledger = Ledger::open(&take(dir.path())).unwrap();
     let old = ledger.transmitting(transmission(1, &["a@x.at"], true)).await.unwrap();
     ledger.transmitting(transmission(2, &["a@x.at"], true)).await.unwrap();
     ledger.accepted(old, "250 Ok".to_owned(), now()).await.unwrap();
     ledger.settled(&[old]).await.unwrap();
     let keep = Duration::from_secs(86_400);
-    let mut tracer = Tracer::open(dir.path()).await.unwrap();
+    let tracer = Tracer::open(dir.path()).unwrap();
     let everything = Query::Recipient("a@x.at".to_owned());
     ledger.expire(now() + SignedDuration::from_hours(23), keep).await.unwrap();
-    assert_eq!(tracer.find(&everything, 10).await.unwrap().len(), 2);
+    assert_eq!(tracer.find(&everything, 10).unwrap().len(), 2);
     ledger.expire(now() + SignedDuration::from_hours(25), keep).await.unwrap();
-    let left = tracer.find(&everything, 10).await.unwrap();
+    let left = tracer.find(&everything, 10).unwrap();
     assert_eq!(left.iter().map(|entry| entry.id.mid).collect::<Vec<_>>(), [2]);
 }
 
 #[tokio::test]
 async fn many_writers_at_once_lose_nothing() {
     let dir = tempfile::tempdir().unwrap();
-    let ledger = Ledger::open(&take(dir.path())).await.unwrap();
+    let ledger = Ledger::open(&take(dir.path())).unwrap();
     let mut tasks = tokio::task::JoinSet::new();
     for mid in 0..1000 {
         let ledger = ledger.clone();
@@ -179,7 +178,7 @@ fn a_second_process_is_kept_out_and_told_who_is_there() {
 async fn a_damaged_ledger_is_an_error_with_a_remedy() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join(FILE), b"SQLite format 3\0 and then nothing that makes sense".repeat(100)).unwrap();
-    let error = Ledger::open(&take(dir.path())).await.unwrap_err().to_string();
+    let error = Ledger::open(&take(dir.path())).unwrap_err().to_string();
     assert!(error.contains(FILE) && error.contains("put it back from a backup"), "{error}");
 }
 
@@ -196,7 +195,7 @@ fn ledger_and_key_are_nobody_elses_to_read() {
     use std::os::unix::fs::PermissionsExt;
     let dir = tempfile::tempdir().unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async { Ledger::open(&take(dir.path())).await.map(drop) }).unwrap();
+    runtime.block_on(async { Ledger::open(&take(dir.path())).map(drop) }).unwrap();
     for file in std::fs::read_dir(dir.path()).unwrap() {
         let file = file.unwrap();
         let mode = file.metadata().unwrap().permissions().mode();

@@ -155,3 +155,22 @@ fn multiparts_nested_without_end_are_no_stack_overflow() {
     let mail = sent("multipart/mixed; boundary=b0", deep.as_bytes()).unwrap();
     assert!(mail.content.is_ascii());
 }
+
+#[test]
+fn a_boundary_that_is_found_in_the_body_can_stand_in_a_header() {
+    let nul = b"--x\0y\n\neins\n--x\0y\n\nzwei\n--x\0y--\n";
+    let mail = sent("multipart/mixed;", nul).unwrap();
+    assert!(!mail.content.contains(&0));
+    assert!(mail.mendings.iter().any(|mending| mending.contains("no parts: sent as text")), "{:?}", mail.mendings);
+}
+
+#[test]
+fn an_inner_mail_that_is_encoded_anew_says_that_it_is_mime() {
+    let inner = "Subject: innen\nFrom: b@example.org\n\nzw\u{f6}i\n";
+    let body = format!("--b\nContent-Type: message/rfc822\n\n{inner}\n--b--\n");
+    let mail = sent(MIXED, body.as_bytes()).unwrap();
+    let text = String::from_utf8(mail.content.to_vec()).unwrap();
+    let (_, inner) = text.split_once("Subject: innen\r\n").unwrap();
+    assert!(inner.starts_with("From: b@example.org\r\n"), "{inner}");
+    assert!(inner.contains("MIME-Version: 1.0\r\n") && inner.contains("zw=C3=B6i"), "{inner}");
+}

@@ -179,7 +179,7 @@ async fn judge(
     }
     assert!(beyond_unheard <= kills * CONNECTIONS, "{beyond_unheard} mails came too often with {kills} kills");
     let state_dir = place.state_dir();
-    let ledger = Ledger::open(&state_dir).await.unwrap();
+    let ledger = Ledger::open(&state_dir).unwrap();
     assert_eq!(ledger.open_count(), 0);
     queue.sweep().await.unwrap();
 }
@@ -234,7 +234,7 @@ impl Place {
             },
             redact: Arc::new(str::to_owned),
         };
-        let ledger = Ledger::open(state_dir).await.unwrap();
+        let ledger = Ledger::open(state_dir).unwrap();
         let source = Source { queue: self.queue(state_dir.dispatcher()), weight: 1 };
         Dispatcher::new(settings, vec![source], relay.unwrap(), ledger, true)
     }
