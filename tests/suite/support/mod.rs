@@ -24,6 +24,7 @@
 pub mod binary;
 pub mod catcher;
 pub mod database;
+pub mod front;
 pub mod house;
 pub mod mails;
 pub mod proxy;
