@@ -36,23 +36,26 @@ pub fn column(name: &str, stored: Option<&[u8]>, limit: u64) -> Result<Vec<u8>, 
         let detail = format!("{name} is exactly {limit} bytes long, all that the column can hold: it was cut off");
         return Err(Damage { reason: Reason::Truncated, detail });
     }
-    let broken = stored.iter().any(|byte| matches!(byte, b'\r' | b'\n'));
-    let text: Cow<'_, [u8]> = match broken {
-        true => stored.iter().copied().filter(|byte| !matches!(byte, b'\r' | b'\n')).collect::<Vec<_>>().into(),
-        false => stored.into(),
+    let text: Cow<'_, [u8]> = match memchr::memchr2(b'\r', b'\n', stored) {
+        Some(_) => stored.iter().copied().filter(|byte| !matches!(byte, b'\r' | b'\n')).collect::<Vec<_>>().into(),
+        None => stored.into(),
     };
-    let damage = |what: String| Damage { reason: Reason::Base64Invalid, detail: format!("{name}: {what}") };
+    BASE64
+        .decode(text.as_ref())
+        .map_err(|_| Damage { reason: Reason::Base64Invalid, detail: format!("{name}: {}", what_is_wrong(&text)) })
+}
+
+/// Why this is no base64, for a person.
+fn what_is_wrong(text: &[u8]) -> String {
     if let Some(place) = text.iter().position(|byte| !is_base64(*byte)) {
         let byte = text[place];
-        return Err(damage(format!("byte {} (0x{byte:02x}) does not belong into base64", place + 1)));
+        return format!("byte {} (0x{byte:02x}) does not belong into base64", place + 1);
     }
     if !text.len().is_multiple_of(4) {
         let length = text.len();
-        return Err(damage(format!(
-            "{length} characters of base64 are no multiple of 4: it was cut off or padded wrongly"
-        )));
+        return format!("{length} characters of base64 are no multiple of 4: it was cut off or padded wrongly");
     }
-    BASE64.decode(text.as_ref()).map_err(|_| damage("the padding of the base64 stands at a wrong place".to_owned()))
+    "the padding of the base64 stands at a wrong place".to_owned()
 }
 
 fn is_base64(byte: u8) -> bool {

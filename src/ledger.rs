@@ -118,21 +118,26 @@ impl Ledger {
         Ok(entry)
     }
 
-    /// Notes the 250. In the writer's hands at once and in order; the future tells when it is on file, which must be
-    /// awaited before the row is deleted.
+    /// Notes the 250. It is written with the next [`Ledger::transmitting`], or at [`Ledger::flush`]; the future sees to
+    /// that too and tells when it is on file, which must be awaited before the row is deleted.
     pub fn accepted(
         &self,
         entry: EntryId,
         reply: String,
         now: Timestamp,
     ) -> impl Future<Output = Result<(), Error>> + Send + use<> {
-        self.writer.write(Op::Accepted(entry.0, reply, now))
+        self.writer.note(Op::Accepted(entry.0, reply, now))
     }
 
-    /// Forgets a transaction whose dot was refused or never sent. In the writer's hands at once and in order.
+    /// Has everything written that was only noted. To be called when no further dot is about to follow.
+    pub fn flush(&self) {
+        self.writer.flush();
+    }
+
+    /// Notes that a transaction's dot was refused or never sent, so that it can be forgotten; written as acceptances are.
     pub fn refused(&self, entry: EntryId) {
         // Should it stay on file, the next start takes the outcome for unknown: too careful, and no harm.
-        drop(self.writer.write(Op::Forget(vec![entry.0])));
+        drop(self.writer.note(Op::Forget(vec![entry.0])));
         let _ = self.open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |open| Some(open.saturating_sub(1)));
     }
 

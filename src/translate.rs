@@ -116,7 +116,7 @@ pub fn translate(
     let msubject = decode::utf8_or_windows_1252(&msubject);
     let head = head::compose(&msubject, &fields, &parties, &body, stamp, &mut mendings)?;
     let mut content = body.content;
-    content.splice(..0, head.text.bytes());
+    put_in_front(&mut content, head.text.as_bytes());
     if content.len() as u64 > settings.max_size {
         let detail = format!("the mail has {} bytes, and max_size allows {}", content.len(), settings.max_size);
         return Err(Unreadable::new(Reason::TooLarge, detail));
@@ -131,6 +131,14 @@ pub fn translate(
         eight_bit,
         mendings: mendings.0,
     })
+}
+
+/// In place, since a second copy of a large body is what memory cannot spare.
+fn put_in_front(content: &mut Vec<u8>, head: &[u8]) {
+    let length = content.len();
+    content.resize(length + head.len(), 0);
+    content.copy_within(..length, head.len());
+    content[..head.len()].copy_from_slice(head);
 }
 
 /// What had to be mended, each once, and no more than a person will read.

@@ -22,6 +22,9 @@ const LARGE: usize = 256 * 1024;
 
 /// Loads claimed rows in groups that fit the memory, and passes them on as mails.
 pub async fn feed(shared: &Shared, lane: &Arc<Lane>, claims: Vec<Claim>, limits: ColumnLimits) -> Result<(), Trouble> {
+    if claims.is_empty() {
+        return Ok(());
+    }
     let sizes = match lane.queue.sizes(&claims).await {
         Ok(sizes) => sizes,
         Err(error) => {

@@ -173,8 +173,8 @@ pub fn attempted(shared: &Shared, job: &Job, attempt: &Attempt, took: Duration) 
     }
     if let Some(reply) = reply {
         *lock(&shared.progress.last_accepted) = Some(Timestamp::now());
-        let recipients = accepted.iter().map(|address| redact(address.as_ref())).collect::<Vec<_>>().join(" ");
-        info!(target: MAIL, queue = %id.queue, mid = id.mid, %id, message_id, recipients,
+        let recipients = || accepted.iter().map(|address| redact(address.as_ref())).collect::<Vec<_>>().join(" ");
+        info!(target: MAIL, queue = %id.queue, mid = id.mid, %id, message_id, recipients = recipients(),
             reply = redact(&reply.to_string()), attempt = number, duration_ms, "accepted");
     }
 }
@@ -189,12 +189,17 @@ pub struct Story {
 }
 
 pub fn story(shared: &Shared, settlement: &Settlement) -> Story {
+    let reply = match settlement.verdict.fate {
+        // The event of the acceptance has said it.
+        Fate::Delivered => None,
+        _ => settlement.verdict.last_reply.as_deref(),
+    };
     Story {
         id: settlement.claim.id().clone(),
         message_id: settlement.message_id.clone(),
         fate: settlement.verdict.fate.clone(),
         attempts: settlement.verdict.history.attempts,
-        reply: settlement.verdict.last_reply.as_deref().map(|reply| (shared.settings.redact)(reply)),
+        reply: reply.map(|reply| (shared.settings.redact)(reply)),
     }
 }
 

@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use super::lane::Lane;
 use super::pulse::Loop;
 use super::{Shared, StartError, batch, events, outage, recovery};
+use crate::queue::Claim;
 use crate::{ledger, queue};
 
 /// The most rows of one claim. Deferred ones get half of it while there are new ones too, so that neither starves.
@@ -136,27 +137,61 @@ async fn pass(shared: &Shared, lane: &Arc<Lane>, recovered: &mut bool, wait: &mu
     let limits = lane.queue.limits().await?;
     let started = Timestamp::now();
     let mut cursor = i64::MIN;
-    while opened(shared, lane).await {
-        shared.progress.pulse.step(lane.name(), Loop::Feeder);
-        if shared.outage.is_owed_by(lane.index) {
-            // Before a claim sees how long its mail has been put off.
-            outage::account(shared, lane).await?;
-        }
-        let now = if shared.once { started } else { Timestamp::now() };
-        let due = lane.queue.claim_due(now, BATCH / 2).await?;
-        let mids = lane.queue.find(cursor, BATCH - due.len() as u32).await?;
-        shared.progress.note_poll(Timestamp::now());
-        if due.is_empty() && mids.is_empty() {
-            break;
-        }
-        cursor = mids.last().copied().unwrap_or(cursor);
-        let mut claims = due;
-        claims.extend(lane.queue.claim(&mids, Timestamp::now()).await?);
-        claims.iter().for_each(|claim| events::claimed(shared, claim));
-        batch::feed(shared, lane, claims, limits).await?;
+    let mut claims = Vec::new();
+    loop {
+        // While one batch is made into mails, the next one is claimed.
+        let fed = batch::feed(shared, lane, claims, limits);
+        let (fed, next) = tokio::join!(fed, next_claims(shared, lane, &mut cursor, started));
+        claims = match (fed, next?) {
+            (Ok(()), Some(next)) => next,
+            (Ok(()), None) => break Ok(()),
+            (Err(trouble), next) => {
+                next.into_iter().flatten().for_each(|claim| lane.release(claim));
+                break Err(trouble);
+            }
+        };
         *wait = FIRST_WAIT;
     }
-    Ok(())
+}
+
+/// The next batch, as soon as it is wanted; `None` where there is no more, or none is wanted in this pass. It can be
+/// empty, where other dispatchers were quicker.
+async fn next_claims(
+    shared: &Shared,
+    lane: &Lane,
+    cursor: &mut i64,
+    started: Timestamp,
+) -> Result<Option<Vec<Claim>>, Trouble> {
+    if !opened(shared, lane).await {
+        return Ok(None);
+    }
+    shared.progress.pulse.step(lane.name(), Loop::Feeder);
+    if shared.outage.is_owed_by(lane.index) {
+        // Before a claim sees how long its mail has been put off.
+        outage::account(shared, lane).await?;
+    }
+    let now = if shared.once { started } else { Timestamp::now() };
+    let due = lane.queue.claim_due(now, BATCH / 2).await?;
+    let new = async {
+        let mids = lane.queue.find(*cursor, BATCH - due.len() as u32).await?;
+        *cursor = mids.last().copied().unwrap_or(*cursor);
+        let claims = lane.queue.claim(&mids, Timestamp::now()).await?;
+        Ok((mids, claims))
+    };
+    let (mids, new) = match new.await {
+        Ok(found) => found,
+        Err(error) => {
+            due.into_iter().for_each(|claim| lane.release(claim));
+            return Err(Trouble::Database(error));
+        }
+    };
+    shared.progress.note_poll(Timestamp::now());
+    if due.is_empty() && mids.is_empty() {
+        return Ok(None);
+    }
+    let claims: Vec<_> = due.into_iter().chain(new).collect();
+    claims.iter().for_each(|claim| events::claimed(shared, claim));
+    Ok(Some(claims))
 }
 
 /// Waits until mails of this lane are wanted. False where they will not be in this pass.

@@ -14,7 +14,7 @@ use crate::outcome::Fate;
 use crate::queue::{self, Settlement};
 
 /// The most verdicts of one transaction.
-const GROUP: usize = 100;
+const GROUP: usize = 256;
 
 /// How long a verdict waits for company.
 const LINGER: Duration = Duration::from_millis(15);

@@ -97,6 +97,10 @@ async fn offer(shared: &Shared, connection: usize, worker: &mut Worker, job: Job
     let mut witness = Witness::new(shared, &job);
     let attempt = worker.send_ahead(offered(&job), ahead.as_ref().map(offered), &mut witness).await;
     let (notes, stopped) = witness.into_notes();
+    if ahead.is_none() {
+        // Else it goes on file with the next mail's transaction, which cannot come to its dot without.
+        shared.ledger.flush();
+    }
     events::attempted(shared, &job, &attempt, begun.elapsed());
     judge_relay(shared, &attempt, stopped.as_ref());
     shared.streak.take(shared, Finished { job, attempt, notes });

@@ -1,5 +1,7 @@
 //! One connection, one thread: whatever has piled up meanwhile is written in one transaction.
 
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
 use hmac::{Hmac, KeyInit, Mac};
 use jiff::Timestamp;
 use rusqlite::types::Type;
@@ -37,29 +39,64 @@ enum Request {
 }
 
 /// The way to the writing thread, which ends when it is told to, or when the last of these is dropped.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Writer {
-    requests: mpsc::UnboundedSender<Request>,
+    /// Each is a group of its own at least, in order.
+    requests: mpsc::UnboundedSender<Vec<Request>>,
+    /// What nobody waits for yet: it goes with what comes next, so that the thread is woken once for both.
+    held: Arc<Mutex<Vec<Request>>>,
+}
+
+impl std::fmt::Debug for Writer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Writer")
+    }
 }
 
 impl Writer {
     pub fn start(connection: Connection, key: [u8; 32]) -> std::io::Result<Self> {
         let (requests, inbox) = mpsc::unbounded_channel();
         std::thread::Builder::new().name("ledger".to_owned()).spawn(move || work(connection, &key, inbox))?;
-        Ok(Self { requests })
+        Ok(Self { requests, held: Arc::default() })
     }
 
-    /// Takes its place in the order of writes at once; the future answers when it is on file.
+    /// Takes its place in the order of writes at once, and is written at once; the future answers when it is on file.
     pub fn write(&self, op: Op) -> impl Future<Output = Result<(), Error>> + Send + use<> {
+        let answered = self.note(op);
+        self.flush();
+        answered
+    }
+
+    /// Takes its place in the order of writes at once; it is written with the next, or at [`Writer::flush`], or as soon
+    /// as the future is asked whether it is on file.
+    pub fn note(&self, op: Op) -> impl Future<Output = Result<(), Error>> + Send + use<> {
         let (answer, answered) = oneshot::channel();
-        // Where the thread is gone, the answer's end is dropped with the request, and the future says so.
-        let _ = self.requests.send(Request::Write(op, answer));
-        async { answered.await.unwrap_or_else(|_| Err(stopped())) }
+        self.held().push(Request::Write(op, answer));
+        let writer = self.clone();
+        async move {
+            writer.flush();
+            // Where the thread is gone, the answer's end was dropped with the request.
+            answered.await.unwrap_or_else(|_| Err(stopped()))
+        }
+    }
+
+    /// Has everything written that was only noted.
+    pub fn flush(&self) {
+        let mut held = self.held();
+        if !held.is_empty() {
+            // Sent while it is locked, so that the order stays. Where the thread is gone, those who wait hear of it.
+            let _ = self.requests.send(std::mem::take(&mut held));
+        }
+    }
+
+    fn held(&self) -> MutexGuard<'_, Vec<Request>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub async fn shut(&self) {
         let (answer, answered) = oneshot::channel();
-        let _ = self.requests.send(Request::Shut(answer));
+        self.held().push(Request::Shut(answer));
+        self.flush();
         // Where the thread is gone already there is nothing left to close.
         let _ = answered.await;
     }
@@ -74,7 +111,8 @@ impl Writer {
             // Whoever asked may have been cancelled.
             let _ = answer.send(look(connection).map_err(failed));
         };
-        let _ = self.requests.send(Request::Read(Box::new(look)));
+        self.held().push(Request::Read(Box::new(look)));
+        self.flush();
         answered.await.unwrap_or_else(|_| Err(stopped()))
     }
 }
@@ -87,14 +125,14 @@ pub fn failed(error: rusqlite::Error) -> Error {
     Error::Write(error.to_string())
 }
 
-fn work(connection: Connection, key: &[u8; 32], mut inbox: mpsc::UnboundedReceiver<Request>) {
+fn work(connection: Connection, key: &[u8; 32], mut inbox: mpsc::UnboundedReceiver<Vec<Request>>) {
     connection.set_prepared_statement_cache_capacity(STATEMENTS);
     let mut pending = Vec::with_capacity(GROUP);
     let mut shut = None;
     while shut.is_none() && inbox.blocking_recv_many(&mut pending, GROUP) > 0 {
         let mut group = Vec::with_capacity(pending.len());
         let mut answers = Vec::with_capacity(pending.len());
-        for request in pending.drain(..) {
+        for request in pending.drain(..).flatten() {
             match request {
                 Request::Write(op, answer) => {
                     group.push(op);

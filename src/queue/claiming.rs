@@ -1,6 +1,6 @@
-//! From a row that is due to its content.
+//! From a row that is due to its content, and to the mark that it is being sent.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -236,6 +236,51 @@ impl Inner {
             }
         }
         Ok(contents)
+    }
+
+    pub(super) async fn sending(&self, rows: &[(&Claim, Fingerprint, &str)]) -> Result<Vec<bool>, Error> {
+        let mut acts: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+        for (index, (claim, ..)) in rows.iter().enumerate() {
+            acts.entry(&claim.token).or_default().push(index);
+        }
+        let mut ours = vec![false; rows.len()];
+        for (token, indices) in acts {
+            for group in indices.chunks(GROUP) {
+                let rows: Vec<_> = group.iter().map(|&index| rows[index]).collect();
+                let marked = persist!(self, self.sending_once(token, &rows))?;
+                group.iter().zip(marked).for_each(|(&index, marked)| ours[index] = marked);
+            }
+        }
+        Ok(ours)
+    }
+
+    /// For rows that were claimed in one act.
+    async fn sending_once(&self, token: &str, rows: &[(&Claim, Fingerprint, &str)]) -> Result<Vec<bool>, Failure> {
+        let mut link = self.link().await?;
+        let padded = padded(rows.to_vec());
+        let count = padded.len();
+        let whens = "WHEN ? THEN ? ".repeat(count);
+        let here = format!("id IN ({}) AND owner = ? AND claim = ?", places(count));
+        let mut here_args: Vec<Value> = padded.iter().map(|(claim, ..)| claim.record.as_str().into()).collect();
+        here_args.extend([self.owner(), token.into()]);
+
+        let sql = format!(
+            "UPDATE mailqueue_delivery{} SET state = 'sending', fingerprint = CASE id {whens}END, \
+             message_id = CASE id {whens}END WHERE {here} AND state IN ('claimed', 'sending')",
+            self.by_id()
+        );
+        let pairs = |of: fn(&(&Claim, Fingerprint, &str)) -> Value| {
+            padded.iter().flat_map(move |row| [row.0.record.as_str().into(), of(row)]).collect::<Vec<Value>>()
+        };
+        let mut args = pairs(|(_, fingerprint, _)| fingerprint.to_hex().as_str().into());
+        args.extend(pairs(|(.., message_id)| (*message_id).into()));
+        args.extend(here_args.clone());
+        if link.execute(&sql, args).await? == rows.len() as u64 {
+            return Ok(vec![true; rows.len()]);
+        }
+        let sql = format!("SELECT id FROM mailqueue_delivery WHERE {here} AND state = 'sending'");
+        let marked: HashSet<RecordId> = ids_of(link.fetch(&sql, here_args).await?)?.into_iter().collect();
+        Ok(rows.iter().map(|(claim, ..)| marked.contains(&claim.record)).collect())
     }
 
     /// The columns of rows, as they stand now.

@@ -78,7 +78,7 @@ pub(super) fn tuples(count: usize, places: &str) -> String {
 }
 
 /// How many rows one statement concerns at most.
-pub(super) const GROUP: usize = 128;
+pub(super) const GROUP: usize = 256;
 
 /// Repeats the last item until the number is a power of two, so that few different statements are prepared. Only for
 /// statements to which a repeated item says nothing new.

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::Inner;
-use super::claim::{Claim, Settled, Settlement};
+use super::claim::{Settled, Settlement};
 use super::dialect::{GROUP, padded, places, tuples};
 use super::error::{Error, Failure, persist};
 use super::link::{Link, Value};
@@ -23,50 +23,18 @@ enum Standing {
 }
 
 impl Inner {
-    pub(super) async fn sending(&self, rows: &[(&Claim, Fingerprint, &str)]) -> Result<Vec<bool>, Error> {
-        let mut ours = Vec::with_capacity(rows.len());
-        for group in rows.chunks(GROUP) {
-            ours.extend(persist!(self, self.sending_once(group))?);
-        }
-        Ok(ours)
-    }
-
-    async fn sending_once(&self, rows: &[(&Claim, Fingerprint, &str)]) -> Result<Vec<bool>, Failure> {
-        let mut link = self.link().await?;
-        let padded = padded(rows.to_vec());
-        let count = padded.len();
-        let whens = "WHEN ? THEN ? ".repeat(count);
-        let here = format!("id IN ({}) AND owner = ? AND claim = CASE id {whens}END", places(count));
-        let mut here_args: Vec<Value> = padded.iter().map(|(claim, ..)| claim.record.as_str().into()).collect();
-        here_args.push(self.owner());
-        let pairs = |of: fn(&(&Claim, Fingerprint, &str)) -> Value| {
-            padded.iter().flat_map(move |row| [row.0.record.as_str().into(), of(row)]).collect::<Vec<Value>>()
-        };
-        here_args.extend(pairs(|(claim, ..)| (&*claim.token).into()));
-
-        let sql = format!(
-            "UPDATE mailqueue_delivery{} SET state = 'sending', fingerprint = CASE id {whens}END, \
-             message_id = CASE id {whens}END WHERE {here} AND state IN ('claimed', 'sending')",
-            self.by_id()
-        );
-        let mut args = pairs(|(_, fingerprint, _)| fingerprint.to_hex().as_str().into());
-        args.extend(pairs(|(.., message_id)| (*message_id).into()));
-        args.extend(here_args.clone());
-        if link.execute(&sql, args).await? == rows.len() as u64 {
-            return Ok(vec![true; rows.len()]);
-        }
-        let sql = format!("SELECT id FROM mailqueue_delivery WHERE {here} AND state = 'sending'");
-        let mut marked = HashSet::new();
-        for line in link.fetch(&sql, here_args).await? {
-            marked.insert(line.some_text(0)?);
-        }
-        Ok(rows.iter().map(|(claim, ..)| marked.contains(claim.record.as_str())).collect())
-    }
-
     pub(super) async fn settle(
         &self,
         group: Vec<Settlement>,
     ) -> Result<Vec<(MailId, Settled)>, (Error, Vec<Settlement>)> {
+        let numbered = |group: Vec<Settlement>| group.into_iter().map(|settlement| settlement.claim.id);
+        if group.iter().all(|settlement| matches!(settlement.verdict.fate, Fate::Delivered)) {
+            match persist!(self, self.delete_once(&group)) {
+                Ok(true) => return Ok(numbered(group).map(|id| (id, Settled::Done)).collect()),
+                Ok(false) => {}
+                Err(error) => return Err((error, group)),
+            }
+        }
         let mut singly = false;
         let done = loop {
             match persist!(self, self.settle_once(&group, singly)) {
@@ -76,7 +44,47 @@ impl Inner {
                 Err(error) => return Err((error, group)),
             }
         };
-        Ok(group.into_iter().map(|settlement| settlement.claim.id).zip(done).collect())
+        Ok(numbered(group).zip(done).collect())
+    }
+
+    /// What nearly always suffices: all rows were delivered, all claims are ours still, and each row is as it was when it
+    /// was sent. False: something was otherwise, and nothing has happened.
+    async fn delete_once(&self, group: &[Settlement]) -> Result<bool, Failure> {
+        let mut rows = Vec::with_capacity(group.len());
+        for settlement in group {
+            let content = settlement.content().ok_or_else(|| Failure::Refused(never_loaded(settlement)))?;
+            rows.push((settlement.claim.id.mid, content));
+        }
+        let mut link = self.link().await?;
+        self.schema(&mut link).await?;
+        let tokens: HashSet<&str> = group.iter().map(|settlement| &*settlement.claim.token).collect();
+        let tokens: Vec<Value> = padded(tokens.into_iter().map(Value::from).collect());
+        let (delete, by_id) = (self.dialect().delete, self.by_id());
+        link.begin(self.dialect().begin).await?;
+        let mut ids: Vec<_> = group.iter().map(|settlement| &settlement.claim.record).collect();
+        ids.sort_unstable();
+        let mut same = true;
+        for ids in ids.chunks(GROUP) {
+            let mut args: Vec<Value> = padded(ids.iter().map(|id| id.as_str().into()).collect());
+            let sql = format!(
+                "{delete} mailqueue_delivery AS q{by_id} WHERE q.id IN ({}) AND q.claim IN ({})",
+                places(args.len()),
+                places(tokens.len())
+            );
+            args.extend(tokens.iter().cloned());
+            same = same && link.execute(&sql, args).await? == ids.len() as u64;
+        }
+        same = same && self.delete_rows(&mut link, rows, false).await?.is_some();
+        if !same {
+            link.rollback().await?;
+            return Ok(false);
+        }
+        crash::point("in-settle");
+        // A record of this attempt's own has no recipients yet.
+        let known = group.iter().map(|settlement| &settlement.claim).filter(|claim| claim.fingerprint.is_some());
+        self.drop_records(&mut link, &known.map(|claim| &claim.record).collect::<Vec<_>>()).await?;
+        link.commit().await?;
+        Ok(true)
     }
 
     /// `None`: rolled back, because not all rows were there as they were when they were sent, and a group's DELETE

@@ -41,7 +41,7 @@ pub fn render(
     }
     let label = lost.as_ref().and_then(|lost| lost.label.as_deref()).or(label);
     // Room for what encoding a part or two adds, and for the headers that will stand in front.
-    let mut content = Vec::with_capacity(body.len() + body.len() / 16 + 16 * 1024);
+    let mut content = Vec::with_capacity(body.len() + body.len() / 8 + 2048);
     let place = Place { name: String::new(), eight_bit, mail: value.main == "message/rfc822", depth: 0 };
     if value.is_multipart() {
         if part::write_multipart(&mut content, body, &value, &place, mendings)? {
