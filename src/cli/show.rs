@@ -42,12 +42,7 @@ pub async fn run(args: &Args, config: &Config, out: &mut Out) -> anyhow::Result<
     let wire = select::announced_wire(config);
     let mail = select::translated(config, &queue, &listed, &columns, wire.unwrap_or_default()).await?;
     if args.raw {
-        if wire.is_none() {
-            eprintln!(
-                "mailqueue: no dispatcher here has met the smarthost yet: 8BITMIME and SMTPUTF8 are taken for offered"
-            );
-        }
-        return raw(&listed, &mail, out);
+        return raw(&listed, &mail, wire.is_none(), out);
     }
     let now = Timestamp::now();
     if args.json {
@@ -62,9 +57,14 @@ pub async fn run(args: &Args, config: &Config, out: &mut Out) -> anyhow::Result<
     Ok(Ending::Done)
 }
 
-fn raw(listed: &Listed, mail: &Result<Mail, Unreadable>, out: &mut Out) -> anyhow::Result<Ending> {
+fn raw(listed: &Listed, mail: &Result<Mail, Unreadable>, assumed: bool, out: &mut Out) -> anyhow::Result<Ending> {
     let mail =
         mail.as_ref().map_err(|unreadable| Usage(format!("{} cannot become a mail: {unreadable}", listed.id)))?;
+    if assumed {
+        eprintln!(
+            "mailqueue: no dispatcher here has met the smarthost yet: 8BITMIME and SMTPUTF8 are taken for offered"
+        );
+    }
     if out.terminal {
         write!(out, "{}", safe_lines(&String::from_utf8_lossy(&mail.content)))?;
     } else {
