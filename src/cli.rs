@@ -34,8 +34,10 @@ use output::Out;
 #[derive(Debug, Parser)]
 #[command(name = "mailqueue", version, propagate_version = true, max_term_width = 100)]
 #[command(after_help = "Begin with `mailqueue demo`. Mail ids are QUEUE/NUMBER, as in newsletter/1234.\n\
-    Exit status: 0 done, 1 something is left over or was not done, 2 usage or configuration, 69 database or \
-    smarthost out of reach, 75 another dispatcher is at work.")]
+    Exit status: 0 done; 1 something is left over or was not done; 2 the command line or the configuration is wrong; \
+    69 a database or the smarthost is out of reach; 75 another dispatcher holds state_dir.\n\
+    Examples:\n  mailqueue demo\n  mailqueue check\n  mailqueue status\n  mailqueue list --state failed,unreadable\n  \
+    mailqueue help enqueue")]
 pub struct Cli {
     #[command(flatten)]
     global: Global,
@@ -43,13 +45,17 @@ pub struct Cli {
     command: Command,
 }
 
+/// The heading of [`Global`], so that a command's own options stand together.
+const EVERYWHERE: &str = "With every command";
+
 #[derive(Debug, clap::Args)]
 pub struct Global {
     /// The configuration file
     #[arg(long, global = true, value_name = "FILE", env = "MAILQUEUE_CONFIG", default_value = DEFAULT_FILE)]
+    #[arg(help_heading = EVERYWHERE)]
     config: PathBuf,
     /// What to log to standard error: error, warn, info, debug, trace; by module: info,mailqueue::relay=debug
-    #[arg(long, global = true, value_name = "LEVEL", value_parser = level)]
+    #[arg(long, global = true, value_name = "LEVEL", value_parser = level, help_heading = EVERYWHERE)]
     log_level: Option<String>,
 }
 
@@ -66,22 +72,36 @@ enum Command {
     /// Create mailqueue's tables where they do not exist
     Migrate(migrate::Args),
     /// Insert a mail as a producer would
+    #[command(mut_arg("queue", |arg| arg.help("Into this queue; needed where there are several")))]
     Enqueue(enqueue::Args),
     /// List rows
     List(list::Args),
     /// Explain one row: headers, recipients with their outcomes, history
     Show(show::Args),
     /// Make rows due now; who has the mail already does not get it again
+    #[command(after_help = rows("Examples:\n  mailqueue retry newsletter/1234\n  \
+        mailqueue retry --queue newsletter --reason no-sender --dry-run"))]
     Retry(change::Args),
     /// Set rows aside until they are released
+    #[command(after_help = rows("Examples:\n  mailqueue hold newsletter/1234\n  \
+        mailqueue hold --queue newsletter --subject Einladung"))]
     Hold(change::Args),
     /// Give held rows back, due now
+    #[command(after_help = rows("Examples:\n  mailqueue release newsletter/1234 newsletter/1235\n  \
+        mailqueue release --queue newsletter --reason operator"))]
     Release(change::Args),
     /// Delete rows for good, without sending them
+    #[command(after_help = rows("On a terminal it asks first; without one it wants --yes.\nExamples:\n  \
+        mailqueue delete newsletter/1234\n  mailqueue delete --state unreadable --older-than 30d --dry-run"))]
     Delete(change::DeleteArgs),
     /// Stop a queue, or the relay, before its next mail
+    #[command(after_help = "Every dispatcher obeys within a second, before its next mail, also after a restart. Rows \
+        stay where they are, and producers go on to add to them.\n\
+        Examples:\n  mailqueue pause newsletter\n  mailqueue pause relay")]
     Pause(pause::Args),
     /// Let a paused queue, or the relay, go on
+    #[command(after_help = "Every dispatcher goes on within a second.\n\
+        Examples:\n  mailqueue resume newsletter\n  mailqueue resume relay")]
     Resume(pause::Args),
     /// Count rows by queue and state
     Status(status::Args),
@@ -149,7 +169,7 @@ fn run(global: &Global, command: Command, out: &mut Out) -> anyhow::Result<Endin
         return runtime.block_on(demo::run(&args, out));
     }
     let config = Config::load(&global.config)?;
-    logs::start(&match &command {
+    let logs = logs::start(&match &command {
         Command::Run(_) => logs::Settings { level: global.level(&config.log.level), ..config.log.clone() },
         // Beside the progress on a terminal there is room for what went wrong only.
         Command::Once(_) if !io::stderr().is_terminal() => {
@@ -160,7 +180,7 @@ fn run(global: &Global, command: Command, out: &mut Out) -> anyhow::Result<Endin
     })?;
     runtime.block_on(async {
         match command {
-            Command::Run(args) => run::run(&args, config).await,
+            Command::Run(args) => run::run(&args, config, &logs, global.log_level.as_deref()).await,
             Command::Once(args) => once::run(&args, &config, out).await,
             Command::Trace(args) => trace::run(&args, &config, out).await,
             Command::Check(args) => check::run(&args, &config, out).await,
@@ -190,6 +210,14 @@ impl Global {
     fn logs(&self, level: &str) -> logs::Settings {
         logs::Settings { format: logs::Format::Text, level: self.level(level), ..logs::Settings::default() }
     }
+}
+
+/// What is to be said of every command that changes rows, with what concerns one of them.
+fn rows(more: &str) -> String {
+    format!(
+        "Name rows by id, or say which with a filter. A row that a dispatcher is at work on is left alone.\n\
+         Exit status: 0 done; 1 some row was left alone, or there is no such row.\n{more}"
+    )
 }
 
 fn level(text: &str) -> Result<String, String> {

@@ -195,6 +195,18 @@ const BUDGET_UNIT: u64 = 1024;
 impl Dispatcher {
     /// Puts the parts together; starts nothing.
     pub fn new(settings: Settings, sources: Vec<Source>, relay: Arc<Relay>, ledger: Ledger, once: bool) -> Self {
+        Self::counting_on(Progress::default(), settings, sources, relay, ledger, once)
+    }
+
+    /// The same with counts that were begun before; [`Progress::handed_on`] has those of an earlier dispatcher.
+    pub fn counting_on(
+        progress: Progress,
+        settings: Settings,
+        sources: Vec<Source>,
+        relay: Arc<Relay>,
+        ledger: Ledger,
+        once: bool,
+    ) -> Self {
         let budget = (settings.max_in_flight_bytes / BUDGET_UNIT).clamp(1, u64::from(u32::MAX)) as usize;
         let shared = Arc::new(Shared {
             health: Health::new(settings.connections),
@@ -203,7 +215,7 @@ impl Dispatcher {
             budget: Arc::new(Semaphore::new(budget)),
             ready: Share::new(sources.iter().map(|source| source.weight)),
             streak: Streak::default(),
-            progress: Arc::new(Progress::default()),
+            progress: Arc::new(progress),
             stop: CancellationToken::new(),
             poll: tokio::sync::Notify::new(),
             settings,

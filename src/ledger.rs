@@ -24,6 +24,7 @@ use crate::mail::{Fingerprint, MailId, RecordId};
 pub use outage::OutageNote;
 pub use state_dir::StateDir;
 pub use trace::{Query, Traced, Tracer};
+pub use writer::hash_address;
 use writer::{Op, Writer};
 
 /// The file's name below `state_dir`.
@@ -41,6 +42,11 @@ pub enum Error {
     /// A write did not succeed; the same write can be tried again.
     #[error("the ledger cannot be written: {0}")]
     Write(String),
+}
+
+/// The key of the hashes that stand in place of addresses; made where there is none yet.
+pub fn address_key(dir: &StateDir) -> Result<[u8; 32], Error> {
+    schema::any_key(dir.path()).map(|(key, _)| key)
 }
 
 /// Names an entry while this process lives.

@@ -3,6 +3,7 @@
 //! [`start`] has everything that watches a running dispatcher; [`outside::look`] is for commands. Neither knows the
 //! dispatcher itself, only what [`subject::Subject`] shows of it.
 
+pub mod audit;
 pub mod checkmk;
 pub mod health;
 pub mod logs;
@@ -23,7 +24,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use prometheus::core::Collector;
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
@@ -32,6 +33,7 @@ use health::Health;
 use metrics::Metrics;
 use monitor::Monitor;
 use subject::Subject;
+use summary::Summary;
 
 /// What is to watch a dispatcher.
 #[derive(Clone, Debug)]
@@ -42,6 +44,8 @@ pub struct Settings {
     /// For `/metrics` and `/healthz`.
     pub listen: Option<SocketAddr>,
     pub notify: Option<notify::Settings>,
+    /// How long it is remembered what operators did.
+    pub audit_keep: Duration,
 }
 
 /// Everything that watches a running dispatcher. Dropping it ends the watch.
@@ -54,15 +58,31 @@ pub struct Observers<S> {
     tasks: JoinSet<()>,
 }
 
+/// What outlives the dispatcher when the configuration is read again: counters never go back, and an hour stays an hour.
+#[derive(Clone, Debug)]
+pub struct Lasting {
+    metrics: Arc<Metrics>,
+    summary: Arc<Mutex<Summary>>,
+}
+
+impl Lasting {
+    /// `counters` are those that the dispatchers keep.
+    pub fn new(counters: Vec<Box<dyn Collector>>) -> anyhow::Result<Self> {
+        let metrics = Arc::new(Metrics::new(counters, Timestamp::now())?);
+        Ok(Self { metrics, summary: Arc::new(Mutex::new(Summary::begin())) })
+    }
+}
+
 /// Starts to watch: counts rows in the background, serves metrics, tells the service manager, sums up each hour, sends
-/// digests. `counters` are those that the dispatcher keeps. Fails where the port cannot be had.
+/// digests, logs what operators do. Fails where the port cannot be had.
 pub async fn start<S: Subject>(
     subject: S,
     queues: Vec<Queue>,
-    counters: Vec<Box<dyn Collector>>,
+    lasting: &Lasting,
     settings: Settings,
 ) -> anyhow::Result<Observers<S>> {
-    let metrics = Arc::new(Metrics::new(counters, Timestamp::now())?);
+    let metrics = lasting.metrics.clone();
+    metrics.forget_queues();
     let monitor = match settings.listen {
         Some(address) => Some(Monitor::bind(address).await?),
         None => None,
@@ -80,7 +100,8 @@ pub async fn start<S: Subject>(
     }
     tasks.spawn(count(subject.clone(), queues, metrics, sender, settings.poll_interval));
     tasks.spawn(systemd::run(subject.clone(), health));
-    tasks.spawn(summary::run(subject.clone()));
+    tasks.spawn(summary::run(subject.clone(), lasting.summary.clone()));
+    tasks.spawn(audit::follow(settings.state_dir.clone(), settings.audit_keep));
     tasks.spawn(snapshot::keep(subject.clone(), settings.state_dir.clone()));
     if let Some(notify) = settings.notify {
         tasks.spawn(notify::run(subject.clone(), notify, settings.state_dir.clone()));

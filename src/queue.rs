@@ -28,6 +28,7 @@ use jiff::Timestamp;
 use tokio::sync::{Mutex, RwLock};
 use tokio_util::task::TaskTracker;
 
+pub use self::check::clock_ahead;
 pub use self::claim::{Claim, Recovered, Row, Settled, Settlement};
 pub use self::error::Error;
 pub use self::settings::{Database, Password, Settings};
@@ -220,6 +221,16 @@ impl Queue {
     /// Whether database, rights and schema are fit for the job. The first finding that fails may end the list.
     pub async fn check(&self) -> Vec<Finding> {
         self.inner.check().await
+    }
+
+    /// The longest statement or row that the server takes or gives; `None` where there is no such limit.
+    pub async fn longest_packet(&self) -> Result<Option<u64>, Error> {
+        self.inner.longest_packet().await
+    }
+
+    /// Whether the table has a column for `mparams`.
+    pub async fn has_params(&self) -> Result<bool, Error> {
+        self.inner.has_params().await
     }
 
     /// Inserts a row as a producer would, and answers its number.

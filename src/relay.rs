@@ -23,6 +23,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use jiff::{SignedDuration, Timestamp};
+
 pub use self::worker::{Offer, Worker};
 use crate::mail::Address;
 #[cfg(doc)]
@@ -129,9 +131,13 @@ pub struct Relay {
     handshake: Option<tls::Handshake>,
     announced: Mutex<Option<Announced>>,
     trust: trust::Trust,
+    shown: Shown,
 }
 
-/// What the smarthost announced at the last EHLO.
+/// What a log may show of a line of the dialogue, in which addresses stand.
+pub type Shown = Arc<dyn Fn(&str) -> String + Send + Sync>;
+
+/// What the smarthost said of itself when the last connection was made.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Announced {
     pub pipelining: bool,
@@ -142,13 +148,23 @@ pub struct Announced {
     pub size: Option<u64>,
     /// Names of the mechanisms, in capitals.
     pub auth: Vec<String>,
+    /// When its certificate ends, whether that was checked or not; `None` without TLS.
+    pub certificate_ends: Option<Timestamp>,
+    /// How far its clock is ahead of ours, where the greeting tells the time.
+    pub clock_ahead: Option<SignedDuration>,
 }
 
 impl Relay {
     /// Reads the CA file and makes the TLS configuration.
     pub fn new(settings: Settings) -> anyhow::Result<Arc<Self>> {
+        Self::logging(settings, Arc::new(str::to_owned))
+    }
+
+    /// The same with a dialogue that is logged as `shown` wants it.
+    pub fn logging(settings: Settings, shown: Shown) -> anyhow::Result<Arc<Self>> {
         let handshake = tls::handshake(&settings)?;
-        Ok(Arc::new(Self { settings, handshake, announced: Mutex::default(), trust: trust::Trust::default() }))
+        let (announced, trust) = (Mutex::default(), trust::Trust::default());
+        Ok(Arc::new(Self { settings, handshake, announced, trust, shown }))
     }
 
     pub fn settings(&self) -> &Settings {

@@ -93,12 +93,22 @@ fn cause(error: &io::Error) -> String {
 /// A `${NAME}` that cannot be put in.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Variable {
-    #[error("the environment variable {0} is not set: set it, or write out what it stands for")]
+    #[error("the environment variable {0} is not set: set it, or write out what it stands for{hint}", hint = hint(.0))]
     Unset(String),
     #[error("the environment variable {0} is not UTF-8")]
     NotText(String),
     #[error("`${{` begins a variable and is not followed by a name and `}}`: write ${{NAME}}")]
     Malformed,
+}
+
+/// What systemd sets for the service alone is what a person in a shell misses first.
+fn hint(variable: &str) -> &'static str {
+    if variable == "CREDENTIALS_DIRECTORY" {
+        ". systemd sets it for the service only; in a shell name the folder of the password files, as in \
+         `sudo CREDENTIALS_DIRECTORY=/etc/mailqueue mailqueue …`"
+    } else {
+        ""
+    }
 }
 
 /// Puts environment variables in place of each `${NAME}`. A `$` without `{` stands for itself, and what a variable

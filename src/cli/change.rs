@@ -9,12 +9,10 @@ use super::select::{self, Filters};
 use super::{Ending, Usage};
 use crate::config::Config;
 use crate::mail::MailId;
+use crate::observe::audit::{self, Change};
 use crate::queue::{Chosen, Granted, Queue, Wish};
 
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Name rows by id, or say which with a filter. A row that a dispatcher is at work on is left alone."
-)]
 pub struct Args {
     /// Ids, as in newsletter/1234
     #[arg(value_name = "ID", conflicts_with_all = ["queue", "state", "reason", "to", "subject", "older_than"])]
@@ -37,7 +35,7 @@ pub struct DeleteArgs {
 
 pub async fn run(wish: Wish, args: &Args, config: &Config, out: &mut Out) -> anyhow::Result<Ending> {
     let groups = args.groups(config).await?;
-    args.carry_out(&wish, groups, out).await
+    args.carry_out(&wish, groups, config, out).await
 }
 
 pub async fn delete(args: &DeleteArgs, config: &Config, out: &mut Out) -> anyhow::Result<Ending> {
@@ -47,7 +45,7 @@ pub async fn delete(args: &DeleteArgs, config: &Config, out: &mut Out) -> anyhow
         writeln!(out, "nothing was deleted")?;
         return Ok(Ending::LeftOver);
     }
-    args.common.carry_out(&Wish::Delete, groups, out).await
+    args.common.carry_out(&Wish::Delete, groups, config, out).await
 }
 
 fn confirmed(rows: usize) -> anyhow::Result<bool> {
@@ -84,23 +82,31 @@ impl Args {
         Ok(groups)
     }
 
-    async fn carry_out(&self, wish: &Wish, groups: Vec<(Queue, Vec<Chosen>)>, out: &mut Out) -> anyhow::Result<Ending> {
+    async fn carry_out(
+        &self,
+        wish: &Wish,
+        groups: Vec<(Queue, Vec<Chosen>)>,
+        config: &Config,
+        out: &mut Out,
+    ) -> anyhow::Result<Ending> {
         let (mut done, mut left) = (0, 0);
         for (queue, rows) in groups {
             for rows in rows.chunks(500) {
                 let answers = if self.dry_run {
                     rows.iter().map(|row| (row.mid, Granted::Done)).collect()
                 } else {
-                    queue.grant(wish, rows, Timestamp::now()).await?
+                    let answers = queue.grant(wish, rows, Timestamp::now()).await?;
+                    let done = done_of(&answers);
+                    if !done.is_empty() {
+                        audit(config, past(wish), queue.name(), done);
+                    }
+                    answers
                 };
                 for (mid, granted) in answers {
                     let id = MailId::new(queue.name().clone(), mid);
                     match granted {
                         Granted::Done if self.dry_run => writeln!(out, "{id}: would be {}", word(wish))?,
-                        Granted::Done => {
-                            tracing::info!(%id, user = %user(), "{} by an operator", word(wish));
-                            writeln!(out, "{id}: {}", word(wish))?;
-                        }
+                        Granted::Done => writeln!(out, "{id}: {}", word(wish))?,
                         Granted::NoSuchRow => writeln!(out, "{id}: there is no such row")?,
                         Granted::NotNow(ref why) => writeln!(out, "{id}: left alone: {}", safe(why))?,
                     }
@@ -124,9 +130,25 @@ fn word(wish: &Wish) -> &'static str {
     }
 }
 
-/// Who gave the command, for the log.
-pub fn user() -> String {
+/// For the log.
+fn past(wish: &Wish) -> &'static str {
+    if matches!(wish, Wish::Retry) { "retried" } else { word(wish) }
+}
+
+fn done_of(answers: &[(i64, Granted)]) -> Vec<i64> {
+    answers.iter().filter(|(_, granted)| *granted == Granted::Done).map(|(mid, _)| *mid).collect()
+}
+
+/// Leaves a word of what was changed where the service logs it.
+pub fn audit(config: &Config, what: &str, target: &str, mids: Vec<i64>) {
+    let (user, uid) = (user(), rustix::process::getuid().as_raw());
+    let change = Change { at: Timestamp::now(), user, uid, what: what.to_owned(), target: target.to_owned(), mids };
+    audit::record(&config.state_dir, &change);
+}
+
+/// Who gave the command, as the login says it; the number of the user cannot be made up.
+fn user() -> String {
     let variable = |name| std::env::var(name).ok().filter(|user| !user.is_empty());
-    let name = variable("SUDO_USER").or_else(|| variable("USER"));
-    name.map_or_else(|| format!("uid {}", rustix::process::getuid().as_raw()), |name| safe(&name))
+    let name = variable("SUDO_USER").or_else(|| variable("USER")).or_else(|| variable("LOGNAME"));
+    name.map_or_else(|| "unknown".to_owned(), |name| safe(&name))
 }

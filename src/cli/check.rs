@@ -5,34 +5,49 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
-use super::output::{Out, count, safe};
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::output::{Colour, Out, count, safe};
 use super::{Ending, select};
 use crate::config::Config;
+use crate::ledger::Tracer;
 use crate::queue::{self, Finding, Level};
 use crate::relay::{Announced, Relay};
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "The exit status is 0 when nothing failed, warnings or not, and 1 otherwise.")]
-pub struct Args {}
+#[command(after_help = "Each line that is not `ok` says what to do.\n\
+    Exit status: 0 nothing failed, warnings or not; 1 something failed.")]
+pub struct Args {
+    /// One JSON object a line: part, probe, level (ok, warning, failed) and text
+    #[arg(long)]
+    json: bool,
+}
+
+/// A certificate that ends sooner is worth a word.
+const CERTIFICATE_DAYS: i64 = 14;
 
 /// How long a person waits for the smarthost; the daemon waits longer.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-pub async fn run(_: &Args, config: &Config, out: &mut Out) -> anyhow::Result<Ending> {
-    let mut report = Report { out, failed: 0 };
-    report.line(
-        Level::Ok,
-        "configuration",
-        &format!("{}, {}", config.file.display(), count(config.queues.len(), "queue")),
-    )?;
+pub async fn run(args: &Args, config: &Config, out: &mut Out) -> anyhow::Result<Ending> {
+    let mut report = Report { out, json: args.json, failed: 0 };
+    let file = format!("{}, {}", config.file.display(), count(config.queues.len(), "queue"));
+    report.finding("configuration", finding(Level::Ok, "file", file))?;
     if let Some(finding) = exposed(config) {
         report.finding("configuration", finding)?;
     }
     report.finding("state_dir", state_dir(&config.state_dir))?;
+    report.finding("state_dir", ledger(&config.state_dir))?;
     for queue in &config.queues {
         let part = format!("queue {}", queue.settings.name);
-        for finding in select::open(&queue.settings)?.check().await {
+        let queue = select::open(&queue.settings)?;
+        for finding in queue.check().await {
             report.finding(&part, finding)?;
+        }
+        // A database that is out of reach was told already.
+        if let Ok(Some(longest)) = queue.longest_packet().await {
+            report.finding(&part, packets(longest, config.message.max_size))?;
         }
     }
     for finding in relay(config).await {
@@ -43,22 +58,37 @@ pub async fn run(_: &Args, config: &Config, out: &mut Out) -> anyhow::Result<End
 
 struct Report<'a> {
     out: &'a mut Out,
+    json: bool,
     failed: usize,
+}
+
+/// A probe as programs read it: a contract.
+#[derive(Serialize)]
+struct Object<'a> {
+    /// As in `queue newsletter`.
+    part: &'a str,
+    probe: &'a str,
+    /// `ok`, `warning` or `failed`.
+    level: &'a str,
+    /// What was found, and where something is wrong what to do.
+    text: &'a str,
 }
 
 impl Report<'_> {
     fn finding(&mut self, part: &str, finding: Finding) -> std::io::Result<()> {
-        self.line(finding.level, &format!("{part}: {}", finding.what), &finding.found)
-    }
-
-    fn line(&mut self, level: Level, what: &str, found: &str) -> std::io::Result<()> {
-        let word = match level {
-            Level::Ok => "ok",
-            Level::Warning => "warning",
-            Level::Failed => "FAILED",
+        let Finding { level, what: probe, found: text } = &finding;
+        let (word, level, colour) = match level {
+            Level::Ok => ("ok", "ok", Colour::Green),
+            Level::Warning => ("warning", "warning", Colour::Yellow),
+            Level::Failed => ("FAILED", "failed", Colour::Red),
         };
-        self.failed += usize::from(level == Level::Failed);
-        writeln!(self.out, "{word:<8} {}: {}", safe(what), safe(found))?;
+        self.failed += usize::from(finding.level == Level::Failed);
+        if self.json {
+            self.out.json(&Object { part, probe, level, text })?;
+        } else {
+            let word = self.out.coloured(colour, &format!("{word:<8}"));
+            writeln!(self.out, "{word} {}: {}: {}", safe(part), safe(probe), safe(text))?;
+        }
         // Some probes take their time, and whoever waits wants to see the others.
         self.out.flush()
     }
@@ -105,6 +135,30 @@ fn state_dir(path: &Path) -> Finding {
     }
 }
 
+fn ledger(state_dir: &Path) -> Finding {
+    if !crate::ledger::exists(state_dir) {
+        return finding(Level::Ok, "ledger", "none yet; the daemon makes it");
+    }
+    match Tracer::open(state_dir).and_then(|tracer| tracer.summary()) {
+        Ok((open, _)) => finding(Level::Ok, "ledger", format!("can be read, {open} open")),
+        Err(error) => finding(Level::Failed, "ledger", error.to_string()),
+    }
+}
+
+/// Three bytes of a mail are four in its row.
+fn packets(longest: u64, max_size: u64) -> Finding {
+    let wanted = max_size.div_ceil(3) * 4;
+    if longest > wanted {
+        return finding(Level::Ok, "max_allowed_packet", format!("{longest} bytes do for every mail"));
+    }
+    let found = format!(
+        "{longest} bytes, and a mail of message.max_size has {wanted} in the table: one over {} bytes cannot be put there, \
+         and a producer that ignores the error has lost it; raise max_allowed_packet on the server, or lower message.max_size",
+        longest / 4 * 3
+    );
+    finding(Level::Warning, "max_allowed_packet", found)
+}
+
 async fn relay(config: &Config) -> Vec<Finding> {
     let settings = &config.relay;
     let place = format!("{}:{}", settings.host, settings.port);
@@ -126,10 +180,33 @@ async fn relay(config: &Config) -> Vec<Finding> {
         Ok(announced) => {
             let login = if settings.login.is_some() { "connected and logged in" } else { "connected, without login" };
             let mut findings = vec![finding(Level::Ok, &place, login)];
+            findings.extend(announced.certificate_ends.map(|ends| certificate(ends, Timestamp::now())));
+            findings.extend(announced.clock_ahead.map(|ahead| {
+                let (level, found) = queue::clock_ahead("the smarthost", ahead);
+                finding(level, "clock", found)
+            }));
             findings.extend(limits(config, &announced));
             findings
         }
         Err(what) => vec![finding(Level::Failed, &place, format!("{what}; look at [relay] in the configuration"))],
+    }
+}
+
+fn certificate(ends: Timestamp, now: Timestamp) -> Finding {
+    let days = ends.duration_since(now).as_hours().div_euclid(24);
+    let until = ends.strftime("%Y-%m-%d");
+    match days {
+        ..0 => {
+            finding(Level::Failed, "certificate", format!("expired on {until}: it must be renewed at the smarthost"))
+        }
+        0..CERTIFICATE_DAYS => {
+            let found = format!(
+                "ends in {}, on {until}: it must be renewed at the smarthost, or no mail will go out",
+                count(days.unsigned_abs() as usize, "day")
+            );
+            finding(Level::Warning, "certificate", found)
+        }
+        _ => finding(Level::Ok, "certificate", format!("good for {days} days, until {until}")),
     }
 }
 

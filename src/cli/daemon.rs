@@ -3,16 +3,15 @@
 use std::sync::Arc;
 
 use anyhow::Context;
-use sha2::{Digest, Sha256};
 
 use super::Usage;
 use super::watched::Watched;
 use crate::config::Config;
-use crate::dispatch::{self, Dispatcher, Handle, Source};
-use crate::ledger::{Ledger, StateDir};
+use crate::dispatch::{self, Dispatcher, Handle, Progress, Source};
+use crate::ledger::{self, Ledger, StateDir};
 use crate::mail::Address;
 use crate::observe::logs::Redactor;
-use crate::observe::{self, Observers, notify};
+use crate::observe::{self, Lasting, Observers, notify};
 use crate::queue::Queue;
 use crate::relay::Relay;
 
@@ -24,10 +23,16 @@ pub fn take_state_dir(config: &Config) -> anyhow::Result<StateDir> {
     })?)
 }
 
-/// Puts a dispatcher together. Opens the ledger and nothing else.
-pub async fn dispatcher(config: &Config, state_dir: &StateDir, once: bool) -> anyhow::Result<Dispatcher> {
+/// Puts a dispatcher together, which goes on counting where `progress` stands. Opens the ledger and nothing else.
+pub async fn dispatcher(
+    config: &Config,
+    state_dir: &StateDir,
+    progress: Progress,
+    once: bool,
+) -> anyhow::Result<Dispatcher> {
     let ledger = Ledger::open(state_dir)?;
-    let relay = Relay::new(config.relay.clone())
+    let settings = settings(config, state_dir)?;
+    let relay = Relay::logging(config.relay.clone(), settings.redact.clone())
         .map_err(|error| Usage(format!("the relay cannot be used as it is configured: {error:#}")))?;
     let mut sources = Vec::with_capacity(config.queues.len());
     for queue in &config.queues {
@@ -35,20 +40,20 @@ pub async fn dispatcher(config: &Config, state_dir: &StateDir, once: bool) -> an
         let queue = Queue::new(queue.settings.clone(), state_dir.dispatcher().to_owned())?;
         sources.push(Source { queue, weight });
     }
-    Ok(Dispatcher::new(settings(config, state_dir), sources, relay, ledger, once))
+    Ok(Dispatcher::counting_on(progress, settings, sources, relay, ledger, once))
 }
 
 /// Everything that watches a dispatcher.
-pub async fn observe(config: &Config, handle: &Handle) -> anyhow::Result<Observers<Watched>> {
+pub async fn observe(config: &Config, handle: &Handle, lasting: &Lasting) -> anyhow::Result<Observers<Watched>> {
     let queues = config.queues.iter().map(|queue| Queue::new(queue.settings.clone(), String::new()));
-    let counters = handle.progress().meter.collectors();
     let settings = observe::Settings {
         state_dir: config.state_dir.clone(),
         poll_interval: config.poll_interval,
         listen: config.monitor,
         notify: notify(config)?,
+        audit_keep: config.ledger_keep,
     };
-    observe::start(Watched(handle.clone()), queues.collect::<Result<_, _>>()?, counters, settings).await
+    observe::start(Watched(handle.clone()), queues.collect::<Result<_, _>>()?, lasting, settings).await
 }
 
 /// Digests come from whom the configuration names as a sender, else from this host.
@@ -65,11 +70,10 @@ fn notify(config: &Config) -> anyhow::Result<Option<notify::Settings>> {
     Ok(Some(notify::Settings { to, from, host, pace }))
 }
 
-fn settings(config: &Config, state_dir: &StateDir) -> dispatch::Settings {
-    // Durable, random, and in no log, so that hashes of one address are the same over restarts.
-    let key = Sha256::digest(format!("log addresses {}", state_dir.dispatcher()));
-    let redactor = Redactor::new(config.log.addresses, key.into());
-    dispatch::Settings {
+fn settings(config: &Config, state_dir: &StateDir) -> Result<dispatch::Settings, ledger::Error> {
+    // The ledger's, so that what stands in the log can be looked up with `trace`.
+    let redactor = Redactor::new(config.log.addresses, ledger::address_key(state_dir)?);
+    Ok(dispatch::Settings {
         poll_interval: config.poll_interval,
         state_dir: config.state_dir.clone(),
         lease: config.lease,
@@ -80,5 +84,5 @@ fn settings(config: &Config, state_dir: &StateDir) -> dispatch::Settings {
         message: config.message.clone(),
         retry: config.retry,
         redact: Arc::new(move |text| redactor.text(text)),
-    }
+    })
 }

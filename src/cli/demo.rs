@@ -14,6 +14,7 @@ use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use super::output::{Out, safe};
 use super::{Ending, daemon, once, select};
 use crate::config::Config;
+use crate::dispatch::Progress;
 use crate::ledger::{Query, Tracer};
 use crate::mail::MailId;
 use crate::outcome::RecipientState;
@@ -48,7 +49,7 @@ pub async fn run(args: &Args, out: &mut Out) -> anyhow::Result<Ending> {
     out.flush()?;
 
     let state_dir = daemon::take_state_dir(&config)?;
-    let pass = once::drive(daemon::dispatcher(&config, &state_dir, true).await?).await?;
+    let pass = once::drive(daemon::dispatcher(&config, &state_dir, Progress::default(), true).await?).await?;
     if let Some(refusal) = pass.refused {
         return Err(refusal.into());
     }

@@ -8,13 +8,16 @@ use base64::prelude::BASE64_STANDARD;
 use super::output::Out;
 use super::{Ending, Usage, migrate, select};
 use crate::config::Config;
-use crate::mail::{Columns, MailId};
+use crate::mail::{Address, Columns, MailId};
 use crate::queue;
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Without --to, --subject and --body a whole mail (RFC 5322) is read from standard input.\n\
+#[command(
+    after_help = "Without --to, --subject and --body a whole mail (RFC 5322) is read from standard input. The id of the new row is printed.\n\
     Examples:\n  mailqueue enqueue --queue newsletter < mail.eml\n  \
-    mailqueue enqueue --from a@example.org --to b@example.org --subject Test --body 'Does it arrive?'")]
+    mailqueue enqueue --from a@example.org --to b@example.org --subject Test --body 'Does it arrive?'\n  \
+    mailqueue enqueue --queue admidio --sender bounces@example.org < mail.eml"
+)]
 pub struct Args {
     /// To whom; several times, or with commas
     #[arg(long, value_name = "ADDRESS")]
@@ -22,8 +25,12 @@ pub struct Args {
     /// The From header
     #[arg(long, value_name = "ADDRESS", requires = "to")]
     from: Option<String>,
+    /// The Subject header, in any letters
     #[arg(long, value_name = "TEXT", requires = "to")]
     subject: Option<String>,
+    /// The envelope sender, for tables with a column `mparams`
+    #[arg(long, value_name = "ADDRESS")]
+    sender: Option<Address>,
     /// The text; `-` reads it from standard input
     #[arg(long, value_name = "TEXT", requires = "to")]
     body: Option<String>,
@@ -34,10 +41,19 @@ pub struct Args {
 pub async fn run(args: &Args, config: &Config, out: &mut Out) -> anyhow::Result<Ending> {
     let settings = target(args, config)?;
     let message = if args.to.is_empty() { from_stdin()? } else { from_options(args, config)? };
-    let columns = message.columns();
     let queue = select::open(&settings)?;
+    if args.sender.is_some() && !queue.has_params().await? {
+        return Err(Usage(format!(
+            "the table {} of queue {} has no column mparams, in which --sender would stand: leave it out, and write a header \
+             Return-Path or Sender",
+            settings.table, settings.name
+        ))
+        .into());
+    }
+    let columns = message.columns(args.sender.as_ref());
     fits(&queue, &settings, &columns).await?;
     let mid = queue.insert(&columns).await?;
+    super::change::audit(config, "inserted", &settings.name, vec![mid]);
     writeln!(out, "{}", MailId::new(settings.name, mid))?;
     Ok(Ending::Done)
 }
@@ -62,14 +78,15 @@ struct Message {
 }
 
 impl Message {
-    fn columns(&self) -> Columns {
+    /// `sender` as sendmail's option, which is how Admidio gives it to PHP's `mail()`.
+    fn columns(&self, sender: Option<&Address>) -> Columns {
         let encode = |bytes: &[u8]| Some(BASE64_STANDARD.encode(bytes).into_bytes());
         Columns {
             mto: encode(&self.to),
             msubject: encode(&self.subject),
             mbody: encode(&self.body),
             mheaders: encode(&self.headers),
-            mparams: None,
+            mparams: sender.and_then(|sender| encode(format!("-f{sender}").as_bytes())),
         }
     }
 }

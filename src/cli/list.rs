@@ -62,7 +62,7 @@ fn cells(listed: &Listed, now: Timestamp) -> [String; 7] {
 
 /// A row as programs read it: a contract.
 #[derive(Serialize)]
-struct Object<'a> {
+pub struct Object<'a> {
     #[serde(flatten)]
     row: Summary<'a>,
     /// Those that have an outcome of their own; `show --json` names the others too.
@@ -91,7 +91,7 @@ struct Recipient<'a> {
 }
 
 impl<'a> Object<'a> {
-    fn of(listed: &'a Listed) -> Self {
+    pub fn of(listed: &'a Listed) -> Self {
         let recipients = listed.history.recipients.iter();
         Self {
             row: Summary::of(listed),

@@ -9,7 +9,9 @@ use crate::queue;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Tables that exist are left as they are. The daemon itself needs no right to create tables: \
-    give --database with a user who has it, or name such a user in the configuration for this one command.")]
+    give --database with a user who has it, or name such a user in the configuration for this one command.\n\
+    Examples:\n  mailqueue migrate --database 'mysql://root@localhost/DATABASE?socket=/run/mysqld/mysqld.sock'\n  \
+    mailqueue migrate --producers --queue newsletter")]
 pub struct Args {
     /// Create the producers' tables too
     #[arg(long)]

@@ -10,17 +10,17 @@ use super::output::{Out, safe};
 use super::watched::Watched;
 use super::{Ending, daemon};
 use crate::config::Config;
-use crate::dispatch::{Dispatcher, Pass, Tally};
+use crate::dispatch::{Dispatcher, Pass, Progress, Tally};
 use crate::observe::snapshot;
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Exit status: 0 nothing is left over from the pass, 1 some rows were deferred, failed or \
-    unreadable, 69 database or smarthost out of reach, 75 another dispatcher holds state_dir.")]
+#[command(after_help = "Exit status: 0 nothing is left over from the pass; 1 some rows were deferred, failed or \
+    unreadable; 69 a database or the smarthost is out of reach; 75 another dispatcher holds state_dir.")]
 pub struct Args {}
 
 pub async fn run(_: &Args, config: &Config, out: &mut Out) -> anyhow::Result<Ending> {
     let state_dir = daemon::take_state_dir(config)?;
-    let dispatcher = daemon::dispatcher(config, &state_dir, true).await?;
+    let dispatcher = daemon::dispatcher(config, &state_dir, Progress::default(), true).await?;
     let watched = Watched(dispatcher.handle());
     let pass = drive(dispatcher).await?;
     // What became of the mails counts more than what `status` can say of it later.

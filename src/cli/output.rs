@@ -4,7 +4,7 @@ use std::fmt::Display;
 use std::io::{self, BufWriter, IsTerminal, Write};
 use std::time::Duration;
 
-use comfy_table::{ContentArrangement, Table};
+use comfy_table::{Cell, Color, ContentArrangement, Table};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde::Serialize;
@@ -13,11 +13,34 @@ use serde::Serialize;
 pub struct Out {
     writer: BufWriter<io::Stdout>,
     pub terminal: bool,
+    colours: bool,
+}
+
+/// For a word that people look for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Colour {
+    Green,
+    Yellow,
+    Red,
 }
 
 impl Out {
     pub fn standard() -> Self {
-        Self { writer: BufWriter::new(io::stdout()), terminal: io::stdout().is_terminal() }
+        let terminal = io::stdout().is_terminal();
+        // <https://no-color.org>
+        let wanted = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        let able = std::env::var_os("TERM").is_some_and(|term| term != "dumb");
+        Self { writer: BufWriter::new(io::stdout()), terminal, colours: terminal && wanted && able }
+    }
+
+    /// The text in a colour on a terminal, and as it is anywhere else.
+    pub fn coloured(&self, colour: Colour, text: &str) -> String {
+        let number = match colour {
+            Colour::Green => 32,
+            Colour::Yellow => 33,
+            Colour::Red => 31,
+        };
+        if self.colours { format!("\x1b[{number}m{text}\x1b[0m") } else { text.to_owned() }
     }
 
     /// One JSON object on a line of its own.
@@ -38,7 +61,21 @@ impl Out {
         if let Some(head) = head {
             table.set_header(head);
         }
-        table.add_rows(rows.into_iter().map(|row| row.map(|cell| safe(&cell))));
+        if self.colours {
+            table.enforce_styling();
+        } else {
+            table.force_no_tty();
+        }
+        let cell = |(column, text): (usize, String)| {
+            let cell = Cell::new(safe(&text));
+            match colour(head.map_or("", |head| head[column]), &text) {
+                Some(Colour::Green) => cell.fg(Color::Green),
+                Some(Colour::Yellow) => cell.fg(Color::Yellow),
+                Some(Colour::Red) => cell.fg(Color::Red),
+                None => cell,
+            }
+        };
+        table.add_rows(rows.into_iter().map(|row| row.into_iter().enumerate().map(cell).collect::<Vec<_>>()));
         for column in table.column_iter_mut() {
             column.set_padding((0, 2));
         }
@@ -46,6 +83,16 @@ impl Out {
             writeln!(self, "{}", line.trim_end())?;
         }
         Ok(())
+    }
+}
+
+/// What needs somebody is red, what waits is yellow: a state, or a number under a state's name.
+fn colour(head: &str, cell: &str) -> Option<Colour> {
+    let state = if cell.parse().is_ok_and(|number: u64| number > 0) { head } else { cell };
+    match state.to_lowercase().as_str() {
+        "failed" | "unreadable" | "out of reach" => Some(Colour::Red),
+        "deferred" | "held" | "paused" => Some(Colour::Yellow),
+        _ => None,
     }
 }
 

@@ -7,7 +7,6 @@ use super::{Ending, select};
 use crate::config::Config;
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Every dispatcher obeys within a second, before its next mail. Rows stay where they are.")]
 pub struct Args {
     /// A queue's name, or `relay` for all queues
     #[arg(required = true, value_name = "QUEUE or relay")]
@@ -28,12 +27,19 @@ pub async fn run(args: &Args, stop: bool, config: &Config, out: &mut Out) -> any
             for queue in &config.queues {
                 failed = failed.and(select::open(&queue.settings)?.pause(true, stop).await);
             }
+            // Where one was told, that is a change already.
+            super::change::audit(config, done_word(stop), target, Vec::new());
             failed?;
         } else {
             select::named(config, target)?.pause(false, stop).await?;
+            super::change::audit(config, done_word(stop), target, Vec::new());
         }
-        tracing::info!(target = %target, user = %super::change::user(), "{}", if stop { "paused" } else { "resumed" });
         writeln!(out, "{target}: {done}")?;
     }
     Ok(Ending::Done)
+}
+
+/// For the log.
+fn done_word(stop: bool) -> &'static str {
+    if stop { "paused" } else { "resumed" }
 }

@@ -17,7 +17,9 @@ use crate::queue::Listed;
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "For each row QUEUE-NUMBER.eml with the exact mail and QUEUE-NUMBER.json with its envelope are \
-    written. The exit status is 1 when some row cannot become a mail."
+    written.\nExit status: 0 all rows can become mails; 1 some cannot.\n\
+    Examples:\n  mailqueue render --all --out /var/tmp/trial\n  \
+    mailqueue render --queue newsletter --to @example.org --out trial"
 )]
 pub struct Args {
     /// Every row of every queue

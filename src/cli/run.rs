@@ -5,24 +5,29 @@ use tracing::{error, info};
 
 use super::{Ending, daemon};
 use crate::config::Config;
-use crate::dispatch::Pass;
-use crate::ledger::StateDir;
-use crate::observe::systemd;
+use crate::dispatch::{Dispatcher, Pass, Progress};
+use crate::observe::logs::{self, Logs};
+use crate::observe::{Lasting, systemd};
 use crate::relay::Relay;
 
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "SIGTERM and SIGINT finish what is in flight and end with 0; SIGHUP reads the configuration again \
-    (all but [log]); SIGUSR1 looks at the tables at once."
+    after_help = "SIGTERM and SIGINT finish what is in flight and end with 0; SIGHUP reads the configuration again; \
+    SIGUSR1 looks at the tables at once."
 )]
 pub struct Args {}
 
-pub async fn run(_: &Args, mut config: Config) -> anyhow::Result<Ending> {
+/// `level` is that of the command line, which counts more than the file's.
+pub async fn run(_: &Args, mut config: Config, logs: &Logs, level: Option<&str>) -> anyhow::Result<Ending> {
     let mut signals = Signals::new()?;
     let mut state_dir = daemon::take_state_dir(&config)?;
     info!(version = env!("CARGO_PKG_VERSION"), pid = std::process::id(), config = %config.file.display(), "started");
+    let mut progress = Progress::default();
+    let lasting = Lasting::new(progress.meter.collectors())?;
     loop {
-        let (pass, next) = session(&config, &state_dir, &mut signals).await?;
+        let dispatcher = daemon::dispatcher(&config, &state_dir, progress, false).await?;
+        let handle = dispatcher.handle();
+        let (pass, next) = session(&config, dispatcher, &lasting, &mut signals).await?;
         if let Some(refusal) = pass.refused {
             return Err(refusal.into());
         }
@@ -30,7 +35,12 @@ pub async fn run(_: &Args, mut config: Config) -> anyhow::Result<Ending> {
         if next.state_dir != config.state_dir {
             state_dir = daemon::take_state_dir(&next)?;
         }
+        progress = handle.progress().handed_on();
         config = *next;
+        let level = level.unwrap_or(&config.log.level).to_owned();
+        if let Err(error) = logs.change(&logs::Settings { level, ..config.log.clone() }) {
+            error!("the log stays as it was: {error:#}");
+        }
         info!(config = %config.file.display(), "configuration read again");
     }
     info!("stopped");
@@ -40,12 +50,12 @@ pub async fn run(_: &Args, mut config: Config) -> anyhow::Result<Ending> {
 /// Runs one dispatcher until a signal ends it; the configuration to go on with, if it shall.
 async fn session(
     config: &Config,
-    state_dir: &StateDir,
+    dispatcher: Dispatcher,
+    lasting: &Lasting,
     signals: &mut Signals,
 ) -> anyhow::Result<(Pass, Option<Box<Config>>)> {
-    let dispatcher = daemon::dispatcher(config, state_dir, false).await?;
     let handle = dispatcher.handle();
-    let observers = daemon::observe(config, &handle).await?;
+    let observers = daemon::observe(config, &handle, lasting).await?;
     let mut next = None;
     let mut ending = false;
     let mut running = std::pin::pin!(dispatcher.run());

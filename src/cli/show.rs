@@ -19,9 +19,8 @@ use crate::translate::Unreadable;
 const LINES: usize = 60;
 
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Examples:\n  mailqueue show newsletter/1234\n  mailqueue show newsletter/1234 --raw > mail.eml"
-)]
+#[command(after_help = "Exit status: 0 done; 1 there is no such row.\n\
+    Examples:\n  mailqueue show newsletter/1234\n  mailqueue show newsletter/1234 --raw > mail.eml")]
 pub struct Args {
     /// The row, as in newsletter/1234
     #[arg(value_name = "ID")]

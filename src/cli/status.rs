@@ -5,18 +5,18 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::output::{Out, ago, or_dash, safe, span};
+use super::output::{Colour, Out, ago, count, or_dash, safe, span};
 use super::{Ending, select};
 use crate::config::Config;
 use crate::observe::checkmk::{self, Levels};
-use crate::observe::health::{Health, Queue, Rows};
+use crate::observe::health::{Health, Queue, Relay, RelayState, Rows};
 use crate::observe::outside::{self, Daemon};
+use crate::observe::snapshot::Pace;
 
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Works while the daemon runs and while it does not. Exit status: 0, or 69 when a database is out \
-    of reach; with --checkmk always 0, because the lines say it."
-)]
+#[command(after_help = "Works while the daemon runs and while it does not.\n\
+    Exit status: 0 all databases have answered; 69 one is out of reach. With --checkmk always 0, because the lines say it.\n\
+    Examples:\n  mailqueue status\n  mailqueue status --json")]
 pub struct Args {
     /// One JSON object
     #[arg(long)]
@@ -52,16 +52,35 @@ fn tell(health: &Health, daemon: &Daemon, now: Timestamp, out: &mut Out) -> anyh
             writeln!(out, "\n{}: {}", safe(name), safe(error))?;
         }
     }
-    let relay = &health.relay;
-    let reason = relay.reason.as_ref().map(|reason| format!(" ({})", safe(reason))).unwrap_or_default();
-    let until = relay.until.map(|at| format!(", next try {}", ago(at, now))).unwrap_or_default();
-    writeln!(out, "\nrelay          {}{reason}{until}", relay.state.as_str())?;
+    writeln!(out, "\nrelay          {}", relay(&health.relay, daemon, now, out))?;
     let when = |at: Option<Timestamp>| at.map_or_else(|| "not known".to_owned(), |at| ago(at, now));
     writeln!(out, "dispatcher     {}", safe(&daemon.sentence(now)))?;
     writeln!(out, "last poll      {}", when(health.last_poll))?;
     writeln!(out, "last accepted  {}", when(health.last_accepted))?;
     writeln!(out, "ledger         {} open", or_dash(health.ledger_open))?;
     Ok(())
+}
+
+/// The state, why and until when, and how busy it is.
+fn relay(relay: &Relay, daemon: &Daemon, now: Timestamp, out: &Out) -> String {
+    let colour = if relay.state == RelayState::Up { Colour::Green } else { Colour::Red };
+    let mut text = out.coloured(colour, relay.state.as_str());
+    if let Some(reason) = &relay.reason {
+        text += &format!(" ({})", safe(reason));
+    }
+    text += &match relay.until {
+        Some(at) if at > now => format!(", next try {}", ago(at, now)),
+        Some(_) => ", being tried again now".to_owned(),
+        None => String::new(),
+    };
+    if let Daemon::Running { pace: Some(Pace { connections, mails_per_minute }), .. } = daemon {
+        text += &format!(
+            ", {}, {} in the last minute",
+            count(*connections, "connection"),
+            count(usize::try_from(*mails_per_minute).unwrap_or(usize::MAX), "mail")
+        );
+    }
+    text
 }
 
 fn cells(queue: &Queue) -> [String; 9] {

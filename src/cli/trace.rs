@@ -1,22 +1,29 @@
-//! `mailqueue trace`: what happened to a mail, from the ledger.
+//! `mailqueue trace`: what happened to a mail, from the ledger, the tables, and what operators did.
 
 use std::io::Write;
 
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::output::{Out, moment, safe};
-use super::{Ending, Usage};
+use super::output::{Out, count, moment, safe};
+use super::{Ending, Usage, list, select};
 use crate::config::Config;
 use crate::ledger::{Query, Traced, Tracer};
+use crate::mail::MailId;
+use crate::observe::audit::{self, Change};
+use crate::outcome::State;
+use crate::queue::{self, Filter, Listed};
 
 /// Transactions that one call shows at most.
 const LIMIT: u32 = 1_000;
 
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Knows the mails that this machine's dispatcher sent within ledger_keep. Addresses of mails that \
-    are done with are kept as hashes; --to finds them all the same."
+    after_help = "Knows the mails that this machine's dispatcher sent within ledger_keep, and those that still stand in \
+    a table. Addresses of mails that are done with are kept as hashes, the same as in a log with addresses = \"hash\"; \
+    --to finds them all the same.\n\
+    Exit status: 0 found; 1 nothing is known of such a mail.\n\
+    Examples:\n  mailqueue trace newsletter/1234\n  mailqueue trace --to anna@example.org"
 )]
 pub struct Args {
     /// An id, as in newsletter/1234, or a Message-ID
@@ -41,6 +48,16 @@ struct Object<'a> {
     reply: Option<&'a str>,
 }
 
+/// What an operator did to it.
+#[derive(Serialize)]
+struct Done<'a> {
+    id: &'a str,
+    at: Timestamp,
+    change: &'a str,
+    user: &'a str,
+    uid: u32,
+}
+
 pub async fn run(args: &Args, config: &Config, out: &mut Out) -> anyhow::Result<Ending> {
     if !crate::ledger::exists(&config.state_dir) {
         let text =
@@ -48,7 +65,8 @@ pub async fn run(args: &Args, config: &Config, out: &mut Out) -> anyhow::Result<
         return Err(Usage(text).into());
     }
     let tracer = Tracer::open(&config.state_dir)?;
-    let found = tracer.find(&query(args), LIMIT)?;
+    let query = query(args);
+    let found = tracer.find(&query, LIMIT)?;
     if args.to.is_some()
         && let Some(before) = tracer.blind_before()
     {
@@ -61,10 +79,19 @@ pub async fn run(args: &Args, config: &Config, out: &mut Out) -> anyhow::Result<
     for traced in &found {
         if args.json { out.json(&object(traced))? } else { tell(traced, out)? }
     }
-    if found.is_empty() && !args.json {
+    let rows = rows(&query, config).await?;
+    for listed in &rows {
+        if args.json { out.json(&list::Object::of(listed))? } else { stands(listed, out)? }
+    }
+    let mut changes = 0;
+    if let Query::Id(id) = &query {
+        changes = operators(args.json, id, config, out)?;
+    }
+    let nothing = found.is_empty() && rows.is_empty() && changes == 0;
+    if nothing && !args.json {
         writeln!(out, "nothing is known of it")?;
     }
-    Ok(if found.is_empty() { Ending::LeftOver } else { Ending::Done })
+    Ok(if nothing { Ending::LeftOver } else { Ending::Done })
 }
 
 fn query(args: &Args) -> Query {
@@ -76,6 +103,50 @@ fn query(args: &Args) -> Query {
             _ => Query::MessageId(id.to_owned()),
         },
     }
+}
+
+/// What still stands in the tables. The ledger's part of the story stands also where a database is out of reach.
+async fn rows(query: &Query, config: &Config) -> anyhow::Result<Vec<Listed>> {
+    let mut found = Vec::new();
+    for settings in config.queues.iter().map(|queue| &queue.settings) {
+        if matches!(query, Query::Id(id) if id.queue != settings.name) {
+            continue;
+        }
+        let queue = select::open(settings)?;
+        if let Err(error) = matching(query, &queue, &mut found).await {
+            eprintln!("mailqueue: what stands in the table is not known: {}", safe(&error.to_string()));
+        }
+    }
+    Ok(found)
+}
+
+async fn matching(query: &Query, queue: &queue::Queue, found: &mut Vec<Listed>) -> Result<(), queue::Error> {
+    const PAGE: u32 = 500;
+    if let Query::Id(id) = query {
+        found.extend(queue.look(id.mid).await?.map(|(listed, _)| listed));
+        return Ok(());
+    }
+    let fits = |listed: &Listed| match query {
+        Query::MessageId(id) => listed.message_id.as_deref().is_some_and(|known| bare(known) == bare(id)),
+        Query::Recipient(to) => listed.history.recipients.iter().any(|known| known.address.eq_ignore_ascii_case(to)),
+        Query::Id(_) => false,
+    };
+    let states = State::ALL.into_iter().filter(|state| *state != State::Waiting).collect();
+    let filter = Filter { states, ..Filter::default() };
+    let mut cursor = i64::MIN;
+    loop {
+        let page = queue.list(&filter, cursor, PAGE).await?;
+        let Some(last) = page.last().filter(|_| page.len() == PAGE as usize).map(|last| last.id.mid) else {
+            found.extend(page.into_iter().filter(fits));
+            return Ok(());
+        };
+        cursor = last;
+        found.extend(page.into_iter().filter(fits));
+    }
+}
+
+fn bare(message_id: &str) -> &str {
+    message_id.trim_start_matches('<').trim_end_matches('>')
 }
 
 fn object(traced: &Traced) -> Object<'_> {
@@ -105,4 +176,40 @@ fn tell(traced: &Traced, out: &mut Out) -> anyhow::Result<()> {
         )?;
     }
     Ok(())
+}
+
+/// A row that is in its table still.
+fn stands(listed: &Listed, out: &mut Out) -> anyhow::Result<()> {
+    let message_id = listed.message_id.as_deref().map(|id| format!("  {}", safe(id))).unwrap_or_default();
+    writeln!(out, "{}{message_id}", listed.id)?;
+    if let Some(at) = listed.first_seen {
+        writeln!(out, "  {}  first seen", moment(at))?;
+    }
+    for known in &listed.history.recipients {
+        let reply = known.reply.as_ref().map(|reply| format!(": {}", safe(reply))).unwrap_or_default();
+        writeln!(out, "  {}  {} {}{reply}", moment(known.at), safe(&known.address), known.state.as_str())?;
+    }
+    let reason = listed.reason.map(|reason| format!(" ({reason})")).unwrap_or_default();
+    let next = listed.next_attempt.map(|at| format!(", tried again {}", moment(at))).unwrap_or_default();
+    let attempts = count(listed.history.attempts as usize, "attempt");
+    writeln!(out, "  the row stands in its table: {}{reason}, {attempts}{next}", listed.state)?;
+    Ok(())
+}
+
+/// What operators did to a row; answers how much that is.
+fn operators(json: bool, id: &MailId, config: &Config, out: &mut Out) -> anyhow::Result<usize> {
+    let known = audit::changes(&config.state_dir)?;
+    let changes: Vec<_> = known.into_iter().filter(|change| change.concerns(id)).collect();
+    let name = id.to_string();
+    if !json && !changes.is_empty() {
+        writeln!(out, "{name}  operators")?;
+    }
+    for Change { at, user, uid, what, .. } in &changes {
+        if json {
+            out.json(&Done { id: &name, at: *at, change: what, user, uid: *uid })?;
+        } else {
+            writeln!(out, "  {}  {} by {} (uid {uid})", moment(*at), safe(what), safe(user))?;
+        }
+    }
+    Ok(changes.len())
 }

@@ -70,6 +70,23 @@ pub struct Progress {
 }
 
 impl Progress {
+    /// For the dispatcher after this one in the same process: counts go on, signs of life and trouble begin anew.
+    pub fn handed_on(&self) -> Self {
+        let Tally { claimed, delivered, deferred, failed, unreadable, held } = self.tally();
+        Self {
+            claimed: claimed.into(),
+            delivered: delivered.into(),
+            deferred: deferred.into(),
+            failed: failed.into(),
+            unreadable: unreadable.into(),
+            held: held.into(),
+            last_poll: self.last_poll().into(),
+            last_accepted: self.last_accepted().into(),
+            meter: self.meter.clone(),
+            ..Self::default()
+        }
+    }
+
     pub fn tally(&self) -> Tally {
         let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
         Tally {

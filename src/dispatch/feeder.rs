@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use tokio::sync::futures::Notified;
 
 use super::lane::Lane;
 use super::pulse::Loop;
@@ -58,6 +59,8 @@ pub async fn run(shared: &Shared, lane: &Arc<Lane>) -> Ended {
     let mut recovered = false;
     let mut wait = FIRST_WAIT;
     while !shared.stop.is_cancelled() {
+        // Made before the pass, so that a call that comes in the middle of it is not missed.
+        let poll = shared.poll.notified();
         match pass(shared, lane, &mut recovered, &mut wait).await {
             Ok(()) => wait = FIRST_WAIT,
             Err(Trouble::Start(error)) => return Ended::Refused(error),
@@ -83,7 +86,7 @@ pub async fn run(shared: &Shared, lane: &Arc<Lane>) -> Ended {
             }
             break;
         }
-        let rest = shared.stop.run_until_cancelled(rest(shared, lane));
+        let rest = shared.stop.run_until_cancelled(rest(shared, lane, poll));
         shared.progress.pulse.waiting(lane.name(), rest).await;
     }
     give_back(shared, lane);
@@ -114,9 +117,8 @@ async fn settle_all(shared: &Shared, lane: &Lane) {
     lane.queue.all_settled().await;
 }
 
-/// Until there may be something to do.
-async fn rest(shared: &Shared, lane: &Lane) {
-    let poll = shared.poll.notified();
+/// Until there may be something to do, or `poll` says so.
+async fn rest(shared: &Shared, lane: &Lane, poll: Notified<'_>) {
     let interval = shared.settings.poll_interval;
     // A database that does not answer is the next pass's to report.
     let due = if is_open(shared, lane) { lane.queue.next_due().await.ok().flatten() } else { None };

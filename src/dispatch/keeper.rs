@@ -20,6 +20,10 @@ use crate::{queue::Claim, retry};
 /// How often the operators' stop is looked up: it must be obeyed within a second.
 const LOOK: Duration = Duration::from_millis(600);
 
+/// How often the database hears what time expiry must not count, or that it runs: of several dispatchers that see an
+/// outage in part, each accounts for what it sees.
+const ACCOUNT: Duration = Duration::from_secs(30);
+
 /// Other dispatchers' counters, and since when each stands as it does by our own monotonic clock.
 type Sightings = HashMap<DispatcherId, (i64, Instant)>;
 
@@ -28,8 +32,10 @@ pub async fn run(shared: Arc<Shared>, lane: Arc<Lane>) {
     let beat_every = (shared.settings.lease / 30).max(Duration::from_millis(50));
     let mut beats = interval(beat_every);
     let mut looks = interval(LOOK);
+    let mut accounts = interval(ACCOUNT);
     let mut health = shared.health.watch();
     beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    accounts.set_missed_tick_behavior(MissedTickBehavior::Delay);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut sightings = Sightings::new();
     loop {
@@ -42,11 +48,9 @@ pub async fn run(shared: Arc<Shared>, lane: Arc<Lane>) {
                     // Nobody could write a heartbeat that we could have seen: everybody's lease begins anew.
                     sightings.clear();
                 }
-                match beaten {
-                    Ok(()) => outage::account(&shared, &lane).await,
-                    beaten => beaten,
-                }
+                beaten
             }
+            _ = accounts.tick() => outage::account(&shared, &lane).await,
             _ = looks.tick() => look(&shared, &lane).await,
             _ = health.changed() => Ok(()),
         };

@@ -126,16 +126,21 @@ fn bad(what: &str) -> rusqlite::Error {
 /// one where there is none, and says so where that cannot be the first.
 pub fn key(dir: &Path, connection: &Connection) -> Result<[u8; 32], Error> {
     let path = dir.join(KEY_FILE);
-    let (key, fresh) = match existing_key(dir)? {
-        Some(key) => (key, false),
-        None => (new_key(&path)?, true),
-    };
+    let (key, fresh) = any_key(dir)?;
     if note_key(connection, &hash_address(&key, ""), fresh).map_err(failed)? {
         tracing::warn!(target: "mailqueue::ledger", file = %path.display(),
             "the key of the ledger was lost and is a new one now: `trace --to` no longer finds the mails that were \
              settled before (by id and Message-ID it does); to find them, stop mailqueue and put the old file back");
     }
     Ok(key)
+}
+
+/// The key, and whether it was made just now.
+pub fn any_key(dir: &Path) -> Result<([u8; 32], bool), Error> {
+    match existing_key(dir)? {
+        Some(key) => Ok((key, false)),
+        None => Ok((new_key(&dir.join(KEY_FILE))?, true)),
+    }
 }
 
 fn new_key(path: &Path) -> Result<[u8; 32], Error> {

@@ -3,11 +3,13 @@
 use std::io::IsTerminal;
 
 use anyhow::Context as _;
-use hmac::{Hmac, KeyInit, Mac};
-use sha2::Sha256;
 use tracing_journald::{Priority, PriorityMappings};
 use tracing_subscriber::filter::EnvFilter;
+use tracing_subscriber::layer::Layered;
 use tracing_subscriber::prelude::*;
+use tracing_subscriber::{Layer, Registry, reload};
+
+use crate::ledger;
 
 /// `[log]` of the configuration, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,7 +45,8 @@ pub enum Addresses {
     Full,
     /// `…@example.org`
     Domain,
-    /// A keyed hash, so that two mentions of one address can be seen to be the same, and no more.
+    /// The keyed hash that `mailqueue trace` shows too, so that two mentions of one address can be seen to be the same,
+    /// and no more.
     Hash,
 }
 
@@ -63,30 +66,59 @@ pub fn check_level(level: &str) -> Result<(), String> {
     EnvFilter::try_new(level).map(drop).map_err(|error| error.to_string())
 }
 
+/// What is logged, and how: both can change while the process runs.
+#[derive(Clone)]
+pub struct Logs {
+    filter: reload::Handle<EnvFilter, Registry>,
+    form: reload::Handle<Form, Filtered>,
+}
+
+type Filtered = Layered<reload::Layer<EnvFilter, Registry>, Registry>;
+type Form = Box<dyn Layer<Filtered> + Send + Sync>;
+
 /// Starts logging for the whole process. The first call counts.
-pub fn start(settings: &Settings) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&settings.level)?;
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
-    let registry = tracing_subscriber::registry().with(filter);
+pub fn start(settings: &Settings) -> anyhow::Result<Logs> {
+    let (filter, filter_handle) = reload::Layer::new(filter(&settings.level)?);
+    let (form, form_handle) = reload::Layer::new(form(settings.format)?);
     // A second start (a test in the same process) changes nothing, and is no failure.
-    let _ = match settings.format {
-        Format::Json => registry.with(lines.json().flatten_event(true).with_current_span(false)).try_init(),
-        Format::Text => registry.with(lines.with_ansi(std::io::stderr().is_terminal())).try_init(),
-        Format::Journald => {
-            let journal = tracing_journald::layer()
-                .context("[log] format = \"journald\": there is no journal here; write \"text\" or \"json\" instead")?
-                .with_syslog_identifier("mailqueue".to_owned())
-                .with_priority_mappings(PriorityMappings {
-                    info: Priority::Informational,
-                    debug: Priority::Debug,
-                    ..PriorityMappings::new()
-                })
-                // `journalctl MAILQUEUE_ID=newsletter/1234`
-                .with_field_prefix(Some("MAILQUEUE".to_owned()));
-            registry.with(journal).try_init()
-        }
-    };
-    Ok(())
+    let _ = tracing_subscriber::registry().with(filter).with(form).try_init();
+    Ok(Logs { filter: filter_handle, form: form_handle })
+}
+
+impl Logs {
+    /// Goes on with other settings. Where these cannot be used, nothing changes.
+    pub fn change(&self, settings: &Settings) -> anyhow::Result<()> {
+        let (filter, form) = (filter(&settings.level)?, form(settings.format)?);
+        self.filter.reload(filter)?;
+        Ok(self.form.reload(form)?)
+    }
+}
+
+/// What operators do is logged at every level, unless it is named itself.
+fn filter(level: &str) -> anyhow::Result<EnvFilter> {
+    Ok(EnvFilter::try_new(format!("{}=info,{level}", super::audit::AUDIT))?)
+}
+
+fn form(format: Format) -> anyhow::Result<Form> {
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    Ok(match format {
+        Format::Json => lines.json().flatten_event(true).with_current_span(false).boxed(),
+        Format::Text => lines.with_ansi(std::io::stderr().is_terminal()).boxed(),
+        Format::Journald => journal()
+            .context("[log] format = \"journald\": there is no journal here; write \"text\" or \"json\" instead")?
+            .boxed(),
+    })
+}
+
+/// The journal of this host, where there is one.
+pub(super) fn journal() -> std::io::Result<tracing_journald::Layer> {
+    let priorities =
+        PriorityMappings { info: Priority::Informational, debug: Priority::Debug, ..PriorityMappings::new() };
+    Ok(tracing_journald::layer()?
+        .with_syslog_identifier("mailqueue".to_owned())
+        .with_priority_mappings(priorities)
+        // `journalctl MAILQUEUE_ID=newsletter/1234`
+        .with_field_prefix(Some("MAILQUEUE".to_owned())))
 }
 
 /// Takes out of addresses what a log may not show.
@@ -97,7 +129,7 @@ pub struct Redactor {
 }
 
 impl Redactor {
-    /// `key` matters for [`Addresses::Hash`] only; it must be secret, and stay the same for hashes to be comparable.
+    /// `key` matters for [`Addresses::Hash`] only: that of the ledger, whose hashes are then the log's.
     pub fn new(addresses: Addresses, key: [u8; 32]) -> Self {
         Self { addresses, key }
     }
@@ -110,7 +142,7 @@ impl Redactor {
                 Some((_, domain)) => format!("…@{domain}"),
                 None => "…".to_owned(),
             },
-            Addresses::Hash => self.hash(address),
+            Addresses::Hash => ledger::hash_address(&self.key, address),
         }
     }
 
@@ -119,6 +151,16 @@ impl Redactor {
         if self.addresses == Addresses::Full || !text.contains('@') {
             return text.to_owned();
         }
+        let (mut shown, mut rest) = (String::new(), text);
+        while let Some((begin, end)) = quoted(rest) {
+            shown += &self.words(&rest[..begin]);
+            shown += &self.address(&rest[begin..end]);
+            rest = &rest[end..];
+        }
+        shown + &self.words(rest)
+    }
+
+    fn words(&self, text: &str) -> String {
         let parts =
             text.split_inclusive(|c: char| c.is_whitespace() || c.is_control() || "<>()[]{},;:\"'`".contains(c));
         parts
@@ -132,13 +174,16 @@ impl Redactor {
     fn word(&self, word: &str) -> String {
         if word.contains('@') { self.address(word) } else { word.to_owned() }
     }
+}
 
-    fn hash(&self, address: &str) -> String {
-        // A key of any length does, so this cannot fail; without it nothing is shown.
-        let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(&self.key) else { return "…".to_owned() };
-        mac.update(address.to_lowercase().as_bytes());
-        mac.finalize().into_bytes().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
-    }
+/// Where the first address with a quoted local part stands: `"Anna Berger"@example.org` (RFC 5321 §4.1.2).
+fn quoted(text: &str) -> Option<(usize, usize)> {
+    let close = text.find("\"@")?;
+    let escaped = |at: usize| text[..at].bytes().rev().take_while(|byte| *byte == b'\\').count() % 2 == 1;
+    let begin = text[..close].rmatch_indices('"').map(|(at, _)| at).find(|at| !escaped(*at))?;
+    let domain = |c: char| c.is_alphanumeric() || "-.:[]".contains(c);
+    let end = text[close + 2..].find(|c| !domain(c)).map_or(text.len(), |length| close + 2 + length);
+    Some((begin, end))
 }
 
 impl std::fmt::Debug for Redactor {

@@ -37,7 +37,7 @@ impl Metrics {
         }
         let build = gauges(&registry, "mailqueue_build_info", "The program's version; always 1.", &["version"])?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-        let start = gauge(&registry, "mailqueue_start_time_seconds", "When the dispatcher started, as a Unix time.")?;
+        let start = gauge(&registry, "mailqueue_start_time_seconds", "When the process started, as a Unix time.")?;
         start.set(seconds(started));
         let counting = Histogram::with_opts(
             HistogramOpts::new("mailqueue_count_duration_seconds", "Time that counting the rows of a queue took.")
@@ -95,6 +95,13 @@ impl Metrics {
             counting,
             registry,
         })
+    }
+
+    /// The queues may be others from now on: those that are there are counted anew.
+    pub fn forget_queues(&self) {
+        for gauges in [&self.rows, &self.oldest_due, &self.paused, &self.database_up] {
+            gauges.reset();
+        }
     }
 
     /// New counts from the databases. A queue that could not be counted keeps none, rather than old ones.

@@ -7,7 +7,7 @@ use futures_util::future::join_all;
 use jiff::Timestamp;
 
 use super::health::{self, Health, Relay, span};
-use super::snapshot::Snapshot;
+use super::snapshot::{Pace, Snapshot};
 use crate::ledger::{self, Tracer};
 use crate::queue::{self, Queue};
 
@@ -20,6 +20,7 @@ const GRACE: Duration = Duration::from_secs(120);
 pub enum Daemon {
     Running {
         pid: u32,
+        pace: Option<Pace>,
     },
     /// The process is there, and does nothing.
     Silent {
@@ -45,7 +46,7 @@ impl Daemon {
     pub fn sentence(&self, now: Timestamp) -> String {
         let ago = |at: &Timestamp| span(u64::try_from(now.duration_since(*at).as_secs()).unwrap_or(0));
         match self {
-            Self::Running { pid } => format!("running as process {pid}"),
+            Self::Running { pid, .. } => format!("running as process {pid}"),
             Self::Silent { pid, since } => {
                 format!("process {pid} shows no signs of life for {}; restart it", ago(since))
             }
@@ -122,7 +123,7 @@ pub fn daemon(snapshot: Option<&Snapshot>, now: Timestamp, is_alive: impl Fn(u32
         (false, true) if age > Duration::from_secs(snapshot.every_seconds) + GRACE => {
             Daemon::Silent { pid, since: written }
         }
-        (false, true) => Daemon::Running { pid },
+        (false, true) => Daemon::Running { pid, pace: snapshot.pace },
     }
 }
 

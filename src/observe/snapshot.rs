@@ -1,5 +1,6 @@
 //! The file through which a dispatcher shows other processes what only it knows: the relay's state and signs of life.
 
+use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -25,13 +26,23 @@ pub struct Snapshot {
     /// The last one before an orderly end.
     pub stopped: bool,
     pub relay: Relay,
-    /// How many connections may be in use.
-    pub connections: usize,
+    /// Absent in what an older version wrote.
+    #[serde(default)]
+    pub pace: Option<Pace>,
     /// What the smarthost announced last.
     #[serde(default)]
     pub carries: Option<Carries>,
     pub last_poll: Option<Timestamp>,
     pub last_accepted: Option<Timestamp>,
+}
+
+/// How fast it goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pace {
+    /// How many connections may be in use.
+    pub connections: usize,
+    /// Rows that were delivered in the last minute.
+    pub mails_per_minute: u64,
 }
 
 impl Snapshot {
@@ -70,17 +81,24 @@ pub async fn keep(subject: impl Subject, state_dir: PathBuf) {
     let mut looks = interval(LOOK);
     let mut shown: Option<(Snapshot, Instant)> = None;
     let mut failing = false;
+    let mut minute = Minute::default();
     loop {
         looks.tick().await;
         let look = subject.look();
+        let mails_per_minute = minute.passes(Instant::now(), look.tally.delivered);
         if !look.alive() {
             // Whoever reads the file sees it grow old.
             continue;
         }
-        let now = Snapshot::of(&subject, false);
+        let now = Snapshot {
+            pace: Some(Pace { connections: look.connections, mails_per_minute }),
+            ..Snapshot::of(&subject, false)
+        };
         if let Some((before, at)) = &shown {
             let changed = Snapshot { written: before.written, ..now.clone() } != *before;
-            let patience = match (now.relay.state == before.relay.state, changed) {
+            // The first poll is what somebody who has just started it waits to see.
+            let calm = now.relay.state == before.relay.state && now.last_poll.is_some() == before.last_poll.is_some();
+            let patience = match (calm, changed) {
                 (false, _) => LOOK,
                 (true, true) => CHANGED,
                 (true, false) => ALIVE,
@@ -101,6 +119,21 @@ pub async fn keep(subject: impl Subject, state_dir: PathBuf) {
     }
 }
 
+/// What was delivered within a minute, seen each second.
+#[derive(Default)]
+struct Minute(VecDeque<(Instant, u64)>);
+
+impl Minute {
+    /// `delivered` counts from the start on. Answers how much of it is of the last minute.
+    fn passes(&mut self, now: Instant, delivered: u64) -> u64 {
+        self.0.push_back((now, delivered));
+        while self.0.front().is_some_and(|(at, _)| now - *at > Duration::from_secs(60)) {
+            self.0.pop_front();
+        }
+        self.0.front().map_or(0, |(_, before)| delivered.saturating_sub(*before))
+    }
+}
+
 /// The last one.
 pub fn close(subject: &impl Subject, state_dir: &Path) -> io::Result<()> {
     Snapshot { relay: Relay { state: RelayState::Up, until: None, reason: None }, ..Snapshot::of(subject, true) }
@@ -116,7 +149,7 @@ impl Snapshot {
             every_seconds: ALIVE.as_secs(),
             stopped,
             relay: look.relay,
-            connections: look.connections,
+            pace: None,
             carries: look.carries,
             last_poll: look.last_poll,
             last_accepted: look.last_accepted,

@@ -1,8 +1,10 @@
 //! One line an hour: what happened since the last one.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, MissedTickBehavior, interval_at};
+use tokio::sync::Mutex;
+use tokio::time::{Instant, sleep_until};
 
 use super::subject::{Subject, Tally};
 
@@ -11,16 +13,29 @@ pub const SUMMARY: &str = "mailqueue::summary";
 
 const EVERY: Duration = Duration::from_secs(3600);
 
-/// Logs until it is dropped.
-pub async fn run(subject: impl Subject) {
-    let mut hours = interval_at(Instant::now() + EVERY, EVERY);
-    hours.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut before = subject.look().tally;
+/// Since when, and what had happened by then.
+#[derive(Debug)]
+pub struct Summary {
+    begun: Instant,
+    before: Tally,
+}
+
+impl Summary {
+    /// An hour that begins now, before anything happened.
+    pub fn begin() -> Self {
+        Self { begun: Instant::now(), before: Tally::default() }
+    }
+}
+
+/// Logs until it is dropped. Whoever goes on with the same `summary` goes on in the middle of the hour.
+pub async fn run(subject: impl Subject, summary: Arc<Mutex<Summary>>) {
+    let mut summary = summary.lock().await;
     loop {
-        hours.tick().await;
+        sleep_until(summary.begun + EVERY).await;
         let now = subject.look().tally;
-        log(now.since(before), "the last hour");
-        before = now;
+        log(now.since(summary.before), "the last hour");
+        // A machine that slept, or was held up, does not make up for the hours.
+        *summary = Summary { begun: Instant::now(), before: now };
     }
 }
 

@@ -1,11 +1,16 @@
 //! Whether a database is fit for the job.
 
+use jiff::{SignedDuration, Timestamp};
+
 use super::error::{Error, Failure};
 use super::link::{Line, Link};
 use super::rights::Rights;
 use super::schema::Schema;
 use super::view::{Finding, Level};
 use super::{Inner, mysql, postgres, sqlite};
+
+/// Seconds.
+const CLOCK_MAY_DIFFER: i64 = 60;
 
 const OURS: [&str; 3] = ["mailqueue_delivery", "mailqueue_recipient", "mailqueue_dispatcher"];
 const ON_OURS: [&str; 4] = ["SELECT", "INSERT", "UPDATE", "DELETE"];
@@ -16,7 +21,14 @@ impl Inner {
         let mut findings = Vec::new();
         if let Err(failure) = self.probe(&mut findings).await {
             let what = if findings.is_empty() { "database" } else { "looking further" };
-            let found = match failure.told(self.name()) {
+            let found = match failure {
+                Failure::NoSecret(what) => {
+                    findings.push(Finding { level: Level::Failed, what: "password".to_owned(), found: what });
+                    return findings;
+                }
+                failure => failure,
+            };
+            let found = match found.told(self.name()) {
                 Error::Unreachable { what, .. } => {
                     format!("out of reach: {what}; check `database` and whether the server is up")
                 }
@@ -25,6 +37,24 @@ impl Inner {
             findings.push(Finding { level: Level::Failed, what: what.to_owned(), found });
         }
         findings
+    }
+
+    pub(super) async fn longest_packet(&self) -> Result<Option<u64>, Error> {
+        if self.dialect().name != "mysql" {
+            return Ok(None);
+        }
+        let packet = async {
+            let lines = self.link().await?.fetch(mysql::LONGEST_PACKET, Vec::new()).await?;
+            lines.first().map(|line| line.some_int(0)).transpose()
+        };
+        let packet: Result<_, Failure> = packet.await;
+        Ok(packet.map_err(|failure| failure.told(self.name()))?.and_then(|bytes| u64::try_from(bytes).ok()))
+    }
+
+    pub(super) async fn has_params(&self) -> Result<bool, Error> {
+        let schema = async { self.schema(&mut self.link().await?).await };
+        let schema = schema.await.map_err(|failure: Failure| failure.told(self.name()))?;
+        Ok(schema.columns.iter().any(|(name, _)| *name == "mparams"))
     }
 
     async fn probe(&self, findings: &mut Vec<Finding>) -> Result<(), Failure> {
@@ -39,6 +69,9 @@ impl Inner {
         let version = link.fetch(version, Vec::new()).await?;
         let version = version.first().map(|line| line.some_text(0)).transpose()?.unwrap_or_default();
         tell(Level::Ok, "database", version);
+        for (level, what, found) in self.server(&mut link).await? {
+            tell(level, what, found);
+        }
 
         self.forget_schema().await;
         let schema = match self.schema(&mut link).await {
@@ -83,6 +116,42 @@ impl Inner {
         let (level, found) = sizes(&schema);
         tell(level, "column sizes", found);
         Ok(())
+    }
+
+    /// The server's clock and character set.
+    async fn server(&self, link: &mut Link) -> Result<Vec<(Level, &'static str, String)>, Failure> {
+        let mut told = Vec::new();
+        let clock = match self.dialect().name {
+            "mysql" => mysql::CLOCK,
+            "postgres" => postgres::CLOCK,
+            // A file has no clock of its own.
+            _ => return Ok(told),
+        };
+        let asked = Timestamp::now();
+        let lines = link.fetch(clock, Vec::new()).await?;
+        let answered = Timestamp::now();
+        if let Some(line) = lines.first() {
+            // In the middle between question and answer, as far as anybody can tell.
+            let here = (asked.as_millisecond() + answered.as_millisecond()) / 2;
+            let (level, found) = clock_ahead("the database", SignedDuration::from_millis(line.some_int(0)? - here));
+            told.push((level, "clock", found));
+        }
+        if self.dialect().name == "postgres" {
+            let lines = link.fetch("SELECT current_setting('server_encoding')", Vec::new()).await?;
+            let encoding = lines.first().map(|line| line.some_text(0)).transpose()?.unwrap_or_default();
+            told.push(match encoding.as_str() {
+                "UTF8" | "SQL_ASCII" => (Level::Ok, "encoding", encoding),
+                _ => {
+                    let found = format!(
+                        "{encoding} cannot hold every character: what a row or the smarthost says in others cannot be written \
+                         down, and such a row would be tried again for ever; use a database made with ENCODING 'UTF8' (or \
+                         SQL_ASCII)"
+                    );
+                    (Level::Failed, "encoding", found)
+                }
+            });
+        }
+        Ok(told)
     }
 
     async fn rights(&self, link: &mut Link, migrated: bool) -> Result<Vec<(Level, &'static str, String)>, Failure> {
@@ -175,6 +244,22 @@ impl Inner {
     }
 }
 
+/// What is to be said of a clock that differs from this host's. Nothing here compares clocks, but people who read logs
+/// do, and a mail's Date is ours.
+pub fn clock_ahead(whose: &str, ahead: SignedDuration) -> (Level, String) {
+    let seconds = ahead.as_secs();
+    if seconds.abs() <= CLOCK_MAY_DIFFER {
+        return (Level::Ok, format!("that of {whose} and this host's agree within {} s", seconds.abs().max(1)));
+    }
+    let how = if seconds > 0 { "ahead of" } else { "behind" };
+    let found = format!(
+        "that of {whose} is {} s {how} this host's: times in logs and in the mails' Date do not fit together; let both \
+         hosts keep time by NTP",
+        seconds.abs()
+    );
+    (Level::Warning, found)
+}
+
 fn sizes(schema: &Schema) -> (Level, String) {
     let limits = schema.limits;
     if !schema.sized {
@@ -182,7 +267,12 @@ fn sizes(schema: &Schema) -> (Level, String) {
             "the columns have no limit; a value of exactly 256 (mto) or 65535 bytes is taken for cut all the same";
         return (Level::Ok, found.to_owned());
     }
-    let small = [("mto", limits.mto, 4096), ("msubject", limits.msubject, 1024), ("mbody", limits.mbody, 1 << 20)];
+    let small = [
+        ("mto", limits.mto, 4096),
+        ("msubject", limits.msubject, 1024),
+        ("mbody", limits.mbody, 1 << 20),
+        ("mheaders", limits.mheaders, 8192),
+    ];
     let small: Vec<_> = small.iter().filter(|(_, limit, wanted)| limit < wanted).collect();
     if small.is_empty() {
         return (Level::Ok, "large enough".to_owned());

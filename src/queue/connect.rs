@@ -168,7 +168,7 @@ impl Connections {
 }
 
 fn read(password: &Password) -> Result<String, Failure> {
-    password.read().map_err(|error| Failure::Refused(error.to_string()))
+    password.read().map_err(|error| Failure::NoSecret(error.to_string()))
 }
 
 fn sqlite_options(url: &Url) -> Result<SqliteConnectOptions, Failure> {

@@ -31,13 +31,15 @@ pub(super) enum Failure {
     Missing(String),
     NotMigrated(String),
     Refused(String),
+    /// There is no password to log in with.
+    NoSecret(String),
 }
 
 impl Failure {
     pub(super) fn told(self, queue: &Arc<str>) -> Error {
         let queue = Arc::clone(queue);
         match self {
-            Self::Broken(what) | Self::Stalled(what) => Error::Unreachable { queue, what },
+            Self::Broken(what) | Self::Stalled(what) | Self::NoSecret(what) => Error::Unreachable { queue, what },
             Self::NotMigrated(what) => Error::NotMigrated { queue, what },
             Self::Missing(what) if what.contains("mailqueue_") => Error::NotMigrated { queue, what },
             Self::Busy(what) | Self::Missing(what) | Self::Refused(what) => Error::Refused { queue, what },

@@ -62,3 +62,6 @@ pub(super) const ENGINE: &str =
 pub(super) const UNIQUE: &str = "SELECT COUNT(*) FROM (SELECT index_name FROM information_schema.statistics \
      WHERE table_schema = DATABASE() AND table_name = ? AND non_unique = 0 GROUP BY index_name \
      HAVING COUNT(*) = 1 AND MIN(column_name) = 'mid') k";
+/// Milliseconds since 1970.
+pub(super) const CLOCK: &str = "SELECT CAST(UNIX_TIMESTAMP(SYSDATE(3)) * 1000 AS SIGNED)";
+pub(super) const LONGEST_PACKET: &str = "SELECT CAST(@@max_allowed_packet AS SIGNED)";

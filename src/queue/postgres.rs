@@ -69,3 +69,5 @@ pub(super) const GRANTS: &str = "SELECT r.name FROM (VALUES ('SELECT'), ('INSERT
 pub(super) const UNIQUE: &str = "SELECT COUNT(*) FROM pg_catalog.pg_index i JOIN pg_catalog.pg_attribute a \
      ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0] WHERE i.indrelid = to_regclass(?) AND i.indisunique \
      AND i.indisvalid AND i.indnkeyatts = 1 AND i.indpred IS NULL AND a.attname = 'mid'";
+/// Milliseconds since 1970.
+pub(super) const CLOCK: &str = "SELECT CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)";

@@ -40,15 +40,18 @@ pub(super) async fn log_in(
     };
     let password = password(login)?;
     let credentials = Credentials::new(login.username.clone(), password.clone());
+    wire.set_secret(true);
     let mut dialogue = Dialogue { wire, credentials, limit };
-    let reply = match mechanism {
+    let said = match mechanism {
         Mechanism::Plain => dialogue.plain().await,
         _ => dialogue.login().await,
-    }?;
+    };
+    wire.set_secret(false);
+    let reply = said?;
     if reply.code == 235 {
         return Ok(());
     }
-    Err(classify::before_mail(Stage::Auth, without(reply, &password)))
+    Err(classify::before_mail(Stage::Auth, without(reply, login, &password)))
 }
 
 struct Dialogue<'a> {
@@ -94,9 +97,11 @@ fn password(login: &Login) -> Result<String, Trouble> {
     login.password.read().map_err(|error| local(error.to_string()))
 }
 
-/// A server that repeats the password in its reply must not bring it into a log.
-fn without(mut reply: Reply, password: &str) -> Reply {
-    if !password.is_empty() && reply.text.contains(password) {
+/// A server that repeats the password in its reply, as it is or as it came, must not bring it into a log.
+fn without(mut reply: Reply, login: &Login, password: &str) -> Reply {
+    let encoded = [password.to_owned(), format!("\0{}\0{password}", login.username)].map(|s| BASE64_STANDARD.encode(s));
+    let mut shapes = encoded.iter().map(String::as_str).chain([password]);
+    if !password.is_empty() && shapes.any(|shape| reply.text.contains(shape)) {
         reply.text = "(the reply repeats the password)".into();
     }
     reply

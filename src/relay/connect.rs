@@ -5,6 +5,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use lettre::transport::smtp::commands::{Ehlo, Starttls};
 use lettre::transport::smtp::extension::ClientId;
 use tokio::net::{TcpStream, lookup_host};
@@ -19,15 +20,17 @@ pub(super) async fn connect(relay: &Relay) -> Result<(Wire, Announced), Trouble>
     let settings = &relay.settings;
     let limits = &settings.timeouts;
     let (stream, peer) = dial(&settings.host, settings.port, limits.connect).await?;
-    let mut wire = Wire::new(Box::new(stream), peer);
-    let mut verified = false;
+    let mut wire = Wire::new(Box::new(stream), peer, relay.shown.clone());
+    let mut secured = Secured::default();
     if settings.tls == Tls::Implicit {
-        (wire, verified) = encrypt(relay, wire).await?;
+        (wire, secured) = encrypt(relay, wire).await?;
     }
     let greeting = wire.reply(limits.greeting).await.map_err(at(Stage::Greeting))?;
     if greeting.code != 220 {
         return Err(classify::before_mail(Stage::Greeting, greeting));
     }
+    let clock = reply::clock(&greeting.text);
+    let clock_ahead = clock.map(|clock| clock.duration_since(Timestamp::now()));
     let mut announced = ehlo(relay, &mut wire).await?;
     match settings.tls {
         Tls::Starttls if !announced.starttls => {
@@ -38,7 +41,7 @@ pub(super) async fn connect(relay: &Relay) -> Result<(Wire, Announced), Trouble>
             wire.write(&Starttls.to_string(), limits.tls).await;
             let reply = wire.reply(limits.tls).await.map_err(at(Stage::Tls))?;
             if reply.code == 220 {
-                (wire, verified) = encrypt(relay, wire).await?;
+                (wire, secured) = encrypt(relay, wire).await?;
                 announced = ehlo(relay, &mut wire).await?;
             } else if settings.tls == Tls::Starttls || reply.code == 421 {
                 return Err(classify::before_mail(Stage::Tls, reply));
@@ -46,9 +49,11 @@ pub(super) async fn connect(relay: &Relay) -> Result<(Wire, Announced), Trouble>
         }
         _ => {}
     }
+    announced.clock_ahead = clock_ahead;
+    announced.certificate_ends = secured.ends;
     relay.note(&announced);
     if let Some(login) = &settings.login {
-        auth::log_in(&mut wire, login, &announced, verified, limits.auth).await?;
+        auth::log_in(&mut wire, login, &announced, secured.verified, limits.auth).await?;
     }
     Ok((wire, announced))
 }
@@ -99,8 +104,17 @@ async fn ehlo(relay: &Relay, wire: &mut Wire) -> Result<Announced, Trouble> {
     Err(classify::before_mail(Stage::Ehlo, answer))
 }
 
-/// The handshake, and whether the peer's certificate was checked.
-async fn encrypt(relay: &Relay, wire: Wire) -> Result<(Wire, bool), Trouble> {
+/// What TLS came to.
+#[derive(Default)]
+struct Secured {
+    /// The peer's certificate was checked.
+    verified: bool,
+    /// When it ends.
+    ends: Option<Timestamp>,
+}
+
+/// The handshake.
+async fn encrypt(relay: &Relay, wire: Wire) -> Result<(Wire, Secured), Trouble> {
     let (stream, peer) = wire.into_stream().map_err(at(Stage::Tls))?;
     let Some(handshake) = &relay.handshake else {
         return Err(at(Stage::Tls)(Cause::Protocol("TLS is not configured".into())));
@@ -108,8 +122,9 @@ async fn encrypt(relay: &Relay, wire: Wire) -> Result<(Wire, bool), Trouble> {
     let connecting = handshake.connector.connect(handshake.name.clone(), stream);
     match timeout(relay.settings.timeouts.tls, connecting).await {
         Ok(Ok(encrypted)) => {
+            let ends = encrypted.get_ref().1.peer_certificates().and_then(tls::ends);
             let encrypted: Box<dyn Stream> = Box::new(encrypted);
-            Ok((Wire::new(encrypted, peer), handshake.verified))
+            Ok((Wire::new(encrypted, peer, relay.shown.clone()), Secured { verified: handshake.verified, ends }))
         }
         Ok(Err(error)) => {
             let by_tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());

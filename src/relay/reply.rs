@@ -2,6 +2,7 @@
 //!
 //! smtp-proto parses; this file finds where a reply ends, refuses what is none, and makes the text fit for a log line.
 
+use jiff::Timestamp;
 use smtp_proto::response::parser::ResponseReceiver;
 use smtp_proto::{EXT_8BIT_MIME, EXT_PIPELINING, EXT_SIZE, EXT_SMTP_UTF8, EXT_START_TLS, EhloResponse};
 
@@ -83,6 +84,16 @@ pub(super) fn announced(frame: &[u8]) -> Announced {
         }
     }
     announced
+}
+
+/// The time of day in a greeting, as Exim and others write it: `220 mx ESMTP Exim Sun, 1 Mar 2026 12:00:00 +0100`.
+pub(super) fn clock(greeting: &str) -> Option<Timestamp> {
+    let mut words = greeting.char_indices().filter(|(at, _)| *at == 0 || greeting[..*at].ends_with(' '));
+    words.find_map(|(at, _)| {
+        // What may stand behind it is no part of it: day, date, month, year, time and zone are six words.
+        let six = greeting[at..].match_indices(' ').nth(5).map_or(greeting.len(), |(end, _)| at + end);
+        jiff::fmt::rfc2822::parse(&greeting[at..six]).ok().map(|zoned| zoned.timestamp())
+    })
 }
 
 /// Bytes of the peer as one line for people: line ends and blanks become one blank, whatever could steer a terminal or
@@ -177,9 +188,20 @@ mod tests {
                 starttls: false,
                 size: Some(1000),
                 auth: vec!["PLAIN".into(), "LOGIN".into()],
+                ..Announced::default()
             }
         );
         assert_eq!(announced(b"250 PIPELINING\r\n"), Announced::default());
         assert_eq!(announced(b"250-mx\r\n250 SIZE\r\n").size, Some(0));
+    }
+
+    #[test]
+    fn a_greeting_that_tells_the_time_is_understood_and_any_other_tells_none() {
+        let noon = Some("2026-03-01T11:00:00Z".parse().unwrap());
+        assert_eq!(clock("mx.example.org ESMTP Exim 4.96 Sun, 01 Mar 2026 12:00:00 +0100"), noon);
+        assert_eq!(clock("Sun, 1 Mar 2026 12:00:00 +0100 at your service"), noon);
+        for silent in ["", "mx.example.org ESMTP Postfix", "Sun, shine and ESMTP", "größe 1 Mar"] {
+            assert_eq!(clock(silent), None, "{silent}");
+        }
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
+use jiff::Timestamp;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
@@ -46,6 +47,12 @@ pub(super) fn explain(error: &Error, settings: &Settings) -> String {
         _ => return format!("TLS with {host} failed: {error}"),
     };
     format!("TLS with {host} failed: {remedy} ({error})")
+}
+
+/// When the first of a chain of certificates ends, which is the peer's own.
+pub(super) fn ends(chain: &[CertificateDer<'_>]) -> Option<Timestamp> {
+    let (_, certificate) = x509_parser::parse_x509_certificate(chain.first()?).ok()?;
+    Timestamp::from_second(certificate.validity().not_after.timestamp()).ok()
 }
 
 /// `None` where no TLS is wanted.

@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tracing::debug;
 
 use super::body::Stuffed;
-use super::reply;
+use super::{Shown, reply};
 use crate::outcome::{Cause, Reply};
 
 /// Clear or encrypted.
@@ -29,6 +29,9 @@ const MAX_INPUT: usize = 4 * 1024 * 1024;
 /// How much is read at once.
 const READ: usize = 4096;
 
+/// Bytes of a reply's code.
+const CODE: usize = 3;
+
 /// Slices in one system call.
 const SLICES: usize = 32;
 
@@ -39,6 +42,9 @@ pub(super) struct Wire {
     peer: SocketAddr,
     input: BytesMut,
     broken: Option<Cause>,
+    shown: Shown,
+    /// What the peer says may repeat a secret: a log shows the code alone.
+    secret: bool,
 }
 
 /// How far a content came.
@@ -52,8 +58,8 @@ pub(super) enum Written {
 }
 
 impl Wire {
-    pub fn new(stream: Box<dyn Stream>, peer: SocketAddr) -> Self {
-        Self { stream, peer, input: BytesMut::new(), broken: None }
+    pub fn new(stream: Box<dyn Stream>, peer: SocketAddr, shown: Shown) -> Self {
+        Self { stream, peer, input: BytesMut::new(), broken: None, shown, secret: false }
     }
 
     /// The stream alone, and the peer; `Err` if the peer has said something that nobody has read.
@@ -74,9 +80,14 @@ impl Wire {
     /// Writes commands, `limit` for each part that the peer takes. What goes wrong comes out of the next reply.
     pub async fn write(&mut self, commands: &str, limit: Duration) {
         for line in commands.lines() {
-            debug!(target: super::LOG, peer = %self.peer, "C: {line}");
+            debug!(target: super::LOG, peer = %self.peer, "C: {}", (self.shown)(line));
         }
         self.write_unlogged(commands, limit).await;
+    }
+
+    /// Whether the peer is being told a secret, which it may repeat.
+    pub fn set_secret(&mut self, secret: bool) {
+        self.secret = secret;
     }
 
     /// As [`Wire::write`], for what no log may show.
@@ -88,7 +99,7 @@ impl Wire {
     pub async fn write_content(&mut self, content: &[u8], ahead: &str, limit: Duration) -> Written {
         debug!(target: super::LOG, peer = %self.peer, bytes = content.len(), "C: (content and final dot)");
         for line in ahead.lines() {
-            debug!(target: super::LOG, peer = %self.peer, "C: {line}");
+            debug!(target: super::LOG, peer = %self.peer, "C: {}", (self.shown)(line));
         }
         let pieces = Stuffed::new(content).map(|piece| (piece, false));
         let behind = (!ahead.is_empty()).then_some((ahead.as_bytes(), false));
@@ -177,7 +188,9 @@ impl Wire {
             match reply::frame(&self.input) {
                 Ok(Some(length)) => {
                     let frame = self.input.split_to(length);
-                    debug!(target: super::LOG, peer = %self.peer, "S: {}", reply::printable(&frame, 500));
+                    let most = if self.secret { CODE } else { 500 };
+                    let said = reply::printable(&frame[..frame.len().min(most)], most);
+                    debug!(target: super::LOG, peer = %self.peer, "S: {}", (self.shown)(&said));
                     return Ok(frame);
                 }
                 Ok(None) => {}

@@ -18,6 +18,8 @@ needed=(
     "exim4-daemon-light      usr/sbin/exim4"
     "prometheus              usr/bin/promtool"
     "libnss-wrapper          usr/lib/*/libnss_wrapper.so"
+    "lintian                 usr/share/lintian/bin/lintian"
+    "mandoc                  usr/bin/mandoc"
 )
 
 # provide_packages: sees to it that every needed file is on the machine or in the cache.
@@ -53,6 +55,20 @@ installed() {
     local paths
     paths=$(compgen -G "/$1" || compgen -G "$cache/root/$1") || fail "$1 is neither on the machine nor in $cache"
     sort -V <<<"$paths" | tail -n 1
+}
+
+# runnable FILE: as installed, for a program that is written in Perl or calls others: a script that lets it find them.
+runnable() {
+    local script=$directory/${1##*/} perl
+    perl=$(compgen -G "$cache/root/usr/lib/*/perl5/5.*" | tr '\n' ':' || true)
+    {
+        echo '#!/bin/sh'
+        printf 'export PATH=%q PERL5LIB=%q\n' "$cache/root/usr/bin:$PATH" "$cache/root/usr/share/perl5:$perl"
+        printf '%q ' exec "${packaged[@]}" "$(installed "$1")"
+        echo '"$@"'
+    } >"$script"
+    chmod +x "$script"
+    echo "$script"
 }
 
 # apt with lists and archives of our own: needs no rights, and does not depend on how old the machine's lists are.

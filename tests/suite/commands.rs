@@ -469,7 +469,8 @@ async fn check_refuses_a_password_file_that_others_can_read() {
     assert_eq!(
         check(0o600, None).await,
         "FAILED   relay: password: the environment variable CREDENTIALS_DIRECTORY is not set: set it, or write out what \
-         it stands for"
+         it stands for. systemd sets it for the service only; in a shell name the folder of the password files, as in \
+         `sudo CREDENTIALS_DIRECTORY=/etc/mailqueue mailqueue …`"
     );
     let folder = Some(installation.path());
     assert_eq!(

@@ -19,6 +19,12 @@ fn with_domain_no_local_part_is_left_in_a_reply() {
 }
 
 #[test]
+fn a_quoted_local_part_is_no_hole() {
+    let line = "RCPT TO:<\"Anna \\\"x\\\" Berger\"@example.org> and \"said\" <bea@example.org>";
+    assert_eq!(redactor(Addresses::Domain).text(line), "RCPT TO:<…@example.org> and \"said\" <…@example.org>");
+}
+
+#[test]
 fn with_full_a_reply_stays_as_it_is() {
     assert_eq!(redactor(Addresses::Full).text(REPLY), REPLY);
 }

@@ -1,10 +1,13 @@
 //! What people and machines see of a dispatcher: texts to the letter, the port for monitoring, and the daemon as systemd,
 //! Prometheus and Checkmk meet it.
 
+mod audit;
 mod daemon;
 mod digest;
 mod fake;
 mod monitor;
+mod reload;
 mod rules;
+mod summary;
 mod systemd;
 mod texts;

@@ -15,7 +15,7 @@ use crate::support::eventually;
 use crate::support::house::{House, mail};
 
 /// A mail that is put off for longer has failed.
-const EXPIRE: Duration = Duration::from_secs(3);
+const EXPIRE: Duration = Duration::from_secs(5);
 
 fn retry(expire: Duration) -> String {
     format!("\n[retry]\ninitial = \"200ms\"\nmaximum = \"400ms\"\nexpire = \"{}s\"", expire.as_secs())

@@ -13,10 +13,10 @@ use crate::support::database;
 use crate::support::house::{House, mail, row, said};
 use crate::support::{DEADLINE, eventually};
 
-const MONITOR: &str = "\n[monitor]\nlisten = \"127.0.0.1:0\"\n";
+pub const MONITOR: &str = "\n[monitor]\nlisten = \"127.0.0.1:0\"\n";
 
 /// Where a daemon that was started with [`MONITOR`] listens.
-async fn port(running: &Running) -> u16 {
+pub async fn port(running: &Running) -> u16 {
     let line = running.wait_for_line("serves /metrics").await;
     let line: serde_json::Value = serde_json::from_str(&line).expect("JSON");
     line["address"]
@@ -27,7 +27,7 @@ async fn port(running: &Running) -> u16 {
 }
 
 /// Waits until a page has what is looked for, and returns it.
-async fn page_with(port: u16, path: &str, what: &str) -> String {
+pub async fn page_with(port: u16, path: &str, what: &str) -> String {
     let search = async {
         loop {
             let (head, body) = get(port, path).await;

@@ -86,7 +86,7 @@ fn checkmk(health: &Health, daemon: &Daemon) -> Vec<String> {
 #[test]
 fn checkmk_gets_a_line_with_levels_and_metrics_for_each_service() {
     assert_eq!(
-        checkmk(&health(), &Daemon::Running { pid: 77 }),
+        checkmk(&health(), &Daemon::Running { pid: 77, pace: None }),
         [
             "0 \"mailqueue daemon\" last_poll_age=30;480;1500|ledger_open=2 running as process 77, last poll 30 s ago",
             "0 \"mailqueue relay\" last_accepted_age=2 up, last mail accepted 2 s ago",
@@ -122,7 +122,7 @@ fn checkmk_hears_of_a_dead_dispatcher_once_and_of_its_queues_all_the_same() {
 fn checkmk_lines_stay_lines_whatever_a_server_says() {
     let mut bad = Health { relay: paused(), ..health() };
     bad.queues = vec![Queue::out_of_reach("admidio", "no\n0 \"all well\" - C:\\new")];
-    let lines = checkmk(&bad, &Daemon::Running { pid: 77 });
+    let lines = checkmk(&bad, &Daemon::Running { pid: 77, pace: None });
     assert_eq!(
         lines[1..],
         [
@@ -131,14 +131,14 @@ fn checkmk_lines_stay_lines_whatever_a_server_says() {
         ]
     );
     let stopped = Health { relay: Relay::stopped(), ..health() };
-    let line = &checkmk(&stopped, &Daemon::Running { pid: 77 })[1];
+    let line = &checkmk(&stopped, &Daemon::Running { pid: 77, pace: None })[1];
     assert!(line.starts_with("1 \"mailqueue relay\" last_accepted_age=2 stopped by an operator"), "{line}");
 }
 
 #[test]
 fn a_loop_that_does_not_poll_is_seen_unless_the_relay_keeps_it_waiting() {
     let late = Health { last_poll: Some(at("2026-03-01T11:30:00Z")), ..health() };
-    let running = Daemon::Running { pid: 77 };
+    let running = Daemon::Running { pid: 77, pace: None };
     assert!(checkmk(&late, &running)[0].starts_with("2 \"mailqueue daemon\" last_poll_age=1800;480;1500|"));
     let waiting = Health { relay: paused(), ..late };
     assert!(checkmk(&waiting, &running)[0].starts_with("0 \"mailqueue daemon\" last_poll_age=1800;480;1500|"));
@@ -153,13 +153,13 @@ fn the_file_of_a_dispatcher_tells_running_silent_stopped_and_dead_apart() {
         every_seconds: 30,
         stopped: false,
         relay: Relay::default(),
-        connections: 4,
+        pace: None,
         carries: None,
         last_poll: None,
         last_accepted: None,
     };
     let of = |snapshot: &Snapshot, alive| outside::daemon(Some(snapshot), now(), |_| alive);
-    assert_eq!(of(&snapshot, true), Daemon::Running { pid: 77 });
+    assert_eq!(of(&snapshot, true), Daemon::Running { pid: 77, pace: None });
     assert_eq!(of(&snapshot, false), Daemon::Died { since: written });
     let old = Snapshot { written: at("2026-03-01T11:57:00Z"), ..snapshot.clone() };
     assert_eq!(of(&old, true), Daemon::Silent { pid: 77, since: old.written });

@@ -11,7 +11,7 @@ use tokio::process::{Child, Command};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use super::{DEADLINE, eventually};
+use super::{DEADLINE, eventually, secrets};
 
 /// A directory with a configuration file, gone at the end of the test.
 pub struct Installation {
@@ -44,8 +44,9 @@ impl Installation {
 
     /// Runs one command to its end.
     pub async fn run(&self, arguments: &[&str]) -> Output {
-        let output = self.command().args(arguments).kill_on_drop(true).output();
-        timeout(DEADLINE, output).await.unwrap_or_else(|_| panic!("{arguments:?} does not end")).expect("mailqueue")
+        let mut command = self.command();
+        command.args(arguments);
+        output(command).await
     }
 
     /// Starts what goes on until it is told to stop.
@@ -54,6 +55,16 @@ impl Installation {
         command.args(arguments);
         Running::spawn(command)
     }
+}
+
+/// Runs one command to its end; what it wrote must have kept the secrets.
+pub async fn output(mut command: Command) -> Output {
+    let what = format!("{:?}", command.as_std().get_args());
+    let output = timeout(DEADLINE, command.kill_on_drop(true).output()).await;
+    let output = output.unwrap_or_else(|_| panic!("{what} does not end")).expect("mailqueue");
+    let text = |bytes| String::from_utf8_lossy(bytes);
+    secrets::assert_kept(&what, &text(&output.stdout), &text(&output.stderr));
+    output
 }
 
 /// A process whose output is collected. It is killed when this is dropped.
@@ -108,6 +119,16 @@ impl Running {
             reader.await.expect("reader");
         }
         (status, self.lines())
+    }
+}
+
+impl Drop for Running {
+    /// Whatever a test was about, no log may show a secret.
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            let lines = self.lines().join("\n");
+            secrets::assert_kept("a running mailqueue", "", &lines);
+        }
     }
 }
 

@@ -11,6 +11,7 @@ use sqlx::Connection;
 
 use super::binary::{Installation, Running};
 use super::database::TestDatabase;
+use super::secrets;
 
 pub struct House {
     pub database: TestDatabase,
@@ -114,7 +115,7 @@ pub fn said(output: &Output) -> String {
 
 /// A row as the newsletter writes it.
 pub fn mail(to: &str, subject: &str) -> Columns {
-    row(to, subject, "Grüße\n", "From: Newsletter <newsletter@partei.example.at>\r\n")
+    row(to, subject, &format!("Grüße, {}\n", secrets::BODY), "From: Newsletter <newsletter@partei.example.at>\r\n")
 }
 
 /// A row with these texts in base64.

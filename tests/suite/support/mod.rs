@@ -2,7 +2,8 @@
 //!
 //! Servers are started by `tests/run`, which names them to the tests in environment variables; [`variable`] reads them.
 //! A test that needs a server stands in a module that is named after it, `mariadb`, `postgres`, `postfix` or `exim`,
-//! and one that needs Prometheus' own tool in `promtool`, because `tests/run --embedded-only` chooses by these names
+//! one that needs Prometheus' own tool in `promtool`, and one that needs Debian's tools or a machine with systemd in
+//! `debian`, because `tests/run --embedded-only` chooses by these names
 //! (`.config/nextest.toml`). Started without its server, such a test fails and says what to do; it never passes by doing
 //! nothing.
 //!
@@ -19,6 +20,7 @@
 //! | `…_LOG` | its log |
 //! | `…_MAILDIR` | what was accepted, a file for each recipient |
 //! | `MAILQUEUE_TEST_PROMTOOL` | Prometheus' `promtool`, which judges metrics and alert rules |
+//! | `MAILQUEUE_TEST_LINTIAN`, `MAILQUEUE_TEST_MANDOC` | Debian's `lintian`, which judges packages, and `mandoc` |
 //! | `MAILQUEUE_TEST_SINK`, `MAILQUEUE_TEST_SOURCE` | Postfix's `smtp-sink` and `smtp-source`; as root the sink runs as `nobody` |
 
 pub mod binary;
@@ -26,8 +28,10 @@ pub mod catcher;
 pub mod database;
 pub mod front;
 pub mod house;
+pub mod machine;
 pub mod mails;
 pub mod proxy;
+pub mod secrets;
 pub mod session;
 pub mod smarthost;
 

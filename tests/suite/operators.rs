@@ -1,0 +1,235 @@
+//! Operators in their shell: which rows a filter means, what a terminal shows, secrets that are not at hand, and tables
+//! that are too long to be held in memory.
+
+use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::process::{Output, Stdio};
+
+use mailqueue::mail::Columns;
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{Winsize, tcsetwinsize};
+use serde_json::Value;
+
+use crate::support::catcher::{Catcher, Step};
+use crate::support::database;
+use crate::support::house::{House, mail, said};
+
+fn ids(output: &Output) -> Vec<String> {
+    let text = std::str::from_utf8(&output.stdout).expect("UTF-8");
+    let id = |line: &str| match serde_json::from_str::<Value>(line) {
+        Ok(object) => object["id"].as_str().expect("an id").to_owned(),
+        Err(_) => line.split_once(": would be ").unwrap_or_else(|| panic!("{text}")).0.to_owned(),
+    };
+    text.lines().filter(|line| *line != "no row fits").map(id).collect()
+}
+
+/// Rows in five states: 1 failed, 2 deferred, 3 unreadable, 4 held, and a waiting one in the other queue.
+async fn rows_in_all_states() -> (House, Catcher) {
+    let catcher = Catcher::with_script(|step| match step {
+        Step::Rcpt { recipient } if recipient.starts_with("no@") => Some("550 5.1.1 no such user".to_owned()),
+        Step::Rcpt { recipient } if recipient.starts_with("busy@") => Some("450 4.2.1 mailbox busy".to_owned()),
+        _ => None,
+    })
+    .await;
+    let house = House::build(database::sqlite(), catcher.port(), "", "").await;
+    let undecodable = Columns { mbody: Some(b"no base64!".to_vec()), ..mail("x@example.org", "x") };
+    let held = mail("held@example.net", "Einladung");
+    for columns in [mail("no@example.org", "Einladung"), mail("busy@example.org", "Passwort"), undecodable, held] {
+        house.newsletter.insert(&columns).await.expect("INSERT");
+    }
+    assert!(house.run(&["hold", "newsletter/4"]).await.status.success());
+    assert_eq!(house.once().await, 1);
+    house.admidio.insert(&mail("new@example.org", "Einladung")).await.expect("INSERT");
+    (house, catcher)
+}
+
+#[tokio::test]
+async fn a_filter_means_the_same_rows_in_every_command_and_a_dry_run_changes_none() {
+    let (house, _catcher) = rows_in_all_states().await;
+    let before = house.run(&["list", "--json"]).await.stdout;
+    let all = ["newsletter/1", "newsletter/2", "newsletter/3", "newsletter/4", "admidio/1"];
+    for (filter, expected) in [
+        (&["--queue", "newsletter"][..], &all[..4]),
+        (&["--queue", "newsletter", "--queue", "admidio"], &all),
+        (&["--state", "failed,unreadable"], &["newsletter/1", "newsletter/3"]),
+        (&["--state", "waiting"], &["admidio/1"]),
+        (&["--reason", "refused"], &["newsletter/1", "newsletter/2"]),
+        (&["--reason", "operator"], &["newsletter/4"]),
+        (&["--reason", "refused", "--state", "deferred"], &["newsletter/2"]),
+        (&["--to", "@example.net"], &["newsletter/4"]),
+        (&["--to", "no@example.org"], &["newsletter/1"]),
+        (&["--subject", "einlad"], &["newsletter/1", "newsletter/4", "admidio/1"]),
+        (&["--subject", "einlad", "--queue", "newsletter", "--state", "held"], &["newsletter/4"]),
+        (&["--older-than", "0s"], &all[..4]),
+        (&["--older-than", "1h"], &[]),
+        (&["--older-than", "0s", "--to", "@example.org"], &["newsletter/1", "newsletter/2"]),
+    ] {
+        let listed = house.run(&[&["list", "--json"], filter].concat()).await;
+        assert_eq!(ids(&listed), expected, "list {filter:?}");
+        for command in ["hold", "release", "retry", "delete"] {
+            let output = house.run(&[&[command, "--dry-run"], filter].concat()).await;
+            assert_eq!(ids(&output), expected, "{command} {filter:?}: {}", said(&output));
+        }
+    }
+    assert_eq!(house.run(&["list", "--json"]).await.stdout, before);
+    let unknown = house.run(&["list", "--queue", "press"]).await;
+    assert_eq!(unknown.status.code(), Some(2));
+    assert!(said(&unknown).contains("there is newsletter, admidio"), "{}", said(&unknown));
+}
+
+#[tokio::test]
+async fn trace_knows_a_mail_that_was_never_accepted_by_id_message_id_and_recipient() {
+    let (house, _catcher) = rows_in_all_states().await;
+    let failed = house.run(&["trace", "newsletter/1", "--json"]).await;
+    let failed: Value = serde_json::from_slice(&failed.stdout).expect("one object");
+    assert_eq!((&failed["state"], &failed["recipients"][0]["address"]), (&"failed".into(), &"no@example.org".into()));
+    let listed = house.row(&house.newsletter, 2).await.expect("row");
+    let message_id = listed.message_id.expect("a Message-ID");
+    for query in [&["newsletter/2"][..], &["--to", "Busy@example.org"], &[message_id.as_str()]] {
+        let told = said(&house.run(&[&["trace"], query].concat()).await);
+        assert!(told.contains("busy@example.org deferred: 450 4.2.1 mailbox busy"), "{query:?}: {told}");
+        assert!(told.contains("the row stands in its table: deferred (refused), 1 attempt, tried again "), "{told}");
+    }
+    let waiting = said(&house.run(&["trace", "admidio/1"]).await);
+    assert!(waiting.contains("the row stands in its table: waiting, 0 attempts"), "{waiting}");
+    let nothing = house.run(&["trace", "newsletter/99"]).await;
+    assert_eq!((said(&nothing).trim(), nothing.status.code()), ("nothing is known of it", Some(1)));
+}
+
+/// Runs a command with its output on a terminal of 160 columns.
+async fn on_a_terminal(house: &House, arguments: &[&str], no_color: &str) -> String {
+    let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a terminal");
+    grantpt(&terminal).expect("grant");
+    unlockpt(&terminal).expect("unlock");
+    let size = Winsize { ws_row: 50, ws_col: 160, ws_xpixel: 0, ws_ypixel: 0 };
+    tcsetwinsize(&terminal, size).expect("size");
+    let name = ptsname(&terminal, Vec::new()).expect("name");
+    let name = name.to_str().expect("ASCII").to_owned();
+    let end = || OwnedFd::from(std::fs::OpenOptions::new().read(true).write(true).open(&name).expect("open"));
+    let mut command = house.installation.command();
+    command.args(arguments).env("TERM", "xterm").env("NO_COLOR", no_color).stdout(end()).stderr(Stdio::null());
+    let mut child = command.spawn().expect("mailqueue");
+    drop(command);
+    let reading = tokio::task::spawn_blocking(move || {
+        let mut bytes = Vec::new();
+        // When the last one who holds the other end is gone, Linux answers EIO.
+        let _ = std::fs::File::from(terminal).read_to_end(&mut bytes);
+        String::from_utf8(bytes).expect("UTF-8")
+    });
+    child.wait().await.expect("it ends");
+    reading.await.expect("reader")
+}
+
+#[tokio::test]
+async fn colours_are_for_terminals_and_for_those_who_want_them() {
+    let (house, _catcher) = rows_in_all_states().await;
+    for arguments in [&["status"][..], &["list"], &["check"]] {
+        let coloured = on_a_terminal(&house, arguments, "").await;
+        let plain = on_a_terminal(&house, arguments, "1").await;
+        let piped = String::from_utf8(house.run(arguments).await.stdout).expect("UTF-8");
+        assert!(coloured.contains("\u{1b}["), "{arguments:?}: {coloured:?}");
+        assert!(!plain.contains('\u{1b}'), "{arguments:?}: {plain:?}");
+        assert!(!piped.contains('\u{1b}'), "{arguments:?}: {piped:?}");
+    }
+    let list = on_a_terminal(&house, &["list"], "").await;
+    let failed = list.lines().find(|line| line.contains("newsletter/1")).expect("the failed row");
+    assert!(failed.contains("\u{1b}[38;5;9mfailed"), "{failed:?}");
+}
+
+#[tokio::test]
+async fn a_password_that_is_not_at_hand_ends_every_command_alike_and_says_how_to_come_by_it() {
+    let catcher = Catcher::start().await;
+    let house = House::build(database::sqlite(), catcher.port(), "", "").await;
+    let file = house.installation.configuration();
+    let text = std::fs::read_to_string(&file).expect("configuration");
+    let url = house.database.url.to_string();
+    let elsewhere = "mysql://mailqueue@127.0.0.1:1/news\"\npassword_file = \"${CREDENTIALS_DIRECTORY}/news-db";
+    std::fs::write(&file, text.replacen(&url, elsewhere, 1)).expect("configuration");
+    for arguments in [
+        &["list"][..],
+        &["status"],
+        &["show", "newsletter/1"],
+        &["hold", "newsletter/1"],
+        &["pause", "newsletter"],
+        &["once"],
+    ] {
+        let mut command = house.installation.command();
+        let output = command.args(arguments).env_remove("CREDENTIALS_DIRECTORY").output().await.expect("mailqueue");
+        assert_eq!(output.status.code(), Some(69), "{arguments:?}: {}", said(&output));
+        let remedy = "in a shell name the folder of the password files, as in `sudo CREDENTIALS_DIRECTORY=";
+        assert!(said(&output).contains(remedy), "{arguments:?}: {}", said(&output));
+    }
+    let mut command = house.installation.command();
+    let other = command.args(["list", "--queue", "admidio"]).env_remove("CREDENTIALS_DIRECTORY");
+    assert!(other.output().await.expect("mailqueue").status.success(), "what needs no password goes on");
+}
+
+#[tokio::test]
+async fn enqueue_takes_an_envelope_sender_where_the_table_has_a_place_for_it() {
+    let catcher = Catcher::start().await;
+    let house = House::build(database::sqlite(), catcher.port(), "", "").await;
+    let enqueue = async |queue: &str, sender: &str| {
+        house
+            .run(&["enqueue", "--queue", queue, "--to=a@example.org", "--from=b@example.org", "--sender", sender])
+            .await
+    };
+    let output = enqueue("admidio", "bounces@example.org").await;
+    assert!(output.status.success(), "{}", said(&output));
+    let refused = enqueue("newsletter", "bounces@example.org").await;
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(
+        said(&refused).contains("the table mail_queue of queue newsletter has no column mparams"),
+        "{}",
+        said(&refused)
+    );
+    assert_eq!(enqueue("admidio", "x@example.org -OQueueDirectory=/tmp").await.status.code(), Some(2), "no address");
+    assert_eq!(house.once().await, 0);
+    let [caught] = catcher.received().try_into().expect("one mail");
+    assert_eq!(caught.sender, "bounces@example.org");
+}
+
+/// The most memory that a command had, in bytes, as far as one can see until just before its end.
+async fn peak(house: &House, arguments: &[&str]) -> u64 {
+    let mut command = house.installation.command();
+    command.args(arguments).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
+    let mut child = command.spawn().expect("mailqueue");
+    let status = format!("/proc/{}/status", child.id().expect("runs"));
+    let mut peak = 0;
+    loop {
+        let text = std::fs::read_to_string(&status).unwrap_or_default();
+        let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kilobytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+        peak = peak.max(kilobytes.unwrap_or(0) * 1024);
+        tokio::select! {
+            ended = child.wait() => {
+                assert!(ended.expect("wait").success(), "{arguments:?}");
+                return peak;
+            }
+            () = tokio::time::sleep(std::time::Duration::from_millis(5)) => {}
+        }
+    }
+}
+
+#[tokio::test]
+async fn no_command_holds_a_table_of_200_000_rows_in_memory() {
+    const MEGABYTE: u64 = 1_000_000;
+    let house = House::build(database::sqlite(), 1, "", "").await;
+    let mut session = crate::support::session::Session::on(&house.database.url).await;
+    let text = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 200000) \
+        INSERT INTO mail_queue (mto, msubject, mbody, mheaders) \
+        SELECT 'YUBleGFtcGxlLm9yZw==', 'SGFsbG8=', 'SGFsbG8=', 'RnJvbTogYkBleGFtcGxlLm9yZw==' FROM n";
+    session.run(text).await.expect("INSERT");
+    let numbers = 200_000 * size_of::<i64>() as u64;
+    let small = peak(&house, &["list", "--queue", "admidio"]).await;
+    assert!(small > MEGABYTE, "the memory is seen");
+    for (arguments, room) in [
+        (&["list"][..], 15 * MEGABYTE),
+        (&["list", "--json"], 15 * MEGABYTE),
+        (&["status"], 5 * MEGABYTE),
+        // The numbers of the rows, and nothing else of them.
+        (&["hold", "--queue", "newsletter", "--dry-run"], 15 * MEGABYTE + 2 * numbers),
+    ] {
+        let peak = peak(&house, arguments).await;
+        assert!(peak < small + room, "{arguments:?}: {} MB over {} MB", (peak - small) / MEGABYTE, small / MEGABYTE);
+    }
+}
