@@ -12,6 +12,7 @@ mod keeper;
 mod lane;
 mod meter;
 mod news;
+mod outage;
 mod post;
 mod pulse;
 pub mod rate;
@@ -22,17 +23,19 @@ mod streak;
 mod witness;
 mod worker;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::ledger::Ledger;
 use crate::queue::Queue;
-use crate::relay::Relay;
+use crate::relay::{Announced, Relay};
 use crate::{retry, translate};
 
 pub use events::{Progress, Redact, Tally};
@@ -45,6 +48,7 @@ pub use rate::Rate;
 
 use health::Health;
 use lane::{Job, Lane};
+use outage::Outage;
 use rate::Bucket;
 use share::Share;
 use streak::Streak;
@@ -110,6 +114,7 @@ pub(crate) struct Shared {
     relay: Arc<Relay>,
     ledger: Ledger,
     health: Health,
+    outage: Outage,
     bucket: Bucket,
     budget: Arc<Semaphore>,
     ready: Share<Job>,
@@ -127,7 +132,7 @@ pub(crate) struct Shared {
 pub struct Dispatcher {
     shared: Arc<Shared>,
     lanes: Vec<Arc<Lane>>,
-    settlers: JoinSet<Option<(Arc<str>, String)>>,
+    settlers: JoinSet<settler::Ended>,
 }
 
 /// Steers a running dispatcher from outside. Cheap to clone.
@@ -155,6 +160,11 @@ impl Handle {
         self.shared.health.watch().borrow().clone()
     }
 
+    /// What the smarthost announced last; `None` before the first connection.
+    pub fn announced(&self) -> Option<Announced> {
+        self.shared.relay.announced()
+    }
+
     /// What a log may show of a text in which addresses may stand.
     pub fn redact(&self, text: &str) -> String {
         (self.shared.settings.redact)(text)
@@ -171,6 +181,13 @@ impl Handle {
         self.shared.settings.max_in_flight_bytes.saturating_sub(free)
     }
 }
+
+/// For what follows an answer, such as a QUIT.
+const MARGIN: Duration = Duration::from_secs(30);
+
+/// At the end, so long for a database that is slow or out of reach. With the time for a final dot, the margins and a
+/// statement that a feeder waits for, a stop takes less than `TimeoutStopSec` in `config/mailqueue.service` says.
+const LAST_SETTLING: Duration = Duration::from_secs(120);
 
 /// Memory is counted in these, because a semaphore's permits are 32 bits wide.
 const BUDGET_UNIT: u64 = 1024;
@@ -193,6 +210,7 @@ impl Dispatcher {
         let budget = (settings.max_in_flight_bytes / BUDGET_UNIT).clamp(1, u64::from(u32::MAX)) as usize;
         let shared = Arc::new(Shared {
             health: Health::new(settings.connections),
+            outage: Outage::new(&settings.state_dir, sources.len()),
             bucket: Bucket::new(settings.rate),
             budget: Arc::new(Semaphore::new(budget)),
             ready: Share::new(sources.iter().map(|source| source.weight)),
@@ -234,9 +252,10 @@ impl Dispatcher {
         }
         keepers.spawn(background.clone().run_until_cancelled_owned(keeper::expire(shared.clone())));
         if !shared.once {
-            let probe = keeper::probe(shared.clone(), lanes.clone());
+            let probe = keeper::probe(shared.clone());
             keepers.spawn(background.clone().run_until_cancelled_owned(probe));
         }
+        outage::at_start(&shared).await;
         let work_is_over = CancellationToken::new();
         let mut workers = JoinSet::new();
         for connection in 0..shared.settings.connections {
@@ -262,19 +281,41 @@ impl Dispatcher {
             }
         }
         work_is_over.cancel();
-        join_all(&mut workers).await;
+        let patience = shared.relay.settings().timeouts.final_dot + MARGIN;
+        if timeout(patience, join_all(&mut workers)).await.is_err() {
+            // As if the process were killed: the ledger knows which dots are out.
+            tracing::warn!(target: events::MAIL, "not all mails on the wire are finished; the next start sees to them");
+            workers.shutdown().await;
+        }
         shared.streak.flush(&shared);
         for lane in &lanes {
             lane.close();
         }
-        while let Some(ended) = settlers.join_next().await {
-            match ended {
-                Ok(unsettled) => pass.databases.extend(unsettled),
-                Err(panic) => resume(panic),
+        let mut unsettled: BTreeSet<_> = lanes.iter().map(|lane| lane.name().clone()).collect();
+        let settling = async {
+            while let Some(ended) = settlers.join_next().await {
+                match ended {
+                    Ok((queue, why)) => {
+                        unsettled.remove(&queue);
+                        pass.databases.extend(why.map(|why| (queue, why)));
+                    }
+                    Err(panic) => resume(panic),
+                }
+            }
+        };
+        if timeout(LAST_SETTLING, settling).await.is_err() {
+            settlers.shutdown().await;
+            for queue in unsettled {
+                let why = "not everything could be settled in time; the next start settles from the ledger";
+                tracing::error!(target: events::MAIL, %queue, "{why}");
+                pass.databases.push((queue, why.to_owned()));
             }
         }
         background.cancel();
         join_all(&mut keepers).await;
+        if timeout(MARGIN, shared.ledger.shut()).await.is_err() {
+            tracing::warn!(target: events::MAIL, "the ledger was not closed in time; the next start finds all of it");
+        }
         pass.relay = shared.progress.relay_trouble();
         pass.tally = shared.progress.tally();
         pass

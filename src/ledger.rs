@@ -5,6 +5,7 @@
 //! after the 250, and `settled` once the row says so too. A dot that was refused leaves no entry. What a crash leaves
 //! open is answered by [`Ledger::open_entries`] and settled before anything is sent.
 
+mod outage;
 mod schema;
 mod state_dir;
 mod trace;
@@ -20,6 +21,7 @@ use rusqlite::{Connection, params};
 
 use crate::mail::{Fingerprint, MailId, RecordId};
 
+pub use outage::OutageNote;
 pub use state_dir::StateDir;
 pub use trace::{Query, Traced, Tracer};
 pub use writer::hash_address;
@@ -44,7 +46,7 @@ pub enum Error {
 
 /// The key of the hashes that stand in place of addresses; made where there is none yet.
 pub fn address_key(dir: &StateDir) -> Result<[u8; 32], Error> {
-    schema::key(dir.path())
+    schema::any_key(dir.path()).map(|(key, _)| key)
 }
 
 /// Names an entry while this process lives.
@@ -88,7 +90,7 @@ impl Ledger {
         let path = dir.path().join(FILE);
         let connection = schema::open(&path)?;
         let (last, open) = schema::last_and_open(&connection).map_err(|error| schema::damaged(&path, &error))?;
-        let key = schema::key(dir.path())?;
+        let key = schema::key(dir.path(), &connection)?;
         Ok(Self {
             writer: Writer::start(connection, key).map_err(|error| schema::damaged(&path, &error))?,
             next: Arc::new(AtomicI64::new(last + 1)),
@@ -191,6 +193,17 @@ impl Ledger {
             Ok(known)
         };
         self.writer.read(look).await
+    }
+
+    /// Whether it can be written; writes nothing that stays.
+    pub async fn is_writable(&self) -> Result<(), Error> {
+        self.writer.write(Op::Try).await
+    }
+
+    /// Writes what was handed over, and closes the file so that nothing of its write-ahead log is left. Everything that
+    /// is asked of any clone afterwards is refused.
+    pub async fn shut(&self) {
+        self.writer.shut().await;
     }
 
     /// Drops settled entries that are older than `keep`.

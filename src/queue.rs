@@ -33,7 +33,7 @@ pub use self::check::clock_ahead;
 pub use self::claim::{Claim, Recovered, Row, Settled, Settlement};
 pub use self::error::Error;
 pub use self::settings::{Database, Password, Settings};
-pub use self::view::{Counts, Filter, Finding, Granted, Level, Listed, Paused, Wish};
+pub use self::view::{Chosen, Counts, Filter, Finding, Granted, Level, Listed, Paused, Wish};
 use crate::mail::{ColumnLimits, Columns, Fingerprint, MailId, RecordId};
 use crate::outcome::RecipientRecord;
 
@@ -212,10 +212,11 @@ impl Queue {
         self.inner.paused().await
     }
 
-    /// Moves `first_deferred` of all deferred rows later by as long as the relay was out of reach, for which no mail
-    /// can be blamed: expiry does not run meanwhile.
-    pub async fn excuse(&self, pause: std::time::Duration) -> Result<(), Error> {
-        self.inner.excuse(pause).await
+    /// Expiry does not run while the relay is out of reach, for which no mail can be blamed: moves `first_deferred` of
+    /// all rows that wait later by as long as that has been so up to now, less what any dispatcher has accounted for
+    /// before. To be called with zero while the relay is up, so that nobody excuses that time.
+    pub async fn excuse(&self, outage: std::time::Duration) -> Result<(), Error> {
+        self.inner.excuse(outage).await
     }
 
     /// Whether the table gives numbers out again at once (SQLite without AUTOINCREMENT), so that number and content of
@@ -265,9 +266,16 @@ impl Queue {
         self.inner.counts(now).await
     }
 
-    /// Carries out an operator's wish, row by row, in groups. Claimed and sending rows are left alone.
-    pub async fn grant(&self, wish: &Wish, mids: &[i64], now: Timestamp) -> Result<Vec<(i64, Granted)>, Error> {
-        self.inner.grant(wish, mids, now).await
+    /// Holds on to how these rows are now, so that [`Queue::grant`] touches none that is another by then; rows that are
+    /// gone are left out.
+    pub async fn choose(&self, rows: &[Listed]) -> Result<Vec<Chosen>, Error> {
+        self.inner.choose(rows).await
+    }
+
+    /// Carries out an operator's wish, row by row, in groups. Claimed and sending rows are left alone, and so are those
+    /// that have changed since they were chosen.
+    pub async fn grant(&self, wish: &Wish, rows: &[Chosen], now: Timestamp) -> Result<Vec<(i64, Granted)>, Error> {
+        self.inner.grant(wish, rows, now).await
     }
 
     /// Sets or lifts the emergency stop of this queue, or of the relay for every dispatcher of this database.

@@ -10,7 +10,7 @@ use super::{Ending, Usage};
 use crate::config::Config;
 use crate::mail::MailId;
 use crate::observe::audit::{self, Change};
-use crate::queue::{Granted, Queue, Wish};
+use crate::queue::{Chosen, Granted, Queue, Wish};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -40,7 +40,7 @@ pub async fn run(wish: Wish, args: &Args, config: &Config, out: &mut Out) -> any
 
 pub async fn delete(args: &DeleteArgs, config: &Config, out: &mut Out) -> anyhow::Result<Ending> {
     let groups = args.common.groups(config).await?;
-    let rows = groups.iter().map(|(_, mids)| mids.len()).sum();
+    let rows = groups.iter().map(|(_, rows)| rows.len()).sum();
     if !args.yes && !args.common.dry_run && rows > 0 && !confirmed(rows)? {
         writeln!(out, "nothing was deleted")?;
         return Ok(Ending::LeftOver);
@@ -60,10 +60,11 @@ fn confirmed(rows: usize) -> anyhow::Result<bool> {
 }
 
 impl Args {
-    /// The numbers of the rows that are meant, by queue.
-    async fn groups(&self, config: &Config) -> anyhow::Result<Vec<(Queue, Vec<i64>)>> {
+    /// The rows that are meant, by queue: those that a filter finds as they are now.
+    async fn groups(&self, config: &Config) -> anyhow::Result<Vec<(Queue, Vec<Chosen>)>> {
         if !self.ids.is_empty() {
-            return select::by_id(config, &self.ids);
+            let groups = select::by_id(config, &self.ids)?.into_iter();
+            return Ok(groups.map(|(queue, mids)| (queue, mids.into_iter().map(Chosen::from).collect())).collect());
         }
         if self.filters.is_empty() {
             return Err(Usage("which rows? name ids, or give a filter such as --state failed".to_owned()).into());
@@ -72,11 +73,11 @@ impl Args {
         let mut groups = Vec::new();
         for queue in self.filters.queues(config)? {
             let mut walk = self.filters.walk(config, queue.clone(), now);
-            let mut mids = Vec::new();
+            let mut rows = Vec::new();
             while let Some(page) = walk.next().await? {
-                mids.extend(page.into_iter().map(|listed| listed.id.mid));
+                rows.extend(queue.choose(&page).await?);
             }
-            groups.push((queue, mids));
+            groups.push((queue, rows));
         }
         Ok(groups)
     }
@@ -84,17 +85,17 @@ impl Args {
     async fn carry_out(
         &self,
         wish: &Wish,
-        groups: Vec<(Queue, Vec<i64>)>,
+        groups: Vec<(Queue, Vec<Chosen>)>,
         config: &Config,
         out: &mut Out,
     ) -> anyhow::Result<Ending> {
         let (mut done, mut left) = (0, 0);
-        for (queue, mids) in groups {
-            for mids in mids.chunks(500) {
+        for (queue, rows) in groups {
+            for rows in rows.chunks(500) {
                 let answers = if self.dry_run {
-                    mids.iter().map(|mid| (*mid, Granted::Done)).collect()
+                    rows.iter().map(|row| (row.mid, Granted::Done)).collect()
                 } else {
-                    let answers = queue.grant(wish, mids, Timestamp::now()).await?;
+                    let answers = queue.grant(wish, rows, Timestamp::now()).await?;
                     let done = done_of(&answers);
                     if !done.is_empty() {
                         audit(config, past(wish), queue.name(), done);

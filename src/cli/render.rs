@@ -44,6 +44,7 @@ pub async fn run(args: &Args, config: &Config, out: &mut Out) -> anyhow::Result<
         return Err(Usage("which rows? add --all, or a filter such as --queue newsletter".to_owned()).into());
     }
     fs::create_dir_all(&args.out).with_context(|| format!("cannot make the folder {}", args.out.display()))?;
+    let wire = select::announced_wire(config).unwrap_or_default();
     let now = Timestamp::now();
     let mut summary = Summary::default();
     for queue in args.filters.queues(config)? {
@@ -51,7 +52,7 @@ pub async fn run(args: &Args, config: &Config, out: &mut Out) -> anyhow::Result<
         while let Some(page) = walk.next().await? {
             for listed in page {
                 let Some((listed, columns)) = queue.look(listed.id.mid).await? else { continue };
-                match select::translated(config, &queue, &listed, &columns).await? {
+                match select::translated(config, &queue, &listed, &columns, wire).await? {
                     Ok(mail) => {
                         write(args, &listed, &mail)?;
                         summary.written += 1;

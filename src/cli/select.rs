@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use super::Usage;
 use crate::config::Config;
 use crate::mail::{Columns, MailId};
+use crate::observe::snapshot::Snapshot;
 use crate::outcome::{Reason, State};
 use crate::queue::{self, Listed, Queue};
 use crate::translate;
@@ -108,10 +109,10 @@ impl Walk<'_> {
         }
         let mut fitting = Vec::new();
         for listed in page {
-            if let Some((_, columns)) = self.queue.look(listed.id.mid).await? {
+            if let Some((Listed { content: read, .. }, columns)) = self.queue.look(listed.id.mid).await? {
                 let content = Content::of(self.config, &self.queue, &listed, &columns).await?;
                 if self.filters.fits(&content) {
-                    fitting.push(listed);
+                    fitting.push(Listed { content: read, ..listed });
                 }
             }
         }
@@ -128,7 +129,7 @@ struct Content {
 impl Content {
     async fn of(config: &Config, queue: &Queue, listed: &Listed, columns: &Columns) -> Result<Self, queue::Error> {
         let known = listed.history.recipients.iter().map(|recipient| recipient.address.clone());
-        Ok(match translated(config, queue, listed, columns).await? {
+        Ok(match translated(config, queue, listed, columns, translate::Wire::default()).await? {
             Ok(mail) => Self {
                 subject: mail.subject,
                 recipients: mail
@@ -145,19 +146,26 @@ impl Content {
     }
 }
 
+/// What the smarthost announced to this host's dispatcher last; `None` where none has noted it.
+pub fn announced_wire(config: &Config) -> Option<translate::Wire> {
+    let carries = Snapshot::read(&config.state_dir).ok()??.carries?;
+    Some(translate::Wire { eight_bit: carries.eight_bit, smtputf8: carries.smtputf8 })
+}
+
 /// The row as it would go out. A row without a record has no Message-ID of ours yet, and gets one that is all zeros.
 pub async fn translated(
     config: &Config,
     queue: &Queue,
     listed: &Listed,
     columns: &Columns,
+    wire: translate::Wire,
 ) -> Result<Result<crate::mail::Mail, translate::Unreadable>, queue::Error> {
     let stamp = translate::Stamp {
         record: listed.record.clone().unwrap_or_else(|| crate::mail::RecordId::new([0; 16])),
         created: listed.first_seen.unwrap_or_else(Timestamp::now),
     };
     let limits = queue.limits().await?;
-    Ok(translate::translate(columns, &limits, &stamp, translate::Wire::default(), &config.message))
+    Ok(translate::translate(columns, &limits, &stamp, wire, &config.message))
 }
 
 /// The queue that an id or an option names.

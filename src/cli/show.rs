@@ -25,7 +25,7 @@ pub struct Args {
     /// The row, as in newsletter/1234
     #[arg(value_name = "ID")]
     id: MailId,
-    /// The exact bytes that would go on the wire (without the dots that SMTP doubles)
+    /// The exact bytes that would go on the wire (without the dots that SMTP doubles), to the smarthost as it last was
     #[arg(long, conflicts_with = "json")]
     raw: bool,
     /// One JSON object
@@ -38,9 +38,10 @@ pub async fn run(args: &Args, config: &Config, out: &mut Out) -> anyhow::Result<
     let Some((listed, columns)) = queue.look(args.id.mid).await? else {
         return Err(anyhow::anyhow!("there is no row {}; `mailqueue list` shows those that there are", args.id));
     };
-    let mail = select::translated(config, &queue, &listed, &columns).await?;
+    let wire = select::announced_wire(config);
+    let mail = select::translated(config, &queue, &listed, &columns, wire.unwrap_or_default()).await?;
     if args.raw {
-        return raw(&listed, &mail, out);
+        return raw(&listed, &mail, wire.is_none(), out);
     }
     let now = Timestamp::now();
     if args.json {
@@ -55,9 +56,14 @@ pub async fn run(args: &Args, config: &Config, out: &mut Out) -> anyhow::Result<
     Ok(Ending::Done)
 }
 
-fn raw(listed: &Listed, mail: &Result<Mail, Unreadable>, out: &mut Out) -> anyhow::Result<Ending> {
+fn raw(listed: &Listed, mail: &Result<Mail, Unreadable>, assumed: bool, out: &mut Out) -> anyhow::Result<Ending> {
     let mail =
         mail.as_ref().map_err(|unreadable| Usage(format!("{} cannot become a mail: {unreadable}", listed.id)))?;
+    if assumed {
+        eprintln!(
+            "mailqueue: no dispatcher here has met the smarthost yet: 8BITMIME and SMTPUTF8 are taken for offered"
+        );
+    }
     if out.terminal {
         write!(out, "{}", safe_lines(&String::from_utf8_lossy(&mail.content)))?;
     } else {

@@ -67,6 +67,15 @@ pub async fn run(args: &Args, config: &Config, out: &mut Out) -> anyhow::Result<
     let tracer = Tracer::open(&config.state_dir)?;
     let query = query(args);
     let found = tracer.find(&query, LIMIT)?;
+    if args.to.is_some()
+        && let Some(before) = tracer.blind_before()
+    {
+        eprintln!(
+            "mailqueue: mails from before {} cannot be found by their recipients: ledger.key was lost then; look them \
+             up by id or Message-ID, or put the old file back",
+            moment(before)
+        );
+    }
     for traced in &found {
         if args.json { out.json(&object(traced))? } else { tell(traced, out)? }
     }

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 use crate::dispatch::{self, Handle, PostError, RelayState};
 use crate::mail::Mail;
 use crate::observe::health;
-use crate::observe::subject::{Gone, Lane, Look, News, Subject, Tally, Undelivered};
+use crate::observe::subject::{Carries, Gone, Lane, Look, News, Subject, Tally, Undelivered};
 
 /// A dispatcher that is watched.
 #[derive(Clone)]
@@ -27,6 +27,9 @@ impl Subject for Watched {
         Look {
             lanes: progress.pulse.vitals(now).into_iter().map(lane).collect(),
             connections: relay.cap,
+            carries: handle
+                .announced()
+                .map(|announced| Carries { eight_bit: announced.eight_bit, smtputf8: announced.smtputf8 }),
             relay: self.relay(relay.state, now),
             last_poll: progress.last_poll(),
             last_accepted: progress.last_accepted(),

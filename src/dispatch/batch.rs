@@ -13,6 +13,7 @@ use super::{BUDGET_UNIT, Shared, events, jitter};
 use crate::mail::{Address, ColumnLimits, Columns, Fingerprint, Mail};
 use crate::outcome::{Attempt, Fate, History, Reason, RecipientRecord, RecipientState, Verdict};
 use crate::queue::{Claim, Row, Settlement};
+use crate::relay::Announced;
 use crate::retry;
 use crate::translate::{self, Stamp, Unreadable, Wire};
 
@@ -104,7 +105,7 @@ async fn feed_group(
             continue;
         }
         let stamp = Stamp { record: claim.record().clone(), created: claim.created() };
-        match make_mail(shared, columns, limits, stamp).await {
+        match make_mail(shared, lane, columns, limits, stamp).await {
             Ok(mail) => jobs.extend(job(shared, lane, claim, fingerprint, mail, share)),
             Err(Unreadable { reason, detail }) => {
                 let said = detail.clone();
@@ -126,17 +127,48 @@ async fn restored(shared: &Shared, lane: &Lane, rows: &[Row]) -> Result<HashSet<
     Ok(known.into_iter().map(|(id, _)| id.mid).collect())
 }
 
-async fn make_mail(shared: &Shared, columns: Columns, limits: ColumnLimits, stamp: Stamp) -> Result<Mail, Unreadable> {
-    let wire = shared
-        .relay
-        .announced()
-        .map_or_else(Wire::default, |announced| Wire { eight_bit: announced.eight_bit, smtputf8: announced.smtputf8 });
+async fn make_mail(
+    shared: &Shared,
+    lane: &Lane,
+    columns: Columns,
+    limits: ColumnLimits,
+    stamp: Stamp,
+) -> Result<Mail, Unreadable> {
+    let known = shared.relay.announced().map(|announced| carries(&announced));
+    let (made, columns) = translated(shared, columns, limits, stamp.clone(), known.unwrap_or_default()).await;
+    match made {
+        // The first mails, made in hope: one that a smarthost cannot carry as it is would be refused for good.
+        Ok(mail) if known.is_none() && mail.eight_bit => {
+            let asked = shared.stop.run_until_cancelled(shared.relay.probe());
+            match shared.progress.pulse.waiting(lane.name(), asked).await {
+                Some(Ok(announced)) if !announced.eight_bit => {
+                    translated(shared, columns, limits, stamp, carries(&announced)).await.0
+                }
+                // Trouble is the workers' to find: nothing goes out before one has a connection.
+                _ => Ok(mail),
+            }
+        }
+        made => made,
+    }
+}
+
+fn carries(announced: &Announced) -> Wire {
+    Wire { eight_bit: announced.eight_bit, smtputf8: announced.smtputf8 }
+}
+
+async fn translated(
+    shared: &Shared,
+    columns: Columns,
+    limits: ColumnLimits,
+    stamp: Stamp,
+    wire: Wire,
+) -> (Result<Mail, Unreadable>, Columns) {
     let settings = &shared.settings.message;
     if columns.len() < LARGE {
-        return translate::translate(&columns, &limits, &stamp, wire, settings);
+        return (translate::translate(&columns, &limits, &stamp, wire, settings), columns);
     }
     let settings = settings.clone();
-    let work = move || translate::translate(&columns, &limits, &stamp, wire, &settings);
+    let work = move || (translate::translate(&columns, &limits, &stamp, wire, &settings), columns);
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(panic) => std::panic::resume_unwind(panic.into_panic()),

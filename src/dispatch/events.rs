@@ -59,6 +59,8 @@ pub struct Progress {
     last_accepted: Mutex<Option<Timestamp>>,
     /// Queues whose database is out of reach, with what was said of it last.
     databases: Mutex<HashMap<Arc<str>, String>>,
+    /// Likewise of databases that do not take what became of mails.
+    unsettled: Mutex<HashMap<Arc<str>, String>>,
     /// Counters and histograms for monitoring.
     pub meter: Meter,
     /// Signs of life of the loops.
@@ -109,9 +111,9 @@ impl Progress {
         *lock(&self.last_accepted)
     }
 
-    /// What was said last of a database that is out of reach.
+    /// What was said last of a database that is out of reach, or does not do what it should.
     pub fn database_trouble(&self, queue: &str) -> Option<String> {
-        lock(&self.databases).get(queue).cloned()
+        lock(&self.databases).get(queue).or(lock(&self.unsettled).get(queue)).cloned()
     }
 
     pub(super) fn expect_lane(&self, name: &Arc<str>) {
@@ -265,6 +267,22 @@ pub fn database(shared: &Shared, lane: &Lane, error: &queue::Error) {
     let before = lock(&shared.progress.databases).insert(lane.name().clone(), what.clone());
     if before.as_deref() != Some(&what) {
         warn!(target: DATABASE, queue = %lane.name(), error = what, "nothing of this queue is sent; trying again");
+    }
+}
+
+/// What became of mails does not get into the database; others may well be sent meanwhile. Said as [`database`] is.
+pub fn unsettled(shared: &Shared, lane: &Lane, rows: usize, error: &queue::Error) {
+    let what = error.to_string();
+    let before = lock(&shared.progress.unsettled).insert(lane.name().clone(), what.clone());
+    if before.as_deref() != Some(&what) {
+        warn!(target: DATABASE, queue = %lane.name(), rows, error = what,
+            "what became of mails cannot be written to the database: their rows stay, the ledger remembers; trying again");
+    }
+}
+
+pub fn settles_again(shared: &Shared, lane: &Lane) {
+    if lock(&shared.progress.unsettled).remove(lane.name()).is_some() {
+        info!(target: DATABASE, queue = %lane.name(), "what became of mails is in the database again");
     }
 }
 

@@ -8,7 +8,7 @@ use tokio::sync::futures::Notified;
 
 use super::lane::Lane;
 use super::pulse::Loop;
-use super::{Shared, StartError, batch, events, recovery};
+use super::{Shared, StartError, batch, events, outage, recovery};
 use crate::queue::Claim;
 use crate::{ledger, queue};
 
@@ -168,6 +168,10 @@ async fn next_claims(
         return Ok(None);
     }
     shared.progress.pulse.step(lane.name(), Loop::Feeder);
+    if shared.outage.is_owed_by(lane.index) {
+        // Before a claim sees how long its mail has been put off.
+        outage::account(shared, lane).await?;
+    }
     let now = if shared.once { started } else { Timestamp::now() };
     let due = lane.queue.claim_due(now, BATCH / 2).await?;
     let new = async {

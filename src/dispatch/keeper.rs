@@ -12,12 +12,17 @@ use super::feeder::{give_back, is_open};
 use super::health::State;
 use super::lane::{Done, Lane, Notes};
 use super::pulse::Loop;
-use super::{Shared, events, jitter};
+use super::worker::{ledger_trouble, relay_trouble, with_remedy};
+use super::{Shared, events, jitter, outage};
 use crate::queue::{self, DispatcherId, Settlement};
 use crate::{queue::Claim, retry};
 
 /// How often the operators' stop is looked up: it must be obeyed within a second.
 const LOOK: Duration = Duration::from_millis(600);
+
+/// How often the database hears what time expiry must not count, or that it runs: of several dispatchers that see an
+/// outage in part, each accounts for what it sees.
+const ACCOUNT: Duration = Duration::from_secs(30);
 
 /// Other dispatchers' counters, and since when each stands as it does by our own monotonic clock.
 type Sightings = HashMap<DispatcherId, (i64, Instant)>;
@@ -27,8 +32,10 @@ pub async fn run(shared: Arc<Shared>, lane: Arc<Lane>) {
     let beat_every = (shared.settings.lease / 30).max(Duration::from_millis(50));
     let mut beats = interval(beat_every);
     let mut looks = interval(LOOK);
+    let mut accounts = interval(ACCOUNT);
     let mut health = shared.health.watch();
     beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    accounts.set_missed_tick_behavior(MissedTickBehavior::Delay);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut sightings = Sightings::new();
     loop {
@@ -43,6 +50,7 @@ pub async fn run(shared: Arc<Shared>, lane: Arc<Lane>) {
                 }
                 beaten
             }
+            _ = accounts.tick() => outage::account(&shared, &lane).await,
             _ = looks.tick() => look(&shared, &lane).await,
             _ = health.changed() => Ok(()),
         };
@@ -122,7 +130,7 @@ pub async fn expire(shared: Arc<Shared>) {
 }
 
 /// Tries a relay that is paused, at the times that its health says. Runs until it is dropped.
-pub async fn probe(shared: Arc<Shared>, lanes: Vec<Arc<Lane>>) {
+pub async fn probe(shared: Arc<Shared>) {
     let mut view = shared.health.watch();
     loop {
         let until = match &view.borrow_and_update().state {
@@ -136,20 +144,20 @@ pub async fn probe(shared: Arc<Shared>, lanes: Vec<Arc<Lane>>) {
             continue;
         };
         tokio::time::sleep_until(until).await;
+        // Without it no mail would come to its dot, and the smarthost be troubled for nothing.
+        if let Err(error) = shared.ledger.is_writable().await {
+            ledger_trouble(&shared, &error);
+            continue;
+        }
         match shared.relay.probe().await {
             Ok(_) => {
-                let down = shared.health.reachable(Instant::now());
+                let down = shared.outage.ends(Timestamp::now());
+                shared.health.reachable(Instant::now());
                 tracing::info!(target: events::RELAY, seconds = down.as_secs(), "relay up again");
                 shared.progress.clear_relay_trouble();
-                for lane in &lanes {
-                    if let Err(error) = lane.queue.excuse(down).await {
-                        tracing::warn!(target: events::DATABASE, queue = %lane.name(), %error,
-                            "deferred mails may expire earlier by as long as the relay was paused");
-                    }
-                }
                 shared.poll.notify_waiters();
             }
-            Err(trouble) => super::worker::relay_trouble(&shared, &trouble.to_string()),
+            Err(trouble) => relay_trouble(&shared, &with_remedy(&trouble)),
         }
     }
 }

@@ -22,12 +22,10 @@ const LINGER: Duration = Duration::from_millis(15);
 /// After the order to stop, so long for a database that is out of reach; the ledger remembers.
 const LAST_TRIES: Duration = Duration::from_secs(10);
 
-/// Answers what kept verdicts from being carried out, where the end came before they were.
-pub async fn run(
-    shared: Arc<Shared>,
-    lane: Arc<Lane>,
-    mut inbox: mpsc::UnboundedReceiver<Done>,
-) -> Option<(Arc<str>, String)> {
+/// The queue, and what kept verdicts from being carried out, where the end came before they were.
+pub type Ended = (Arc<str>, Option<String>);
+
+pub async fn run(shared: Arc<Shared>, lane: Arc<Lane>, mut inbox: mpsc::UnboundedReceiver<Done>) -> Ended {
     let mut unsettled = None;
     let mut group = Vec::with_capacity(GROUP);
     while inbox.recv_many(&mut group, GROUP).await > 0 {
@@ -37,10 +35,10 @@ pub async fn run(
             let _ = tokio::time::timeout(LINGER, more).await;
         }
         if let Err(error) = settle(&shared, &lane, group.drain(..)).await {
-            unsettled = Some((lane.name().clone(), error.to_string()));
+            unsettled = Some(error.to_string());
         }
     }
-    unsettled
+    (lane.name().clone(), unsettled)
 }
 
 async fn settle(shared: &Shared, lane: &Lane, group: impl Iterator<Item = Done>) -> Result<(), queue::Error> {
@@ -74,7 +72,7 @@ async fn settle(shared: &Shared, lane: &Lane, group: impl Iterator<Item = Done>)
                     // Words of the smarthost's that this database cannot hold must not keep a row from being settled.
                     settlements.iter_mut().for_each(plain);
                 }
-                events::database(shared, lane, &error);
+                events::unsettled(shared, lane, settlements.len(), &error);
                 let now = Instant::now();
                 let ending = shared.once || shared.stop.is_cancelled();
                 if ending && now >= *give_up.get_or_insert(now + LAST_TRIES) {
@@ -89,6 +87,7 @@ async fn settle(shared: &Shared, lane: &Lane, group: impl Iterator<Item = Done>)
         }
     };
     crash::point("after-delete");
+    events::settles_again(shared, lane);
     shared.progress.meter.settling_took(lane.name(), begun.elapsed());
     for (story, (_, settled)) in stories.into_iter().zip(&results) {
         events::settled(shared, story, settled);

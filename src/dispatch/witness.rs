@@ -6,7 +6,7 @@ use tokio::time::Instant;
 use super::Shared;
 use super::lane::{Job, Notes};
 use crate::crash;
-use crate::ledger::{EntryId, Transmission};
+use crate::ledger::{self, EntryId, Transmission};
 use crate::mail::Address;
 use crate::outcome::{Cause, Reason, RecipientState, Reply, Scope, Stage, Trouble};
 use crate::relay;
@@ -19,8 +19,16 @@ pub struct Witness<'a> {
     current: Option<(EntryId, usize)>,
     /// Recipients that need no further attempt.
     accepted: usize,
-    /// A dot was stopped because the claim may be somebody else's soon: neither mail nor relay is to blame.
-    overdue: bool,
+    stopped: Option<Stopped>,
+}
+
+/// Why a dot was stopped: neither mail nor smarthost is to blame.
+#[derive(Debug)]
+pub enum Stopped {
+    /// Our heartbeat is: the claim may be somebody else's soon.
+    Overdue,
+    /// It cannot be written.
+    Ledger(ledger::Error),
 }
 
 impl<'a> Witness<'a> {
@@ -31,14 +39,14 @@ impl<'a> Witness<'a> {
             known.any(|known| known.address == address && known.state == RecipientState::Accepted)
         };
         let accepted = job.mail.envelope.recipients.iter().filter(|address| is_accepted(address)).count();
-        Self { shared, job, notes: Notes::default(), current: None, accepted, overdue: false }
+        Self { shared, job, notes: Notes::default(), current: None, accepted, stopped: None }
     }
 
-    /// What was noted, and whether a dot was stopped for want of heartbeats.
-    pub fn into_notes(mut self) -> (Notes, bool) {
+    /// What was noted, and whether and why a dot was stopped.
+    pub fn into_notes(mut self) -> (Notes, Option<Stopped>) {
         // A transaction that was cut off between the two calls: nobody knows.
         self.notes.other.extend(self.current.take().map(|(entry, _)| entry));
-        (self.notes, self.overdue)
+        (self.notes, self.stopped)
     }
 }
 
@@ -62,11 +70,15 @@ impl relay::Witness for Witness<'_> {
         };
         match self.shared.ledger.transmitting(transmission).await {
             Ok(entry) => self.current = Some((entry, recipients.len())),
-            Err(error) => return Err(stop(error.to_string())),
+            Err(error) => {
+                let why = error.to_string();
+                self.stopped = Some(Stopped::Ledger(error));
+                return Err(stop(why));
+            }
         }
         // Last of all, and after everything that can take time: the process may have been stopped for an hour.
         if !job.lane.dot_allowed(job.confirmed, Instant::now()) {
-            self.overdue = true;
+            self.stopped = Some(Stopped::Overdue);
             if let Some((entry, _)) = self.current.take() {
                 self.shared.ledger.refused(entry);
             }

@@ -10,8 +10,9 @@ use tokio_util::sync::CancellationToken;
 use super::health::Opened;
 use super::lane::{Done, Finished, Job};
 use super::streak::policy_refusal;
-use super::witness::Witness;
+use super::witness::{Stopped, Witness};
 use super::{Shared, events, jitter};
+use crate::ledger;
 use crate::outcome::{Attempt, Cause, RecipientOutcome, Reply, Scope, Stage, Trouble};
 use crate::queue::Settlement;
 use crate::relay::{Offer, Worker};
@@ -95,13 +96,13 @@ async fn offer(shared: &Shared, connection: usize, worker: &mut Worker, job: Job
     let ahead = job_ahead(shared, connection);
     let mut witness = Witness::new(shared, &job);
     let attempt = worker.send_ahead(offered(&job), ahead.as_ref().map(offered), &mut witness).await;
-    let (notes, overdue) = witness.into_notes();
+    let (notes, stopped) = witness.into_notes();
     if ahead.is_none() {
         // Else it goes on file with the next mail's transaction, which cannot come to its dot without.
         shared.ledger.flush();
     }
     events::attempted(shared, &job, &attempt, begun.elapsed());
-    judge_relay(shared, &attempt, overdue);
+    judge_relay(shared, &attempt, stopped.as_ref());
     shared.streak.take(shared, Finished { job, attempt, notes });
     // Trouble of the relay keeps the next mail from its turn too.
     match ahead {
@@ -118,13 +119,16 @@ fn offered(job: &Job) -> Offer<'_> {
 }
 
 /// What an attempt says of the relay.
-fn judge_relay(shared: &Shared, attempt: &Attempt, overdue: bool) {
+fn judge_relay(shared: &Shared, attempt: &Attempt, stopped: Option<&Stopped>) {
     let blameless =
         |outcome: &RecipientOutcome| matches!(outcome, RecipientOutcome::Untried | RecipientOutcome::Accepted(_));
     let all_blameless = attempt.outcomes.iter().all(|(_, outcome)| blameless(outcome));
+    if let Some(Stopped::Ledger(error)) = stopped {
+        return ledger_trouble(shared, error);
+    }
     match &attempt.relay {
         // Our own heartbeat is overdue: the smarthost has no part in that.
-        Some(_) if overdue && all_blameless => {}
+        Some(_) if stopped.is_some() && all_blameless => {}
         Some(trouble) if all_blameless => relay_trouble(shared, &with_remedy(trouble)),
         Some(_) => throttled(shared),
         None if asks_for_less(attempt) => throttled(shared),
@@ -164,7 +168,7 @@ fn throttled(shared: &Shared) {
 }
 
 /// The smarthost's words, with what an operator can do where they do not say it.
-fn with_remedy(trouble: &Trouble) -> String {
+pub fn with_remedy(trouble: &Trouble) -> String {
     match (&trouble.cause, trouble.stage) {
         (Cause::Reply(Reply { code: 535, .. }), _) => {
             format!("{trouble}: the login was refused; relay.username or the file in relay.password_file is wrong")
@@ -183,15 +187,30 @@ fn with_remedy(trouble: &Trouble) -> String {
 
 /// Pauses the relay, or ends the pass.
 pub fn relay_trouble(shared: &Shared, reason: &str) {
+    pause(shared, reason, "relay paused", "relay in trouble: the pass ends here");
+}
+
+/// Likewise, because of our own disk: nothing is sent that cannot be written down.
+pub fn ledger_trouble(shared: &Shared, error: &ledger::Error) {
+    let path = shared.settings.state_dir.join(ledger::FILE);
+    let reason = format!(
+        "{error} ({}): make room on its disk, or mend its rights; until then nothing is sent, and nothing is lost",
+        path.display()
+    );
+    pause(shared, &reason, "sending paused", "the ledger cannot be written: the pass ends here");
+}
+
+fn pause(shared: &Shared, reason: &str, paused: &str, ended: &str) {
     if let Opened::Now(pause) = shared.health.trouble(reason, Instant::now(), jitter()) {
+        shared.outage.begins(Timestamp::now());
         shared.progress.note_relay_trouble(reason);
         // Nothing more comes that could make a streak longer.
         shared.streak.flush(shared);
         let reason = (shared.settings.redact)(reason);
         if shared.once {
-            tracing::warn!(target: events::RELAY, reason = reason.as_str(), "relay in trouble: the pass ends here");
+            tracing::warn!(target: events::RELAY, reason = reason.as_str(), "{ended}");
         } else {
-            tracing::warn!(target: events::RELAY, reason = reason.as_str(), seconds = pause.as_secs(), "relay paused");
+            tracing::warn!(target: events::RELAY, reason = reason.as_str(), seconds = pause.as_secs(), "{paused}");
         }
     }
 }

@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use rusqlite::types::Type;
-use rusqlite::{Connection, OpenFlags, Row};
+use rusqlite::{Connection, OpenFlags, Row, params};
 
+use super::writer::{failed, hash_address};
 use super::{EntryId, Error, OpenEntry, Transmission};
 use crate::mail::{Fingerprint, MailId, RecordId};
 
@@ -34,6 +35,8 @@ CREATE TABLE IF NOT EXISTS entry (
 ) STRICT;
 -- Queues for which this ledger has been there since its dispatcher's first claim.
 CREATE TABLE IF NOT EXISTS known_queue (name TEXT PRIMARY KEY) STRICT;
+-- Keys that addresses were hashed with, by which each can be told again. lost: it came in place of another.
+CREATE TABLE IF NOT EXISTS hash_key (proof TEXT PRIMARY KEY, since INTEGER NOT NULL, lost INTEGER NOT NULL) STRICT;
 CREATE INDEX IF NOT EXISTS entry_row ON entry (queue, mid);
 CREATE INDEX IF NOT EXISTS entry_open ON entry (queue) WHERE state <> 'settled';
 ";
@@ -119,17 +122,56 @@ fn bad(what: &str) -> rusqlite::Error {
     rusqlite::Error::FromSqlConversionFailure(0, Type::Text, what.into())
 }
 
-/// The key for the hashes of addresses, in a file of its own, so that a copy of the ledger alone gives none away.
-pub fn key(dir: &Path) -> Result<[u8; 32], Error> {
-    if let Some(key) = existing_key(dir)? {
-        return Ok(key);
-    }
+/// The key for the hashes of addresses, in a file of its own, so that a copy of the ledger alone gives none away. Makes
+/// one where there is none, and says so where that cannot be the first.
+pub fn key(dir: &Path, connection: &Connection) -> Result<[u8; 32], Error> {
     let path = dir.join(KEY_FILE);
-    let key: [u8; 32] = rand::random();
-    private(&path)
-        .and_then(|mut file| file.write_all(&key).and_then(|()| file.sync_all()))
-        .map_err(|error| bad_key(&path, error.to_string()))?;
+    let (key, fresh) = any_key(dir)?;
+    if note_key(connection, &hash_address(&key, ""), fresh).map_err(failed)? {
+        tracing::warn!(target: "mailqueue::ledger", file = %path.display(),
+            "the key of the ledger was lost and is a new one now: `trace --to` no longer finds the mails that were \
+             settled before (by id and Message-ID it does); to find them, stop mailqueue and put the old file back");
+    }
     Ok(key)
+}
+
+/// The key, and whether it was made just now.
+pub fn any_key(dir: &Path) -> Result<([u8; 32], bool), Error> {
+    match existing_key(dir)? {
+        Some(key) => Ok((key, false)),
+        None => Ok((new_key(&dir.join(KEY_FILE))?, true)),
+    }
+}
+
+fn new_key(path: &Path) -> Result<[u8; 32], Error> {
+    let key: [u8; 32] = rand::random();
+    private(path)
+        .and_then(|mut file| file.write_all(&key).and_then(|()| file.sync_all()))
+        .map_err(|error| bad_key(path, error.to_string()))?;
+    Ok(key)
+}
+
+/// Answers whether this key newly stands in place of another.
+fn note_key(connection: &Connection, proof: &str, fresh: bool) -> rusqlite::Result<bool> {
+    let sql = "SELECT EXISTS (SELECT 1 FROM hash_key WHERE proof = ?1)";
+    if connection.query_row(sql, [proof], |row| row.get(0))? {
+        // Put back from a backup, perhaps.
+        connection.execute("UPDATE hash_key SET lost = 0 WHERE lost <> 0 AND proof <> ?1", [proof])?;
+        return Ok(false);
+    }
+    // A ledger from before keys were noted has its key still, unless that was made just now.
+    let sql = "INSERT INTO hash_key (proof, since, lost) VALUES (?1, ?2, EXISTS (SELECT 1 FROM entry \
+               WHERE state = 'settled') AND (?3 OR EXISTS (SELECT 1 FROM hash_key))) RETURNING lost";
+    connection.query_row(sql, params![proof, Timestamp::now().as_millisecond(), fresh], |row| row.get(0))
+}
+
+/// Before when the recipients of settled mails cannot be found any more, because the key was lost then.
+pub fn blind_before(connection: &Connection) -> Option<Timestamp> {
+    let sql = "SELECT max(k.since) FROM hash_key k WHERE k.lost <> 0 \
+               AND EXISTS (SELECT 1 FROM entry e WHERE e.state = 'settled' AND e.begun < k.since)";
+    // Where there is no such table, no key was ever lost that we know of.
+    let since: Option<i64> = connection.query_row(sql, [], |row| row.get(0)).ok().flatten();
+    since.and_then(|since| Timestamp::from_millisecond(since).ok())
 }
 
 /// `None` where there is none yet: nothing was hashed then.

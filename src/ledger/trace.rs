@@ -68,6 +68,11 @@ impl Tracer {
         look().map_err(writer::failed)
     }
 
+    /// Settled mails from before this moment are not found by their recipients, because `ledger.key` was lost then.
+    pub fn blind_before(&self) -> Option<Timestamp> {
+        schema::blind_before(&self.connection)
+    }
+
     /// Entries that are not settled yet, over all queues, and when the smarthost last accepted a mail.
     pub fn summary(&self) -> Result<(u64, Option<Timestamp>), Error> {
         let sql = "SELECT (SELECT count(*) FROM entry WHERE state <> 'settled'),

@@ -27,15 +27,18 @@ pub enum Op {
     Expire(Timestamp),
     /// A queue.
     Know(String),
+    /// Whether anything can be written.
+    Try,
 }
 
 enum Request {
     Write(Op, oneshot::Sender<Result<(), Error>>),
     /// Looks, and answers whoever asked.
     Read(Box<dyn FnOnce(&Connection) + Send>),
+    Shut(oneshot::Sender<()>),
 }
 
-/// The way to the writing thread, which ends when the last of these is dropped.
+/// The way to the writing thread, which ends when it is told to, or when the last of these is dropped.
 #[derive(Clone)]
 pub struct Writer {
     /// Each is a group of its own at least, in order.
@@ -90,6 +93,14 @@ impl Writer {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub async fn shut(&self) {
+        let (answer, answered) = oneshot::channel();
+        self.held().push(Request::Shut(answer));
+        self.flush();
+        // Where the thread is gone already there is nothing left to close.
+        let _ = answered.await;
+    }
+
     /// Sees everything that was handed to [`Writer::write`] before.
     pub async fn read<T: Send + 'static>(
         &self,
@@ -117,7 +128,8 @@ pub fn failed(error: rusqlite::Error) -> Error {
 fn work(connection: Connection, key: &[u8; 32], mut inbox: mpsc::UnboundedReceiver<Vec<Request>>) {
     connection.set_prepared_statement_cache_capacity(STATEMENTS);
     let mut pending = Vec::with_capacity(GROUP);
-    while inbox.blocking_recv_many(&mut pending, GROUP) > 0 {
+    let mut shut = None;
+    while shut.is_none() && inbox.blocking_recv_many(&mut pending, GROUP) > 0 {
         let mut group = Vec::with_capacity(pending.len());
         let mut answers = Vec::with_capacity(pending.len());
         for request in pending.drain(..).flatten() {
@@ -131,9 +143,15 @@ fn work(connection: Connection, key: &[u8; 32], mut inbox: mpsc::UnboundedReceiv
                     finish(&connection, key, &mut group, &mut answers);
                     look(&connection);
                 }
+                Request::Shut(answer) => shut = Some(answer),
             }
         }
         finish(&connection, key, &mut group, &mut answers);
+    }
+    // Checkpoints and removes the write-ahead log; what cannot be done now is done at the next open.
+    drop(connection);
+    if let Some(shut) = shut {
+        let _ = shut.send(());
     }
 }
 
@@ -204,6 +222,9 @@ fn perform(connection: &Connection, key: &[u8; 32], op: Op) -> rusqlite::Result<
             .prepare_cached("INSERT OR IGNORE INTO known_queue (name) VALUES (?)")?
             .execute([queue])
             .map(drop),
+        // Takes a page or two of the write-ahead log, as an entry does.
+        Op::Try => connection
+            .execute_batch("INSERT OR IGNORE INTO known_queue VALUES (''); DELETE FROM known_queue WHERE name = ''"),
     }
 }
 

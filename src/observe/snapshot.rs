@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, interval};
 
 use super::health::{Relay, RelayState};
-use super::subject::Subject;
+use super::subject::{Carries, Subject};
 
 /// Below `state_dir`.
 pub const FILE: &str = "status.json";
@@ -29,6 +29,9 @@ pub struct Snapshot {
     /// Absent in what an older version wrote.
     #[serde(default)]
     pub pace: Option<Pace>,
+    /// What the smarthost announced last.
+    #[serde(default)]
+    pub carries: Option<Carries>,
     pub last_poll: Option<Timestamp>,
     pub last_accepted: Option<Timestamp>,
 }
@@ -147,6 +150,7 @@ impl Snapshot {
             stopped,
             relay: look.relay,
             pace: None,
+            carries: look.carries,
             last_poll: look.last_poll,
             last_accepted: look.last_accepted,
         }

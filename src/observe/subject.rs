@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 
 use super::health;
 use crate::mail::{Mail, MailId};
@@ -30,11 +31,22 @@ pub struct Look {
     pub relay: health::Relay,
     /// How many connections may be in use: less than configured while the smarthost throttles.
     pub connections: usize,
+    /// What the smarthost announced last; `None` before the first connection.
+    pub carries: Option<Carries>,
     pub last_poll: Option<Timestamp>,
     pub last_accepted: Option<Timestamp>,
     pub ledger_open: u64,
     pub in_flight_bytes: u64,
     pub tally: Tally,
+}
+
+/// Which mails the smarthost can carry as they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Carries {
+    /// 8BITMIME (RFC 6152)
+    pub eight_bit: bool,
+    /// SMTPUTF8 (RFC 6531)
+    pub smtputf8: bool,
 }
 
 /// A queue's loops.

@@ -27,6 +27,8 @@ pub(super) struct Dialect {
     pub same_record: &'static str,
     pub same_recipient: &'static str,
     pub same_dispatcher: &'static str,
+    /// The database's own clock, in milliseconds since 1970.
+    pub now: &'static str,
     /// Name, type and size limit of each column of a table.
     pub columns: &'static str,
     /// About how many rows a table has, without counting.

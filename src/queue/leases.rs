@@ -176,13 +176,39 @@ impl Inner {
         self.link().await?.execute(&sql, args).await.map(drop)
     }
 
-    pub(super) async fn excuse(&self, pause: Duration) -> Result<(), Error> {
-        let sql = "UPDATE mailqueue_delivery SET first_deferred = first_deferred + ? \
-                   WHERE queue_table = ? AND state IN ('deferred', 'claimed', 'sending') AND first_deferred IS NOT NULL";
-        let pause = i64::try_from(pause.as_millis()).unwrap_or(i64::MAX);
-        // Not tried again after a lost answer: it would be added twice.
-        let done = async { self.link().await?.execute(sql, vec![pause.into(), self.key()]).await };
-        done.await.map(drop).map_err(|failure: Failure| failure.told(self.name()))
+    pub(super) async fn excuse(&self, outage: Duration) -> Result<(), Error> {
+        let outage = i64::try_from(outage.as_millis()).unwrap_or(i64::MAX);
+        persist!(self, self.excuse_once(outage))
+    }
+
+    /// The line of kind `expiry` says until when somebody has accounted for expiry, by the database's clock: what was
+    /// excused up to there, or had run while the relay was up, is not excused once more.
+    async fn excuse_once(&self, outage: i64) -> Result<(), Failure> {
+        let mut link = self.link().await?;
+        link.begin(self.dialect().begin).await?;
+        let (insert, skip) = self.dialect().skip;
+        let line = format!("{insert} mailqueue_dispatcher (kind, id, heartbeat) VALUES ('expiry', ?, 0) {skip}");
+        link.execute(&line, vec![self.key()]).await?;
+        let sql = format!(
+            "SELECT e.heartbeat, {} FROM mailqueue_dispatcher e WHERE e.kind = 'expiry' AND e.id = ?{}",
+            self.dialect().now,
+            self.dialect().lock
+        );
+        let lines = link.fetch(&sql, vec![self.key()]).await?;
+        let read = |column| lines.first().map(|line| line.some_int(column)).transpose().map(Option::unwrap_or_default);
+        let (until, now): (i64, i64) = (read(0)?, read(1)?);
+        let owed = outage.min(now.saturating_sub(until)).min(now);
+        if owed > 0 {
+            // Of a mail that was first put off during the outage the time since then.
+            let sql = "UPDATE mailqueue_delivery SET first_deferred = \
+                       CASE WHEN first_deferred > ? THEN ? ELSE first_deferred + ? END WHERE queue_table = ? \
+                       AND state IN ('deferred', 'claimed', 'sending') AND first_deferred < ?";
+            let args = vec![(now - owed).into(), now.into(), owed.into(), self.key(), now.into()];
+            link.execute(sql, args).await?;
+        }
+        let sql = "UPDATE mailqueue_dispatcher SET heartbeat = ? WHERE kind = 'expiry' AND id = ?";
+        link.execute(sql, vec![now.max(until).into(), self.key()]).await?;
+        link.commit().await
     }
 
     pub(super) async fn reuses_numbers(&self) -> Result<bool, Error> {

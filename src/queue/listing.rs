@@ -10,7 +10,7 @@ use super::error::{Error, Failure, persist};
 use super::link::{Line, Link, Value};
 use super::record::{RECORD, Record, histories, time};
 use super::view::{Counts, Filter, Listed};
-use crate::mail::{ColumnLimits, Columns, MailId};
+use crate::mail::{ColumnLimits, Columns, Fingerprint, MailId};
 use crate::outcome::{History, State};
 
 /// Up to this many waiting rows are counted.
@@ -114,7 +114,8 @@ impl Inner {
         let lines = link.fetch(&sql, vec![self.key(), mid.into()]).await?;
         let Some(line) = lines.first() else { return Ok(None) };
         let columns = columns(line, 15)?;
-        Ok(self.listed(&mut link, &lines[..1]).await?.pop().map(|listed| (listed, columns)))
+        let content = Some(Fingerprint::of(&columns));
+        Ok(self.listed(&mut link, &lines[..1]).await?.pop().map(|listed| (Listed { content, ..listed }, columns)))
     }
 
     pub(super) async fn counts(&self, now: Timestamp) -> Result<Counts, Error> {
@@ -177,6 +178,7 @@ fn waiting(id: MailId) -> Listed {
         detail: None,
         record: None,
         fingerprint: None,
+        content: None,
         message_id: None,
         first_seen: None,
         next_attempt: None,
@@ -194,6 +196,7 @@ fn of_record(id: MailId, record: Record) -> Listed {
         detail: record.detail,
         record: Some(record.id),
         fingerprint: record.fingerprint,
+        content: None,
         message_id: record.message_id,
         first_seen: Some(record.created),
         next_attempt: record.next_attempt,

@@ -32,6 +32,7 @@ pub(super) const DIALECT: Dialect = Dialect {
                      at = IF(state = 'accepted', at, VALUES(at)), \
                      state = IF(state = 'accepted', state, VALUES(state))",
     same_dispatcher: "ON DUPLICATE KEY UPDATE heartbeat = heartbeat + 1",
+    now: "CAST(UNIX_TIMESTAMP(NOW(3)) * 1000 AS SIGNED)",
     columns: "SELECT column_name, data_type, CAST(character_maximum_length AS SIGNED) \
               FROM information_schema.columns WHERE table_schema = DATABASE() AND table_name = ?",
     estimate: "SELECT CAST(table_rows AS SIGNED) FROM information_schema.tables \

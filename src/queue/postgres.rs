@@ -28,6 +28,7 @@ pub(super) const DIALECT: Dialect = Dialect {
                      state = excluded.state, reply = excluded.reply, at = excluded.at \
                      WHERE mailqueue_recipient.state <> 'accepted'",
     same_dispatcher: "ON CONFLICT (kind, id) DO UPDATE SET heartbeat = mailqueue_dispatcher.heartbeat + 1",
+    now: "(extract(epoch FROM clock_timestamp()) * 1000)::bigint",
     // Of the types with a limit, the type modifier is the limit and the four bytes of a length word.
     columns: "SELECT a.attname::text, t.typname::text, \
               CASE WHEN a.atttypmod > 4 AND t.typname IN ('varchar', 'bpchar') THEN (a.atttypmod - 4)::bigint END \

@@ -26,6 +26,7 @@ pub(super) const DIALECT: Dialect = Dialect {
                      state = excluded.state, reply = excluded.reply, at = excluded.at \
                      WHERE state <> 'accepted'",
     same_dispatcher: "ON CONFLICT (kind, id) DO UPDATE SET heartbeat = heartbeat + 1",
+    now: "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)",
     // Declared sizes are not kept to, so that there is no limit.
     columns: "SELECT name, lower(type), NULL FROM pragma_table_info(?)",
     estimate: "SELECT max(mid) - min(mid) + 1 FROM {table} WHERE ? <> ''",

@@ -45,12 +45,37 @@ pub struct Listed {
     /// `None` while waiting.
     pub record: Option<RecordId>,
     pub fingerprint: Option<Fingerprint>,
+    /// Of the content in the table, where that was read; `fingerprint` is of what the record was made for.
+    pub content: Option<Fingerprint>,
     pub message_id: Option<String>,
     pub first_seen: Option<Timestamp>,
     pub next_attempt: Option<Timestamp>,
     pub owner: Option<DispatcherId>,
     pub last_reply: Option<String>,
     pub history: History,
+}
+
+/// A row that an operator means, as it was when it was chosen.
+#[derive(Clone, Debug)]
+pub struct Chosen {
+    pub mid: i64,
+    /// `None`: whatever stands under the number.
+    pub(super) seen: Option<Seen>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Seen {
+    pub state: State,
+    pub reason: Option<Reason>,
+    pub record: Option<RecordId>,
+    /// Of the content in the table.
+    pub content: Fingerprint,
+}
+
+impl From<i64> for Chosen {
+    fn from(mid: i64) -> Self {
+        Self { mid, seen: None }
+    }
 }
 
 /// What an operator wants of rows.

@@ -9,34 +9,63 @@ use super::dialect::{padded, places, tuples};
 use super::error::{Error, Failure, persist};
 use super::link::{Link, Value};
 use super::record::{RECORD, Record};
-use super::view::{Granted, Wish};
+use super::view::{Chosen, Granted, Listed, Seen, Wish};
 use crate::mail::{Fingerprint, RecordId};
 use crate::outcome::State;
 
 const GROUP: usize = 64;
 
 impl Inner {
-    pub(super) async fn grant(&self, wish: &Wish, mids: &[i64], now: Timestamp) -> Result<Vec<(i64, Granted)>, Error> {
+    pub(super) async fn choose(&self, rows: &[Listed]) -> Result<Vec<Chosen>, Error> {
+        let mut chosen = Vec::with_capacity(rows.len());
+        for group in rows.chunks(GROUP) {
+            let unread = group.iter().filter(|row| row.content.is_none());
+            let mids: Vec<_> = unread.map(|row| row.id.mid).collect();
+            let contents = persist!(self, async { self.fingerprints(&mut self.link().await?, &mids).await })?;
+            chosen.extend(group.iter().filter_map(|row| {
+                let content = row.content.or(contents.get(&row.id.mid).copied())?;
+                let seen = Seen { state: row.state, reason: row.reason, record: row.record.clone(), content };
+                Some(Chosen { mid: row.id.mid, seen: Some(seen) })
+            }));
+        }
+        Ok(chosen)
+    }
+
+    pub(super) async fn grant(
+        &self,
+        wish: &Wish,
+        rows: &[Chosen],
+        now: Timestamp,
+    ) -> Result<Vec<(i64, Granted)>, Error> {
         let mut granted = HashMap::new();
-        let mut ascending = mids.to_vec();
-        ascending.sort_unstable();
-        ascending.dedup();
+        let mut ascending: Vec<_> = rows.iter().collect();
+        ascending.sort_by_key(|row| row.mid);
+        ascending.dedup_by_key(|row| row.mid);
         for group in ascending.chunks(GROUP) {
             granted.extend(persist!(self, self.grant_once(wish, group, now))?);
         }
-        Ok(mids.iter().filter_map(|&mid| Some((mid, granted.get(&mid)?.clone()))).collect())
+        Ok(rows.iter().filter_map(|row| Some((row.mid, granted.get(&row.mid)?.clone()))).collect())
     }
 
-    async fn grant_once(&self, wish: &Wish, mids: &[i64], now: Timestamp) -> Result<Vec<(i64, Granted)>, Failure> {
+    async fn grant_once(&self, wish: &Wish, rows: &[&Chosen], now: Timestamp) -> Result<Vec<(i64, Granted)>, Failure> {
+        let mids: &[i64] = &rows.iter().map(|row| row.mid).collect::<Vec<_>>();
         let mut link = self.link().await?;
         // Before the transaction: hashing large rows takes its time.
         let contents = self.fingerprints(&mut link, mids).await?;
         link.begin(self.dialect().begin).await?;
         let mut records = self.locked(&mut link, mids).await?;
+        let changes: HashMap<i64, String> = rows
+            .iter()
+            .filter_map(|row| {
+                let change = row.seen.as_ref()?.change(contents.get(&row.mid)?, records.get(&row.mid))?;
+                Some((row.mid, change))
+            })
+            .collect();
         if matches!(wish, Wish::Hold | Wish::Delete) {
             // A record of our own keeps dispatchers away from rows that were waiting.
-            let fresh: Vec<_> = mids.iter().filter(|mid| !records.contains_key(mid)).copied().collect();
-            let fresh: Vec<_> = fresh.iter().filter_map(|mid| Some((*mid, *contents.get(mid)?))).collect();
+            let is_waiting = |mid: &&i64| !records.contains_key(mid) && !changes.contains_key(mid);
+            let fresh = mids.iter().filter(is_waiting);
+            let fresh: Vec<_> = fresh.filter_map(|mid| Some((*mid, *contents.get(mid)?))).collect();
             self.hold_waiting(&mut link, &fresh, now).await?;
             if !fresh.is_empty() {
                 records = self.locked(&mut link, mids).await?;
@@ -49,6 +78,7 @@ impl Inner {
                 (Some(_), Some(record)) if matches!(record.state, State::Claimed | State::Sending) => {
                     Granted::NotNow(format!("a dispatcher is at work on it ({})", record.state))
                 }
+                _ if changes.contains_key(&mid) => Granted::NotNow(changes[&mid].clone()),
                 (Some(content), Some(record)) if record.fingerprint.is_some_and(|made| made != *content) => {
                     self.drop_records(&mut link, &[&record.id]).await?;
                     Granted::NotNow("the row has another content than it had; it is waiting now".to_owned())
@@ -135,5 +165,21 @@ impl Inner {
                 if gone.is_empty() { Ok(Granted::Done) } else { not_now("the row was changed just now") }
             }
         }
+    }
+}
+
+impl Seen {
+    /// What has changed since the row was chosen, in words; `None` where it is as it was.
+    fn change(&self, content: &Fingerprint, record: Option<&Record>) -> Option<String> {
+        let state = record.map_or(State::Waiting, |record| record.state);
+        if self.content != *content {
+            return Some("it changed meanwhile: there is another mail under its number".to_owned());
+        }
+        if self.state != state {
+            return Some(format!("it changed meanwhile: it was {} when it was chosen, and is {state}", self.state));
+        }
+        let same = record.map(|record| &record.id) == self.record.as_ref()
+            && record.and_then(|record| record.reason) == self.reason;
+        (!same).then(|| format!("it changed meanwhile: it was tried again, and is {state} anew"))
     }
 }

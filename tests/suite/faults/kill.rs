@@ -48,7 +48,7 @@ async fn killed_again_and_again_the_program_loses_nothing_and_repeats_only_what_
         // A mail whose outcome was unknown twice waits for an operator.
         let held: Vec<_> = house.rows(&house.newsletter).await.into_iter().collect();
         let Some(_) = held.first() else { break };
-        let mids: Vec<_> = held.iter().filter(|row| row.state == State::Held).map(|row| row.id.mid).collect();
+        let mids: Vec<_> = held.iter().filter(|row| row.state == State::Held).map(|row| row.id.mid.into()).collect();
         house.newsletter.grant(&Wish::Release, &mids, Timestamp::now()).await.expect("release");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }

@@ -37,6 +37,7 @@ macro_rules! on_every_server {
     };
 }
 
+mod certificate;
 mod crash;
 mod floods;
 mod foreign;
@@ -45,6 +46,10 @@ mod kill;
 mod link;
 mod many;
 mod model;
+mod operators;
+mod outage;
+mod pace;
+mod settling;
 mod smarthost;
 mod soak;
 mod state;

@@ -9,7 +9,7 @@ use mailqueue::outcome::{Reason, State};
 use super::{OFTEN, SOON, stop, until_empty, until_left};
 use crate::support::catcher::{Catcher, Step};
 use crate::support::database;
-use crate::support::house::{House, mail};
+use crate::support::house::{House, mail, row};
 use crate::support::long;
 use crate::support::mails::Mails;
 use crate::support::session::Session;
@@ -168,4 +168,23 @@ async fn a_password_mail_overtakes_a_newsletter() {
     // Found at the next poll, and then before what is ready already.
     assert!(place < before + 300, "{place} mails before it, {before} of them when it was written");
     stop(daemon).await;
+}
+
+#[tokio::test]
+async fn the_first_mails_reach_a_smarthost_without_8bitmime_too() {
+    let catcher = Catcher::with_script(|step| match step {
+        Step::Ehlo => Some("250-catcher.example\r\n250 PIPELINING".to_owned()),
+        _ => None,
+    })
+    .await;
+    let house = House::build(database::sqlite(), catcher.port(), OFTEN, SOON).await;
+    let headers = "From: a@example.org\r\nMIME-Version: 1.0\r\nContent-Type: multipart/mixed; boundary=b\r\n";
+    let part = "--b\nContent-Type: text/plain; charset=utf-8\nContent-Transfer-Encoding: 8bit\n\nGrüße\n--b--\n";
+    for n in 0..3 {
+        house.newsletter.insert(&row(&format!("n{n}@example.org"), "x", part, headers)).await.expect("INSERT");
+    }
+    assert_eq!(house.once().await, 0);
+    let received = catcher.received();
+    assert_eq!(received.len(), 3);
+    assert!(received.iter().all(|mail| mail.content.is_ascii()));
 }

@@ -41,11 +41,14 @@ async fn a_full_disk_under_the_ledger_stops_sending_and_loses_nothing(database: 
     let pid = Pid::from_raw(daemon.id() as i32);
     let unlimited = prlimit(pid, Resource::Fsize, Rlimit { current: Some(512), maximum: None }).expect("prlimit");
     mails.fill(&mut session, "full", 100).await;
-    daemon.wait_for_line("relay paused").await;
+    let line = daemon.wait_for_line("sending paused").await;
+    for word in ["the ledger cannot be written", "ledger.sqlite", "make room on its disk"] {
+        assert!(line.contains(word) && !line.contains("final-dot"), "no `{word}` in: {line}");
+    }
     tokio::time::sleep(Duration::from_secs(3)).await;
     let lines = daemon.lines();
-    let after = lines.iter().rev().take_while(|line| !line.contains("relay paused")).count();
-    assert!(lines.iter().any(|line| line.contains("the ledger cannot be written")), "{}", lines.join("\n"));
+    assert!(!lines.iter().any(|line| line.contains("relay paused")), "{}", lines.join("\n"));
+    let after = lines.iter().rev().take_while(|line| !line.contains("sending paused")).count();
     assert!(after < 400, "{after} lines: it spins");
     let rows = house.rows(&house.newsletter).await;
     assert!(rows.iter().all(|row| row.history.attempts == 0), "the disk is no mail's trouble: {rows:?}");
@@ -54,6 +57,51 @@ async fn a_full_disk_under_the_ledger_stops_sending_and_loses_nothing(database: 
     until_empty(&house.newsletter).await;
     let lines = stop(daemon).await;
     assert_eq!(mails.audit(&catcher.received(), &lines), 0);
+}
+
+#[tokio::test]
+async fn a_ledger_is_closed_when_the_program_ends() {
+    let catcher = Catcher::start().await;
+    let house = House::build(database::sqlite(), catcher.port(), OFTEN, SOON).await;
+    let mut session = Session::on(&house.database.url).await;
+    let mut mails = Mails::default();
+    let state = house.installation.path().join("state");
+    let files = || {
+        let names = std::fs::read_dir(&state).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name.starts_with("ledger.sqlite")).collect::<Vec<_>>()
+    };
+    mails.fill(&mut session, "once", 5).await;
+    assert_eq!(house.once().await, 0);
+    assert_eq!(files(), ["ledger.sqlite"]);
+    mails.fill(&mut session, "run", 5).await;
+    let daemon = house.start();
+    until_empty(&house.newsletter).await;
+    stop(daemon).await;
+    assert_eq!(files(), ["ledger.sqlite"]);
+}
+
+#[tokio::test]
+async fn a_key_of_the_ledger_that_is_lost_is_told_with_what_no_longer_works() {
+    let catcher = Catcher::start().await;
+    let house = House::build(database::sqlite(), catcher.port(), OFTEN, SOON).await;
+    let mut session = Session::on(&house.database.url).await;
+    Mails::default().insert(&mut session, "before", 1, None).await;
+    let first = house.run(&["--log-level", "info", "once"]).await;
+    assert!(first.status.success() && !said(&first).contains("ledger.key"), "{}", said(&first));
+    let key = house.installation.path().join("state/ledger.key");
+    let kept = std::fs::read(&key).unwrap();
+    std::fs::remove_file(&key).unwrap();
+    let second = house.run(&["once"]).await;
+    for word in ["the key of the ledger was lost", "ledger.key", "trace --to", "put the old file back"] {
+        assert!(second.status.success() && said(&second).contains(word), "no `{word}`: {}", said(&second));
+    }
+    assert!(!said(&house.run(&["once"]).await).contains("ledger.key"), "said once");
+    let trace = house.run(&["trace", "--to", "before@example.org"]).await;
+    assert!(said(&trace).contains("ledger.key was lost"), "{}", said(&trace));
+    std::fs::write(&key, kept).unwrap();
+    assert!(house.run(&["once"]).await.status.success());
+    let trace = house.run(&["trace", "--to", "before@example.org"]).await;
+    assert!(trace.status.success() && !said(&trace).contains("ledger.key"), "{}", said(&trace));
 }
 
 /// `run` and `once` do not begin, and say what to do.
@@ -213,7 +261,7 @@ mod single {
             session.run(&format!("ALTER DATABASE {name} SET default_transaction_read_only = on")).await.unwrap();
             session.run(&others).await.unwrap();
             mails.fill(&mut session, "read-only", 10).await;
-            let line = daemon.wait_for_line("nothing of this queue is sent").await;
+            let line = daemon.wait_for_line("trying again").await;
             assert!(line.contains("read-only"), "{line}");
             session.run(&format!("ALTER DATABASE {name} SET default_transaction_read_only = off")).await.unwrap();
             session.run(&others).await.unwrap();

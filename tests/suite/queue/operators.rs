@@ -1,7 +1,7 @@
 //! What operators see, and how they put things right.
 
 use mailqueue::outcome::{Fate, Reason, RecipientState, State, Verdict};
-use mailqueue::queue::{Filter, Granted, Queue, Wish};
+use mailqueue::queue::{Chosen, Filter, Granted, Queue, Wish};
 
 use super::on_each_database;
 use super::place::*;
@@ -149,12 +149,42 @@ on_each_database! {
         assert_eq!(place.state(mids[0]).await, "waiting");
     }
 
+    async fn a_row_that_has_changed_since_it_was_chosen_is_left_alone(place: Place) {
+        let (queue, operator) = (place.dispatcher("a"), place.dispatcher(""));
+        for wish in [Wish::Retry, Wish::Hold, Wish::Release, Wish::Delete] {
+            let aside = if matches!(wish, Wish::Release) { held } else { failed };
+            let mids = place.mails(3).await;
+            for row in take_all(&queue).await {
+                settle(&queue, row, aside()).await;
+            }
+            let waiting = place.mails(1).await[0];
+            let rows = operator.list(&Filter::default(), mids[0] - 1, 10).await.unwrap();
+            let chosen = operator.choose(&rows).await.unwrap();
+
+            let again = if matches!(wish, Wish::Release) { Wish::Release } else { Wish::Retry };
+            assert_eq!(grant(&operator, &again, &mids[..1]).await, [Granted::Done]);
+            let mut session = place.session().await;
+            for mid in [mids[1], waiting] {
+                session.run(&format!("UPDATE {TABLE} SET msubject = 'bmV3' WHERE mid = {mid}")).await.unwrap();
+            }
+            let granted = operator.grant(&wish, &chosen, at(50)).await.unwrap();
+            for (mid, state) in [(mids[0], "deferred"), (mids[1], if matches!(wish, Wish::Release) { "held" } else { "failed" }), (waiting, "waiting")] {
+                let answer = &granted.iter().find(|(answered, _)| *answered == mid).unwrap().1;
+                let Granted::NotNow(why) = answer else { panic!("{wish:?} {mid}: {answer:?}") };
+                assert!(why.contains("changed meanwhile"), "{why}");
+                assert_eq!(place.state(mid).await, state, "{wish:?} {mid}");
+            }
+            assert!(granted.contains(&(mids[2], Granted::Done)), "{wish:?}: {granted:?}");
+            session.run(&format!("DELETE FROM {TABLE}; DELETE FROM mailqueue_delivery")).await.unwrap();
+        }
+    }
+
     async fn wishes_for_many_rows_are_granted_in_the_order_asked(place: Place) {
         super::claims::bulk(&place, 300).await;
         let queue = place.dispatcher("");
         let mut mids = queue.find(i64::MIN, 300).await.unwrap();
         mids.reverse();
-        let granted = queue.grant(&Wish::Hold, &mids, at(0)).await.unwrap();
+        let granted = queue.grant(&Wish::Hold, &chosen(&mids), at(0)).await.unwrap();
         assert_eq!(granted.iter().map(|(mid, _)| *mid).collect::<Vec<_>>(), mids);
         assert!(granted.iter().all(|(_, granted)| *granted == Granted::Done));
         assert_eq!(queue.counts(at(0)).await.unwrap().records, [(State::Held, 300)]);
@@ -172,6 +202,10 @@ async fn pages(queue: &Queue, filter: &Filter, size: u32) -> Vec<i64> {
     }
 }
 
+fn chosen(mids: &[i64]) -> Vec<Chosen> {
+    mids.iter().copied().map(Chosen::from).collect()
+}
+
 async fn grant(queue: &Queue, wish: &Wish, mids: &[i64]) -> Vec<Granted> {
-    queue.grant(wish, mids, at(50)).await.unwrap().into_iter().map(|(_, granted)| granted).collect()
+    queue.grant(wish, &chosen(mids), at(50)).await.unwrap().into_iter().map(|(_, granted)| granted).collect()
 }

@@ -187,9 +187,28 @@ on_each_database! {
         let mut rows = take_all(&queue).await;
         settle(&queue, rows.remove(0), deferred(at(60))).await;
         settle(&queue, rows.remove(0), failed()).await;
-        queue.excuse(std::time::Duration::from_secs(100)).await.unwrap();
+        let outage = std::time::Duration::from_secs(100);
+        queue.excuse(outage).await.unwrap();
         assert_eq!(place.listed(mids[0]).await.unwrap().history.first_deferred, Some(at(105)));
         assert_eq!(place.listed(mids[1]).await.unwrap().history.first_deferred, Some(at(5)));
+        // What this or another dispatcher has excused already, and what passed while the relay was up, is not owed.
+        queue.excuse(outage).await.unwrap();
+        place.dispatcher("b").excuse(outage).await.unwrap();
+        place.dispatcher("b").excuse(std::time::Duration::ZERO).await.unwrap();
+        queue.excuse(outage).await.unwrap();
+        let since = place.listed(mids[0]).await.unwrap().history.first_deferred.unwrap();
+        assert!((at(105)..at(135)).contains(&since), "{since}");
+    }
+
+    async fn expiry_is_never_put_off_beyond_now(place: Place) {
+        let mids = place.mails(1).await;
+        let queue = place.dispatcher("a");
+        let row = take_all(&queue).await.remove(0);
+        settle(&queue, row, deferred(at(60))).await;
+        queue.excuse(std::time::Duration::from_secs(10_000_000_000)).await.unwrap();
+        let since = place.listed(mids[0]).await.unwrap().history.first_deferred.unwrap();
+        let late = jiff::Timestamp::now().duration_since(since);
+        assert!((-5..60).contains(&late.as_secs()), "{since}");
     }
 
     async fn the_emergency_stop_reaches_every_dispatcher(place: Place) {

@@ -1,6 +1,7 @@
 //! A recording smarthost inside the test: plain SMTP on loopback that takes everything, unless the test's script has
 //! another answer. For conversations that go wrong on the wire there are `tests/dialogs`.
 
+use std::hash::{DefaultHasher, Hasher};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -72,6 +73,8 @@ struct Shared {
     /// Closed: final dots wait for their answer, so many of them now.
     gate: watch::Sender<(bool, usize)>,
     received: Mutex<Vec<Received>>,
+    /// Of a mail that is larger only the head is kept, and what tells its body from another.
+    whole: AtomicUsize,
     connections: AtomicUsize,
 }
 
@@ -95,6 +98,7 @@ impl Catcher {
             hazard: Box::new(hazard),
             gate: watch::Sender::new((false, 0)),
             received: Mutex::default(),
+            whole: AtomicUsize::new(usize::MAX),
             connections: AtomicUsize::default(),
         };
         let mut catcher =
@@ -110,6 +114,11 @@ impl Catcher {
     /// All mails so far, in the order in which they were accepted.
     pub fn received(&self) -> Vec<Received> {
         self.shared.received.lock().unwrap().clone()
+    }
+
+    /// Keeps of each mail of more than so many bytes the head, and the body's length and a digest in place of the body.
+    pub fn keep_whole(&self, most: usize) {
+        self.shared.whole.store(most, Ordering::SeqCst);
     }
 
     /// Connections so far.
@@ -223,6 +232,9 @@ impl Session {
                 "DATA" => {
                     if self.answer(Step::Data, "354 Go ahead").await? {
                         mail.content = self.content().await?;
+                        if mail.content.len() > self.shared.whole.load(Ordering::SeqCst) {
+                            mail.content = abridged(&mail.content);
+                        }
                         self.record(&mail).await?;
                     }
                     mail = Received { connection: self.connection, ..Received::default() };
@@ -324,6 +336,14 @@ impl Session {
 
 const EHLO: &str = "250-catcher.example\r\n250-PIPELINING\r\n250-SIZE 52428800\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n\
     250 ENHANCEDSTATUSCODES";
+
+fn abridged(content: &[u8]) -> Vec<u8> {
+    let end = content.windows(4).position(|bytes| bytes == b"\r\n\r\n").map_or(content.len(), |at| at + 4);
+    let (head, body) = content.split_at(end);
+    let mut digest = DefaultHasher::new();
+    digest.write(body);
+    [head, format!("{} bytes {:016x}\r\n", body.len(), digest.finish()).as_bytes()].concat()
+}
 
 /// `MAIL FROM:<path> parameters` apart.
 fn path(line: &str) -> (&str, &str) {

@@ -102,7 +102,8 @@ impl House {
     /// Makes every deferred row due now, as time would.
     pub async fn let_time_pass(&self, queue: &Queue) {
         let rows = self.rows(queue).await;
-        let deferred: Vec<_> = rows.iter().filter(|row| row.next_attempt.is_some()).map(|row| row.id.mid).collect();
+        let deferred: Vec<_> =
+            rows.iter().filter(|row| row.next_attempt.is_some()).map(|row| row.id.mid.into()).collect();
         queue.grant(&queue::Wish::Retry, &deferred, Timestamp::now()).await.expect("retry");
     }
 }

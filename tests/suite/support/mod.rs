@@ -29,6 +29,7 @@ pub mod binary;
 pub mod catcher;
 pub mod cluster;
 pub mod database;
+pub mod front;
 pub mod house;
 pub mod machine;
 pub mod mails;

@@ -1,0 +1,127 @@
+//! The relay's outage, which expiry does not count: noted when it begins, excused in each queue before the next claim,
+//! forgotten when all queues have been seen to. The note outlives the process.
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::lane::Lane;
+use super::worker::{relay_trouble, with_remedy};
+use super::{Shared, events};
+use crate::ledger::OutageNote;
+use crate::queue;
+
+#[derive(Debug)]
+pub struct Outage {
+    note: OutageNote,
+    lanes: usize,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    /// `None` once every lane has excused it.
+    since: Option<Timestamp>,
+    /// It is not over.
+    lasts: bool,
+    /// Lanes whose deferred mails have not been excused for all of it.
+    owing: HashSet<usize>,
+}
+
+impl Outage {
+    /// Goes on with what an earlier process noted.
+    pub fn new(state_dir: &Path, lanes: usize) -> Self {
+        let note = OutageNote::new(state_dir);
+        let since = note.read().unwrap_or_else(|error| {
+            tracing::warn!(target: events::RELAY, file = %note.path().display(), %error,
+                "since when the relay is down cannot be read: deferred mails may expire too early");
+            None
+        });
+        let owing = if since.is_some() { (0..lanes).collect() } else { HashSet::new() };
+        Self { note, lanes, inner: Mutex::new(Inner { since, lasts: since.is_some(), owing }) }
+    }
+
+    /// Whether it lasts, as far as is known.
+    pub fn lasts(&self) -> bool {
+        self.lock().lasts
+    }
+
+    /// The relay is in trouble.
+    pub fn begins(&self, now: Timestamp) {
+        let mut inner = self.lock();
+        inner.lasts = true;
+        inner.owing = (0..self.lanes).collect();
+        if inner.since.is_some() {
+            return;
+        }
+        inner.since = Some(now);
+        if let Err(error) = self.note.write(now) {
+            tracing::warn!(target: events::RELAY, file = %self.note.path().display(), %error,
+                "since when the relay is down cannot be noted: after a restart deferred mails may expire too early");
+        }
+    }
+
+    /// The relay can be reached. Answers for how long it could not.
+    pub fn ends(&self, now: Timestamp) -> Duration {
+        let mut inner = self.lock();
+        inner.lasts = false;
+        inner.since.map_or(Duration::ZERO, |since| between(since, now))
+    }
+
+    /// Whether this lane must not claim before [`account`].
+    pub fn is_owed_by(&self, lane: usize) -> bool {
+        self.lock().owing.contains(&lane)
+    }
+
+    fn paid(&self, lane: usize) {
+        let mut inner = self.lock();
+        if inner.lasts || !inner.owing.remove(&lane) || !inner.owing.is_empty() {
+            return;
+        }
+        inner.since = None;
+        if let Err(error) = self.note.remove() {
+            tracing::warn!(target: events::RELAY, file = %self.note.path().display(), %error,
+                "is out of date and cannot be removed: remove it");
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Nothing where the clock was set back meanwhile.
+fn between(since: Timestamp, now: Timestamp) -> Duration {
+    Duration::try_from(now.duration_since(since)).unwrap_or_default()
+}
+
+/// Tells the lane's database what time expiry must not count, or that it runs.
+pub async fn account(shared: &Shared, lane: &Lane) -> Result<(), queue::Error> {
+    let (since, lasted) = {
+        let inner = shared.outage.lock();
+        (inner.since.filter(|_| inner.owing.contains(&lane.index)), inner.lasts)
+    };
+    lane.queue.excuse(since.map_or(Duration::ZERO, |since| between(since, Timestamp::now()))).await?;
+    if !lasted {
+        shared.outage.paid(lane.index);
+    }
+    Ok(())
+}
+
+/// An earlier process left the relay in trouble: nothing is claimed before it has been tried.
+pub async fn at_start(shared: &Shared) {
+    if !shared.outage.lasts() {
+        return;
+    }
+    if !shared.once {
+        return relay_trouble(shared, "it was out of reach when mailqueue last ran; it is tried first");
+    }
+    match shared.stop.run_until_cancelled(shared.relay.probe()).await {
+        Some(Ok(_)) => drop(shared.outage.ends(Timestamp::now())),
+        Some(Err(trouble)) => relay_trouble(shared, &with_remedy(&trouble)),
+        None => {}
+    }
+}
