@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::feeder::{Trouble, give_back, is_open};
 use super::lane::{Done, Job, Lane, Notes};
+use super::worker::{relay_trouble, with_remedy};
 use super::{BUDGET_UNIT, Shared, events, jitter};
 use crate::mail::{Address, ColumnLimits, Columns, Fingerprint, Mail};
 use crate::outcome::{Attempt, Fate, History, Reason, RecipientRecord, RecipientState, Verdict};
@@ -138,14 +139,18 @@ async fn make_mail(
     let (made, columns) = translated(shared, columns, limits, stamp.clone(), known.unwrap_or_default()).await;
     match made {
         // The first mails, made in hope: one that a smarthost cannot carry as it is would be refused for good.
-        Ok(mail) if known.is_none() && mail.eight_bit => {
+        Ok(mail) if known.is_none() && mail.eight_bit && shared.health.is_up() => {
             let asked = shared.stop.run_until_cancelled(shared.relay.probe());
             match shared.progress.pulse.waiting(lane.name(), asked).await {
                 Some(Ok(announced)) if !announced.eight_bit => {
                     translated(shared, columns, limits, stamp, carries(&announced)).await.0
                 }
-                // Trouble is the workers' to find: nothing goes out before one has a connection.
-                _ => Ok(mail),
+                // The breaker opens, so that no further mail asks, and these go back.
+                Some(Err(trouble)) => {
+                    relay_trouble(shared, &with_remedy(&trouble));
+                    Ok(mail)
+                }
+                Some(Ok(_)) | None => Ok(mail),
             }
         }
         made => made,

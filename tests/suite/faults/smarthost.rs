@@ -170,6 +170,11 @@ async fn a_password_mail_overtakes_a_newsletter() {
     stop(daemon).await;
 }
 
+const EIGHT_BIT: (&str, &str) = (
+    "From: a@example.org\r\nMIME-Version: 1.0\r\nContent-Type: multipart/mixed; boundary=b\r\n",
+    "--b\nContent-Type: text/plain; charset=utf-8\nContent-Transfer-Encoding: 8bit\n\nGrüße\n--b--\n",
+);
+
 #[tokio::test]
 async fn the_first_mails_reach_a_smarthost_without_8bitmime_too() {
     let catcher = Catcher::with_script(|step| match step {
@@ -178,8 +183,7 @@ async fn the_first_mails_reach_a_smarthost_without_8bitmime_too() {
     })
     .await;
     let house = House::build(database::sqlite(), catcher.port(), OFTEN, SOON).await;
-    let headers = "From: a@example.org\r\nMIME-Version: 1.0\r\nContent-Type: multipart/mixed; boundary=b\r\n";
-    let part = "--b\nContent-Type: text/plain; charset=utf-8\nContent-Transfer-Encoding: 8bit\n\nGrüße\n--b--\n";
+    let (headers, part) = EIGHT_BIT;
     for n in 0..3 {
         house.newsletter.insert(&row(&format!("n{n}@example.org"), "x", part, headers)).await.expect("INSERT");
     }
@@ -187,4 +191,22 @@ async fn the_first_mails_reach_a_smarthost_without_8bitmime_too() {
     let received = catcher.received();
     assert_eq!(received.len(), 3);
     assert!(received.iter().all(|mail| mail.content.is_ascii()));
+}
+
+#[tokio::test]
+async fn a_smarthost_that_is_not_there_is_not_asked_once_for_each_mail() {
+    let catcher = Catcher::with_script(|step| match step {
+        Step::Greeting => Some("421 4.3.2 not now".to_owned()),
+        _ => None,
+    })
+    .await;
+    let house = House::build(database::sqlite(), catcher.port(), OFTEN, SOON).await;
+    let (headers, part) = EIGHT_BIT;
+    for n in 0..40 {
+        house.newsletter.insert(&row(&format!("n{n}@example.org"), "x", part, headers)).await.expect("INSERT");
+    }
+    assert_eq!(house.once().await, 69);
+    assert!(catcher.connections() <= 5, "{} connections", catcher.connections());
+    let rows = house.rows(&house.newsletter).await;
+    assert!(rows.len() == 40 && rows.iter().all(|row| row.history.attempts == 0), "{rows:?}");
 }
