@@ -6,6 +6,7 @@
 pub mod audit;
 pub mod checkmk;
 pub mod health;
+mod journal;
 pub mod logs;
 pub mod metrics;
 pub mod monitor;

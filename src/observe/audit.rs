@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, interval};
 use tracing_subscriber::prelude::*;
 
-use super::logs;
+use super::journal::Journal;
 use super::snapshot::replace;
 use crate::mail::MailId;
 
@@ -71,7 +71,7 @@ pub fn record(state_dir: &Path, change: &Change) {
     if append(state_dir, change).is_ok() {
         return;
     }
-    match logs::journal() {
+    match Journal::new() {
         Ok(journal) => {
             let subscriber = tracing_subscriber::registry().with(journal);
             tracing::subscriber::with_default(subscriber, || change.log());

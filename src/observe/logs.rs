@@ -3,12 +3,12 @@
 use std::io::IsTerminal;
 
 use anyhow::Context as _;
-use tracing_journald::{Priority, PriorityMappings};
 use tracing_subscriber::filter::EnvFilter;
 use tracing_subscriber::layer::Layered;
 use tracing_subscriber::prelude::*;
 use tracing_subscriber::{Layer, Registry, reload};
 
+use super::journal::Journal;
 use crate::ledger;
 
 /// `[log]` of the configuration, checked.
@@ -104,21 +104,10 @@ fn form(format: Format) -> anyhow::Result<Form> {
     Ok(match format {
         Format::Json => lines.json().flatten_event(true).with_current_span(false).boxed(),
         Format::Text => lines.with_ansi(std::io::stderr().is_terminal()).boxed(),
-        Format::Journald => journal()
+        Format::Journald => Journal::new()
             .context("[log] format = \"journald\": there is no journal here; write \"text\" or \"json\" instead")?
             .boxed(),
     })
-}
-
-/// The journal of this host, where there is one.
-pub(super) fn journal() -> std::io::Result<tracing_journald::Layer> {
-    let priorities =
-        PriorityMappings { info: Priority::Informational, debug: Priority::Debug, ..PriorityMappings::new() };
-    Ok(tracing_journald::layer()?
-        .with_syslog_identifier("mailqueue".to_owned())
-        .with_priority_mappings(priorities)
-        // `journalctl MAILQUEUE_ID=newsletter/1234`
-        .with_field_prefix(Some("MAILQUEUE".to_owned())))
 }
 
 /// Takes out of addresses what a log may not show.
