@@ -185,13 +185,20 @@ impl Inner {
     /// excused up to there, or had run while the relay was up, is not excused once more.
     async fn excuse_once(&self, outage: i64) -> Result<(), Failure> {
         let mut link = self.link().await?;
-        link.begin(self.dialect().begin).await?;
         let (insert, skip) = self.dialect().skip;
+        let now = self.dialect().now;
         let line = format!("{insert} mailqueue_dispatcher (kind, id, heartbeat) VALUES ('expiry', ?, 0) {skip}");
         link.execute(&line, vec![self.key()]).await?;
+        if outage == 0 {
+            // No transaction, so that a dispatcher that is stopped here keeps nobody waiting.
+            let sql = format!(
+                "UPDATE mailqueue_dispatcher SET heartbeat = {now} WHERE kind = 'expiry' AND id = ? AND heartbeat < {now}"
+            );
+            return link.execute(&sql, vec![self.key()]).await.map(drop);
+        }
+        link.begin(self.dialect().begin).await?;
         let sql = format!(
-            "SELECT e.heartbeat, {} FROM mailqueue_dispatcher e WHERE e.kind = 'expiry' AND e.id = ?{}",
-            self.dialect().now,
+            "SELECT e.heartbeat, {now} FROM mailqueue_dispatcher e WHERE e.kind = 'expiry' AND e.id = ?{}",
             self.dialect().lock
         );
         let lines = link.fetch(&sql, vec![self.key()]).await?;

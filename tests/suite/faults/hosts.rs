@@ -37,6 +37,8 @@ async fn machines_that_die_lose_nothing_and_repeat_only_what_was_under_way() {
     let hosts: Vec<Installation> = urls.iter().map(|url| at(&house, url.as_str())).collect();
     let [first, second, third] = [0, 1, 2].map(|host: usize| hosts[host].start(&["--log-level", "info", "run"]));
     catcher.wait_for(rows / 10).await;
+    // Else there would be nothing of it to take over.
+    third.wait_for_line("\"accepted\"").await;
 
     // A machine dies, with its node and its dispatcher. The others go on once they have agreed that it is gone.
     cluster.kill(2);
