@@ -10,6 +10,7 @@ use crate::config::Config;
 use crate::dispatch::{self, Dispatcher, Handle, Progress, Source};
 use crate::ledger::{self, Ledger, StateDir};
 use crate::mail::Address;
+use crate::mail::hex;
 use crate::observe::logs::Redactor;
 use crate::observe::{self, Lasting, Observers, notify};
 use crate::queue::Queue;
@@ -17,10 +18,7 @@ use crate::relay::Relay;
 
 /// Takes `state_dir` for as long as this process lives.
 pub fn take_state_dir(config: &Config) -> anyhow::Result<StateDir> {
-    Ok(StateDir::take(&config.state_dir, || {
-        let id: [u8; 16] = rand::random();
-        id.iter().map(|byte| format!("{byte:02x}")).collect()
-    })?)
+    Ok(StateDir::take(&config.state_dir, || hex(&rand::random::<[u8; 16]>()))?)
 }
 
 /// Puts a dispatcher together, which goes on counting where `progress` stands. Opens the ledger and nothing else.

@@ -1,8 +1,8 @@
 //! Events in the systemd journal: each field of ours as a native field (systemd.journal-fields(7)), and a message that a
 //! person can read without the fields, since a plain `journalctl` shows nothing else.
 
-use std::fmt::{Debug, Write};
-use std::io;
+use std::fmt::{Debug, Write as _};
+use std::io::{self, Write as _};
 use std::os::unix::net::UnixDatagram;
 
 use libsystemd::logging::{Priority, journal_send};
@@ -40,8 +40,9 @@ impl<S: Subscriber> Layer<S> for Journal {
         let target = ("TARGET".to_owned(), event.metadata().target().to_owned());
         let program = ("SYSLOG_IDENTIFIER".to_owned(), "mailqueue".to_owned());
         if let Err(error) = journal_send(priority(event.metadata().level()), &message, own.chain([target, program])) {
-            // The journal is being started anew, or is full: systemd keeps what stands on standard error.
-            eprintln!("{message} (not in the journal: {error})");
+            // The journal is being started anew, or is full: systemd keeps what stands on standard error. Where that is
+            // closed too, nobody can be told, and a log that cannot be written must not end the daemon.
+            let _ = writeln!(io::stderr(), "{message} (not in the journal: {error})");
         }
     }
 }

@@ -12,7 +12,7 @@ use super::dialect::{GROUP, padded, places, tuples};
 use super::error::Failure;
 use super::link::{Line, Link, Value};
 use super::{Inner, dialect::Dialect};
-use crate::mail::{Fingerprint, MailId, RecordId};
+use crate::mail::{Fingerprint, MailId, RecordId, hex};
 use crate::outcome::{History, Reason, RecipientRecord, RecipientState, State};
 
 /// The columns that [`Record::read`] reads.
@@ -152,7 +152,7 @@ pub(super) async fn write_recipients(
 
 /// Addresses can be longer than a column of an index.
 fn address_key(address: &str) -> String {
-    Sha256::digest(address).iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+    hex(&Sha256::digest(address)[..16])
 }
 
 impl Inner {

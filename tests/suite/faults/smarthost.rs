@@ -170,10 +170,14 @@ async fn a_password_mail_overtakes_a_newsletter() {
     stop(daemon).await;
 }
 
-const EIGHT_BIT: (&str, &str) = (
-    "From: a@example.org\r\nMIME-Version: 1.0\r\nContent-Type: multipart/mixed; boundary=b\r\n",
-    "--b\nContent-Type: text/plain; charset=utf-8\nContent-Transfer-Encoding: 8bit\n\nGrüße\n--b--\n",
-);
+/// Mails of which a part is 8-bit, and says so.
+async fn eight_bit_mails(house: &House, count: usize) {
+    let headers = "From: a@example.org\r\nMIME-Version: 1.0\r\nContent-Type: multipart/mixed; boundary=b\r\n";
+    let part = "--b\nContent-Type: text/plain; charset=utf-8\nContent-Transfer-Encoding: 8bit\n\nGrüße\n--b--\n";
+    for n in 0..count {
+        house.newsletter.insert(&row(&format!("n{n}@example.org"), "x", part, headers)).await.expect("INSERT");
+    }
+}
 
 #[tokio::test]
 async fn the_first_mails_reach_a_smarthost_without_8bitmime_too() {
@@ -183,10 +187,7 @@ async fn the_first_mails_reach_a_smarthost_without_8bitmime_too() {
     })
     .await;
     let house = House::build(database::sqlite(), catcher.port(), OFTEN, SOON).await;
-    let (headers, part) = EIGHT_BIT;
-    for n in 0..3 {
-        house.newsletter.insert(&row(&format!("n{n}@example.org"), "x", part, headers)).await.expect("INSERT");
-    }
+    eight_bit_mails(&house, 3).await;
     assert_eq!(house.once().await, 0);
     let received = catcher.received();
     assert_eq!(received.len(), 3);
@@ -201,10 +202,7 @@ async fn a_smarthost_that_is_not_there_is_not_asked_once_for_each_mail() {
     })
     .await;
     let house = House::build(database::sqlite(), catcher.port(), OFTEN, SOON).await;
-    let (headers, part) = EIGHT_BIT;
-    for n in 0..40 {
-        house.newsletter.insert(&row(&format!("n{n}@example.org"), "x", part, headers)).await.expect("INSERT");
-    }
+    eight_bit_mails(&house, 40).await;
     assert_eq!(house.once().await, 69);
     assert!(catcher.connections() <= 5, "{} connections", catcher.connections());
     let rows = house.rows(&house.newsletter).await;
