@@ -11,13 +11,14 @@ mod state_dir;
 mod trace;
 mod writer;
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, Row, params};
 
 use crate::mail::{Fingerprint, MailId, RecordId};
 
@@ -182,11 +183,15 @@ impl Ledger {
     pub async fn recognise(&self, rows: &[(MailId, Fingerprint)]) -> Result<Vec<(MailId, Timestamp)>, Error> {
         let rows = rows.to_vec();
         let look = move |ledger: &Connection| {
-            let mut look = ledger.prepare_cached(schema::RECOGNISE)?;
+            let mut open = ledger.prepare_cached(schema::ACCEPTED_OPEN)?;
+            let read = |row: &Row<'_>| Ok(((row.get(0)?, row.get(1)?, row.get(2)?), row.get(3)?));
+            let open: HashMap<(String, i64, String), i64> = open.query_map([], read)?.collect::<Result<_, _>>()?;
+            let mut settled = ledger.prepare_cached(schema::ACCEPTED_SETTLED)?;
             let mut known = Vec::new();
             for (id, content) in rows {
-                let place = params![&*id.queue, id.mid, content.to_hex()];
-                if let Some(at) = look.query_row(place, |row| row.get::<_, Option<i64>>(0))? {
+                let place = (id.queue.to_string(), id.mid, content.to_hex());
+                let at = settled.query_row(params![place.0, place.1, place.2], |row| row.get::<_, Option<i64>>(0))?;
+                if let Some(at) = at.max(open.get(&place).copied()) {
                     known.push((id, Timestamp::from_millisecond(at).unwrap_or(Timestamp::UNIX_EPOCH)));
                 }
             }

@@ -18,36 +18,59 @@ const BUSY: Duration = Duration::from_secs(5);
 
 const KEY_FILE: &str = "ledger.key";
 
+/// Raised with every change of [`TABLES`].
+const VERSION: i64 = 2;
+
+/// Two commits go with every mail, so that what is open stands in a table of its own, which is a few pages long and has
+/// no index to keep.
 const TABLES: &str = "
-CREATE TABLE IF NOT EXISTS entry (
+CREATE TABLE IF NOT EXISTS open_entry (
     id          INTEGER PRIMARY KEY,
     queue       TEXT    NOT NULL,
     mid         INTEGER NOT NULL,
     record      TEXT    NOT NULL,
     fingerprint TEXT    NOT NULL,
     message_id  TEXT    NOT NULL,
-    recipients  TEXT    NOT NULL, -- JSON array: addresses, and keyed hashes of them once settled
+    recipients  TEXT    NOT NULL, -- JSON array of addresses
     complete    INTEGER NOT NULL, -- 1: with these accepted the row waits for nobody any more
-    state       TEXT    NOT NULL CHECK (state IN ('transmitting', 'accepted', 'settled')),
-    reply       TEXT,
     begun       INTEGER NOT NULL, -- milliseconds since 1970, like every time here
-    accepted    INTEGER
+    reply       TEXT,
+    accepted    INTEGER           -- NULL: nobody knows whether the dot was answered
 ) STRICT;
+CREATE TABLE IF NOT EXISTS settled_entry (
+    id          INTEGER PRIMARY KEY,
+    queue       TEXT    NOT NULL,
+    mid         INTEGER NOT NULL,
+    record      TEXT    NOT NULL,
+    fingerprint TEXT    NOT NULL,
+    message_id  TEXT    NOT NULL,
+    recipients  TEXT    NOT NULL, -- JSON array of keyed hashes
+    complete    INTEGER NOT NULL,
+    begun       INTEGER NOT NULL,
+    reply       TEXT,             -- without addresses
+    accepted    INTEGER NOT NULL
+) STRICT;
+CREATE INDEX IF NOT EXISTS settled_entry_row ON settled_entry (queue, mid);
+CREATE VIEW IF NOT EXISTS entry AS
+    SELECT *, 'settled' AS state FROM settled_entry UNION ALL
+    SELECT *, iif(accepted IS NULL, 'transmitting', 'accepted') FROM open_entry;
 -- Queues for which this ledger has been there since its dispatcher's first claim.
 CREATE TABLE IF NOT EXISTS known_queue (name TEXT PRIMARY KEY) STRICT;
 -- Keys that addresses were hashed with, by which each can be told again. lost: it came in place of another.
 CREATE TABLE IF NOT EXISTS hash_key (proof TEXT PRIMARY KEY, since INTEGER NOT NULL, lost INTEGER NOT NULL) STRICT;
-CREATE INDEX IF NOT EXISTS entry_row ON entry (queue, mid);
-CREATE INDEX IF NOT EXISTS entry_open ON entry (queue) WHERE state <> 'settled';
 ";
 
-pub const OPEN_ENTRIES: &str = "SELECT * FROM entry WHERE queue = ? AND state <> 'settled' ORDER BY id";
+pub const OPEN_ENTRIES: &str = "SELECT * FROM open_entry WHERE queue = ? ORDER BY id";
 
 pub const KNOWN_QUEUE: &str = "SELECT EXISTS (SELECT 1 FROM known_queue WHERE name = ?)";
 
-/// The last time a row of this number and content was accepted as a whole.
-pub const RECOGNISE: &str = "SELECT max(accepted) FROM entry
-    WHERE queue = ? AND mid = ? AND fingerprint = ? AND state <> 'transmitting' AND complete = 1";
+/// All rows that were accepted as a whole and whose deletion is not noted yet: few, so that they need no index.
+pub const ACCEPTED_OPEN: &str =
+    "SELECT queue, mid, fingerprint, accepted FROM open_entry WHERE complete = 1 AND accepted IS NOT NULL";
+
+/// The last time a row of this number and content was accepted as a whole, and settled.
+pub const ACCEPTED_SETTLED: &str = "SELECT max(accepted) FROM settled_entry
+    WHERE queue = ? AND mid = ? AND fingerprint = ? AND complete = 1";
 
 /// Opens the file for the dispatcher, makes the tables, and looks whether it is sound.
 pub fn open(path: &Path) -> Result<Connection, Error> {
@@ -61,9 +84,12 @@ pub fn open(path: &Path) -> Result<Connection, Error> {
         if verdict != "ok" {
             return Ok(Err(verdict));
         }
-        connection.execute_batch(TABLES)?;
+        let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+        if version != 0 && version != VERSION {
+            return Ok(Err(format!("it is of version {version}, and this mailqueue writes version {VERSION}")));
+        }
         // A ledger that can be read but not written must be noticed now, not at the first dot.
-        connection.execute_batch("BEGIN IMMEDIATE; PRAGMA user_version = 1; COMMIT")?;
+        connection.execute_batch(&format!("BEGIN IMMEDIATE; {TABLES} PRAGMA user_version = {VERSION}; COMMIT"))?;
         Ok(Ok(connection))
     };
     match look() {
@@ -87,8 +113,9 @@ pub fn open_read_only(path: &Path) -> Result<Connection, Error> {
 
 /// The highest id ever given, and the number of open entries.
 pub fn last_and_open(connection: &Connection) -> rusqlite::Result<(i64, u64)> {
-    let sql = "SELECT coalesce((SELECT max(id) FROM entry), 0),
-                      (SELECT count(*) FROM entry WHERE state <> 'settled')";
+    let sql =
+        "SELECT max(coalesce((SELECT max(id) FROM open_entry), 0), coalesce((SELECT max(id) FROM settled_entry), 0)),
+                      (SELECT count(*) FROM open_entry)";
     connection.query_row(sql, [], |row| Ok((row.get(0)?, row.get::<_, i64>(1)?.unsigned_abs())))
 }
 
@@ -160,15 +187,15 @@ fn note_key(connection: &Connection, proof: &str, fresh: bool) -> rusqlite::Resu
         return Ok(false);
     }
     // A ledger from before keys were noted has its key still, unless that was made just now.
-    let sql = "INSERT INTO hash_key (proof, since, lost) VALUES (?1, ?2, EXISTS (SELECT 1 FROM entry \
-               WHERE state = 'settled') AND (?3 OR EXISTS (SELECT 1 FROM hash_key))) RETURNING lost";
+    let sql = "INSERT INTO hash_key (proof, since, lost) VALUES (?1, ?2, EXISTS (SELECT 1 FROM \
+               settled_entry) AND (?3 OR EXISTS (SELECT 1 FROM hash_key))) RETURNING lost";
     connection.query_row(sql, params![proof, Timestamp::now().as_millisecond(), fresh], |row| row.get(0))
 }
 
 /// Before when the recipients of settled mails cannot be found any more, because the key was lost then.
 pub fn blind_before(connection: &Connection) -> Option<Timestamp> {
     let sql = "SELECT max(k.since) FROM hash_key k WHERE k.lost <> 0 \
-               AND EXISTS (SELECT 1 FROM entry e WHERE e.state = 'settled' AND e.begun < k.since)";
+               AND EXISTS (SELECT 1 FROM settled_entry e WHERE e.begun < k.since)";
     // Where there is no such table, no key was ever lost that we know of.
     let since: Option<i64> = connection.query_row(sql, [], |row| row.get(0)).ok().flatten();
     since.and_then(|since| Timestamp::from_millisecond(since).ok())

@@ -75,8 +75,9 @@ impl Tracer {
 
     /// Entries that are not settled yet, over all queues, and when the smarthost last accepted a mail.
     pub fn summary(&self) -> Result<(u64, Option<Timestamp>), Error> {
-        let sql = "SELECT (SELECT count(*) FROM entry WHERE state <> 'settled'),
-                          (SELECT max(accepted) FROM (SELECT accepted FROM entry ORDER BY id DESC LIMIT 1000))";
+        let sql = "SELECT (SELECT count(*) FROM open_entry),
+                          (SELECT max(accepted) FROM (SELECT accepted FROM open_entry UNION ALL
+                            SELECT * FROM (SELECT accepted FROM settled_entry ORDER BY id DESC LIMIT 1000)))";
         let read = |row: &Row<'_>| Ok((row.get::<_, i64>(0)?.unsigned_abs(), row.get::<_, Option<i64>>(1)?));
         let (open, last) = self.connection.query_row(sql, [], read).map_err(writer::failed)?;
         Ok((open, last.and_then(|millis| Timestamp::from_millisecond(millis).ok())))

@@ -6,7 +6,6 @@ use hmac::{Hmac, KeyInit, Mac};
 use jiff::Timestamp;
 use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension, params};
-use serde_json::json;
 use sha2::Sha256;
 use tokio::sync::{mpsc, oneshot};
 
@@ -188,8 +187,8 @@ fn perform(connection: &Connection, key: &[u8; 32], op: Op) -> rusqlite::Result<
     match op {
         Op::Transmitting(id, t) => connection
             .prepare_cached(
-                "INSERT INTO entry (id, queue, mid, record, fingerprint, message_id, recipients, complete, state, begun)
-                 VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'transmitting', ?)",
+                "INSERT INTO open_entry (id, queue, mid, record, fingerprint, message_id, recipients, complete, begun)
+                 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             )?
             .execute(params![
                 id,
@@ -198,49 +197,53 @@ fn perform(connection: &Connection, key: &[u8; 32], op: Op) -> rusqlite::Result<
                 t.record.as_str(),
                 t.fingerprint.to_hex(),
                 t.message_id,
-                json!(t.recipients).to_string(),
+                json(&t.recipients)?,
                 t.complete,
                 t.begun.as_millisecond()
             ])
             .map(drop),
         Op::Accepted(id, reply, at) => connection
-            .prepare_cached(
-                "UPDATE entry SET state = 'accepted', reply = ?2, accepted = ?3 WHERE id = ?1 AND state = 'transmitting'",
-            )?
+            .prepare_cached("UPDATE open_entry SET reply = ?2, accepted = ?3 WHERE id = ?1 AND accepted IS NULL")?
             .execute(params![id, reply, at.as_millisecond()])
             .map(drop),
         Op::Settled(ids) => ids.into_iter().try_for_each(|id| settle(connection, key, id)),
         Op::Forget(ids) => {
-            let mut delete = connection.prepare_cached("DELETE FROM entry WHERE id = ? AND state <> 'settled'")?;
+            let mut delete = connection.prepare_cached("DELETE FROM open_entry WHERE id = ?")?;
             ids.into_iter().try_for_each(|id| delete.execute([id]).map(drop))
         }
         Op::Expire(before) => connection
-            .prepare_cached("DELETE FROM entry WHERE state = 'settled' AND begun < ?")?
+            .prepare_cached("DELETE FROM settled_entry WHERE begun < ?")?
             .execute([before.as_millisecond()])
             .map(drop),
-        Op::Know(queue) => connection
-            .prepare_cached("INSERT OR IGNORE INTO known_queue (name) VALUES (?)")?
-            .execute([queue])
-            .map(drop),
+        Op::Know(queue) => {
+            connection.prepare_cached("INSERT OR IGNORE INTO known_queue (name) VALUES (?)")?.execute([queue]).map(drop)
+        }
         // Takes a page or two of the write-ahead log, as an entry does.
         Op::Try => connection
             .execute_batch("INSERT OR IGNORE INTO known_queue VALUES (''); DELETE FROM known_queue WHERE name = ''"),
     }
 }
 
-/// Hashes the recipients, and takes addresses out of the reply.
+/// Hashes the recipients, takes addresses out of the reply, and puts the entry with the settled ones.
 fn settle(connection: &Connection, key: &[u8; 32], id: i64) -> rusqlite::Result<()> {
     let mut select =
-        connection.prepare_cached("SELECT recipients, reply FROM entry WHERE id = ? AND state = 'accepted'")?;
+        connection.prepare_cached("SELECT recipients, reply FROM open_entry WHERE id = ? AND accepted IS NOT NULL")?;
     let texts = |row: &rusqlite::Row<'_>| Ok((row.get::<_, String>(0)?, row.get::<_, Option<String>>(1)?));
     let Some((recipients, reply)) = select.query_row([id], texts).optional()? else { return Ok(()) };
     let recipients: Vec<String> = serde_json::from_str(&recipients)
         .map_err(|error| rusqlite::Error::FromSqlConversionFailure(0, Type::Text, Box::new(error)))?;
     let hashed: Vec<String> = recipients.iter().map(|address| hash_address(key, address)).collect();
     connection
-        .prepare_cached("UPDATE entry SET state = 'settled', recipients = ?2, reply = ?3 WHERE id = ?1")?
-        .execute(params![id, json!(hashed).to_string(), reply.map(|reply| without_addresses(&reply))])
-        .map(drop)
+        .prepare_cached(
+            "INSERT INTO settled_entry SELECT id, queue, mid, record, fingerprint, message_id, ?2, complete, begun, ?3,
+             accepted FROM open_entry WHERE id = ?1",
+        )?
+        .execute(params![id, json(&hashed)?, reply.map(|reply| without_addresses(&reply))])?;
+    connection.prepare_cached("DELETE FROM open_entry WHERE id = ?")?.execute([id]).map(drop)
+}
+
+fn json(texts: &[String]) -> rusqlite::Result<String> {
+    serde_json::to_string(texts).map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)))
 }
 
 /// Half an HMAC-SHA256 in hexadecimal. The domain's case does not matter; that of the local part does not either,
