@@ -30,7 +30,7 @@ use tokio::sync::{Mutex, RwLock};
 use tokio_util::task::TaskTracker;
 
 pub use self::check::clock_ahead;
-pub use self::claim::{Claim, Recovered, Row, Settled, Settlement};
+pub use self::claim::{Claim, Found, Recovered, Row, Settled, Settlement};
 pub use self::error::Error;
 pub use self::settings::{Database, Password, Settings};
 pub use self::view::{Chosen, Counts, Filter, Finding, Granted, Level, Listed, Paused, Wish};
@@ -119,15 +119,15 @@ impl Queue {
         self.inner.claims.wait().await;
     }
 
-    /// Numbers of rows over `cursor` that no record stands for, ascending. `i64::MIN` begins anew, but where very many
+    /// Rows over `cursor` that no record stands for, ascending by number. `i64::MIN` begins anew, but where very many
     /// records stand at the head of the table not every time at the very beginning.
-    pub async fn find(&self, cursor: i64, limit: u32) -> Result<Vec<i64>, Error> {
+    pub async fn find(&self, cursor: i64, limit: u32) -> Result<Vec<Found>, Error> {
         self.inner.find(cursor, limit).await
     }
 
     /// Claims waiting rows; those that somebody else was quicker with are left out.
-    pub async fn claim(&self, mids: &[i64], now: Timestamp) -> Result<Vec<Claim>, Error> {
-        self.inner.claim(mids, now).await
+    pub async fn claim(&self, found: &[Found], now: Timestamp) -> Result<Vec<Claim>, Error> {
+        self.inner.claim(found, now).await
     }
 
     /// Claims deferred rows whose next attempt is due, the longest due first.
@@ -138,11 +138,6 @@ impl Queue {
     /// When the next deferred row becomes due.
     pub async fn next_due(&self) -> Result<Option<Timestamp>, Error> {
         self.inner.next_due().await
-    }
-
-    /// Bytes of the columns of each claimed row; `None` where the row is gone.
-    pub async fn sizes(&self, claims: &[Claim]) -> Result<Vec<Option<u64>>, Error> {
-        self.inner.sizes(claims).await
     }
 
     /// Loads the content. Rows that are gone, and claims whose record was made for another content, are settled here:

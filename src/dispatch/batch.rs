@@ -23,19 +23,12 @@ const LARGE: usize = 256 * 1024;
 
 /// Loads claimed rows in groups that fit the memory, and passes them on as mails.
 pub async fn feed(shared: &Shared, lane: &Arc<Lane>, claims: Vec<Claim>, limits: ColumnLimits) -> Result<(), Trouble> {
-    if claims.is_empty() {
-        return Ok(());
-    }
-    let sizes = match lane.queue.sizes(&claims).await {
-        Ok(sizes) => sizes,
-        Err(error) => {
-            claims.into_iter().for_each(|claim| lane.release(claim));
-            return Err(error.into());
-        }
-    };
     let all = u32::try_from(shared.settings.max_in_flight_bytes / BUDGET_UNIT).unwrap_or(u32::MAX).max(1);
-    let costs = sizes.into_iter().map(|size| cost(size.unwrap_or(0)).min(all));
-    let mut waiting: VecDeque<(Claim, u32)> = claims.into_iter().zip(costs).collect();
+    let costed = |claim: Claim| {
+        let cost = cost(claim.bytes()).min(all);
+        (claim, cost)
+    };
+    let mut waiting: VecDeque<(Claim, u32)> = claims.into_iter().map(costed).collect();
     while !waiting.is_empty() {
         let (group, costs) = next_group(&mut waiting, all / 4);
         let permit = shared.budget.clone().acquire_many_owned(costs.values().sum());

@@ -175,20 +175,20 @@ async fn next_claims(
     let now = if shared.once { started } else { Timestamp::now() };
     let due = lane.queue.claim_due(now, BATCH / 2).await?;
     let new = async {
-        let mids = lane.queue.find(*cursor, BATCH - due.len() as u32).await?;
-        *cursor = mids.last().copied().unwrap_or(*cursor);
-        let claims = lane.queue.claim(&mids, Timestamp::now()).await?;
-        Ok((mids, claims))
+        let found = lane.queue.find(*cursor, BATCH - due.len() as u32).await?;
+        *cursor = found.last().map_or(*cursor, |row| row.mid);
+        let claims = lane.queue.claim(&found, Timestamp::now()).await?;
+        Ok((found, claims))
     };
-    let (mids, new) = match new.await {
-        Ok(found) => found,
+    let (found, new) = match new.await {
+        Ok(both) => both,
         Err(error) => {
             due.into_iter().for_each(|claim| lane.release(claim));
             return Err(Trouble::Database(error));
         }
     };
     shared.progress.note_poll(Timestamp::now());
-    if due.is_empty() && mids.is_empty() {
+    if due.is_empty() && found.is_empty() {
         return Ok(None);
     }
     let claims: Vec<_> = due.into_iter().chain(new).collect();

@@ -11,6 +11,14 @@ use crate::outcome::{History, Verdict};
 /// What the token of a claim begins with that was taken over from another dispatcher; others are hexadecimal.
 pub(super) const TAKEN_OVER: char = 'x';
 
+/// A row that no record stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Found {
+    pub mid: i64,
+    /// Of its columns, as they are stored.
+    pub bytes: u64,
+}
+
 /// The right to handle one row, from [`Queue::claim`](super::Queue::claim) until [`Queue::settle`](super::Queue::settle). Made only here; settling consumes it.
 #[must_use = "a claim that is dropped stays claimed until the dispatcher starts anew"]
 #[derive(Debug)]
@@ -23,6 +31,8 @@ pub struct Claim {
     /// From an earlier attempt.
     pub(super) fingerprint: Option<Fingerprint>,
     pub(super) history: History,
+    /// Of the row's columns when it was found; 0 where the row was not looked at, or was gone.
+    pub(super) bytes: u64,
     /// Counts the claims that are in somebody's hands.
     pub(super) _alive: TaskTrackerToken,
 }
@@ -47,6 +57,11 @@ impl Claim {
 
     pub fn history(&self) -> &History {
         &self.history
+    }
+
+    /// How many bytes the row's columns had when it was found.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
     }
 
     /// Another dispatcher was sending this row when it died, and nobody has settled that yet: our ledger knows nothing

@@ -6,37 +6,38 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use super::Inner;
-use super::claim::{Claim, Row};
+use super::claim::{Claim, Found, Row};
 use super::dialect::{GROUP, padded, places, tuples};
 use super::error::{Error, Failure, persist};
 use super::link::{Line, Link, Value};
-use super::record::{RECORD, Record, histories, ids_of};
+use super::record::{RECORD, RECORD_COLUMNS, Record, histories, ids_of};
 use crate::mail::{Columns, Fingerprint, MailId, RecordId};
 use crate::outcome::History;
 
 impl Inner {
-    pub(super) async fn claim(&self, mids: &[i64], now: Timestamp) -> Result<Vec<Claim>, Error> {
-        let mut mids = mids.to_vec();
-        mids.sort_unstable();
-        mids.dedup();
+    pub(super) async fn claim(&self, found: &[Found], now: Timestamp) -> Result<Vec<Claim>, Error> {
+        let mut found = found.to_vec();
+        found.sort_unstable_by_key(|row| row.mid);
+        found.dedup_by_key(|row| row.mid);
         // Whole milliseconds, as the table keeps it: the mail's Date is the same on every attempt.
         let now = Timestamp::from_millisecond(now.as_millisecond()).unwrap_or(now);
-        let mut claims = Vec::with_capacity(mids.len());
+        let mut claims = Vec::with_capacity(found.len());
         let mut doubts = self.doubts().await?;
-        for group in mids.chunks(GROUP) {
+        for group in found.chunks(GROUP) {
             let token = token();
-            let rows: Vec<_> = group.iter().map(|&mid| (RecordId::new(rand::random()), mid)).collect();
+            let rows: Vec<_> = group.iter().map(|&row| (RecordId::new(rand::random()), row)).collect();
             doubts.push((Arc::clone(&token), rows.iter().map(|(id, _)| id.clone()).collect()));
             let mut first = true;
             let ours = persist!(self, self.claim_once(&rows, &token, now, std::mem::take(&mut first)))?;
             doubts.pop();
-            claims.extend(rows.into_iter().filter(|(id, _)| ours.contains(id)).map(|(record, mid)| Claim {
-                id: MailId::new(Arc::clone(self.name()), mid),
+            claims.extend(rows.into_iter().filter(|(id, _)| ours.contains(id)).map(|(record, row)| Claim {
+                id: MailId::new(Arc::clone(self.name()), row.mid),
                 record,
                 token: Arc::clone(&token),
                 created: now,
                 fingerprint: None,
                 history: History::default(),
+                bytes: row.bytes,
                 _alive: self.claims.token(),
             }));
         }
@@ -45,7 +46,7 @@ impl Inner {
 
     async fn claim_once(
         &self,
-        rows: &[(RecordId, i64)],
+        rows: &[(RecordId, Found)],
         token: &str,
         now: Timestamp,
         first: bool,
@@ -58,8 +59,8 @@ impl Inner {
             tuples(padded.len(), "?, ?, ?, 'claimed', ?, ?, ?")
         );
         let mut args = Vec::with_capacity(padded.len() * 6);
-        for (id, mid) in &padded {
-            args.extend([id.as_str().into(), self.key(), (*mid).into(), now.as_millisecond().into()]);
+        for (id, row) in &padded {
+            args.extend([id.as_str().into(), self.key(), row.mid.into(), now.as_millisecond().into()]);
             args.extend([self.owner(), token.into()]);
         }
         let made = link.execute(&sql, args).await?;
@@ -128,13 +129,22 @@ impl Inner {
         args.push(now.as_millisecond().into());
         link.execute(&sql, args).await?;
         // Read anew under the claim: between our look and our claim another dispatcher may have had its turn.
+        let schema = self.schema(&mut link).await?;
         let ids: Vec<Value> = padded(group.iter().map(|record| record.id.as_str().into()).collect());
-        let sql =
-            format!("SELECT {RECORD} FROM mailqueue_delivery d WHERE d.id IN ({}) AND d.claim = ?", places(ids.len()));
+        let sql = format!(
+            "SELECT {RECORD}, {} FROM mailqueue_delivery d LEFT JOIN {} q ON q.mid = d.mid \
+             WHERE d.id IN ({}) AND d.claim = ?",
+            schema.size,
+            schema.table,
+            places(ids.len())
+        );
         let mut args = ids;
         args.push(token.into());
-        let mut ours =
-            link.fetch(&sql, args).await?.iter().map(|line| Record::read(line, 0)).collect::<Result<Vec<_>, _>>()?;
+        let mut ours = Vec::with_capacity(group.len());
+        for line in link.fetch(&sql, args).await? {
+            let bytes = line.int(RECORD_COLUMNS)?.unwrap_or(0).unsigned_abs();
+            ours.push(Record { bytes, ..Record::read(&line, 0)? });
+        }
         histories(&mut link, &mut ours).await?;
         let mut ours: HashMap<RecordId, Record> = ours.into_iter().map(|record| (record.id.clone(), record)).collect();
         let won = ours.keys().cloned().collect();
@@ -156,30 +166,6 @@ impl Inner {
         let lines = self.link().await?.fetch(sql, vec![self.key()]).await?;
         let first = lines.first().map(|line| line.int(0)).transpose()?.flatten();
         first.map(super::record::time).transpose()
-    }
-
-    pub(super) async fn sizes(&self, claims: &[Claim]) -> Result<Vec<Option<u64>>, Error> {
-        persist!(self, self.sizes_once(claims))
-    }
-
-    async fn sizes_once(&self, claims: &[Claim]) -> Result<Vec<Option<u64>>, Failure> {
-        let mut link = self.link().await?;
-        let schema = self.schema(&mut link).await?;
-        let mut sizes = HashMap::new();
-        for group in claims.chunks(GROUP) {
-            let mids: Vec<Value> = padded(group.iter().map(|claim| claim.id.mid.into()).collect());
-            let sql = format!(
-                "SELECT {}, {} FROM {} q WHERE q.mid IN ({})",
-                self.dialect().mid,
-                schema.size,
-                schema.table,
-                places(mids.len())
-            );
-            for line in link.fetch(&sql, mids).await? {
-                sizes.insert(line.some_int(0)?, u64::try_from(line.some_int(1)?).unwrap_or(0));
-            }
-        }
-        Ok(claims.iter().map(|claim| sizes.get(&claim.id.mid).copied()).collect())
     }
 
     pub(super) async fn load(&self, claims: Vec<Claim>) -> Result<Vec<Row>, (Error, Vec<Claim>)> {

@@ -6,7 +6,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Inner;
+use super::claim::Found;
 use super::error::{Error, Failure, persist};
+use super::link::Line;
 
 /// A look at the head of the table that takes longer is one at very many records.
 const QUICK: Duration = Duration::from_millis(100);
@@ -24,7 +26,7 @@ pub(super) struct Head {
 }
 
 impl Inner {
-    pub(super) async fn find(&self, cursor: i64, limit: u32) -> Result<Vec<i64>, Error> {
+    pub(super) async fn find(&self, cursor: i64, limit: u32) -> Result<Vec<Found>, Error> {
         let known = self.head().filter(|head| Instant::now() < head.again);
         let from = known.map_or(cursor, |head| head.end.max(cursor));
         if from > i64::MIN {
@@ -35,7 +37,7 @@ impl Inner {
         let took = begin.elapsed();
         if took > QUICK {
             let end = match found.first() {
-                Some(first) => first - 1,
+                Some(first) => first.mid - 1,
                 None => persist!(self, self.last_record_once())?.unwrap_or(i64::MIN),
             };
             let again = Instant::now() + (took * SHARE).min(LONGEST);
@@ -59,16 +61,21 @@ impl Inner {
         lines.first().map_or(Ok(None), |line| line.int(0))
     }
 
-    async fn find_once(&self, cursor: i64, limit: u32) -> Result<Vec<i64>, Failure> {
+    async fn find_once(&self, cursor: i64, limit: u32) -> Result<Vec<Found>, Failure> {
         let mut link = self.link().await?;
         let schema = self.schema(&mut link).await?;
+        // The lengths apart from the search: where a table keeps long columns elsewhere, they are read for what is found
+        // only, and not for all that is looked at.
         let sql = format!(
-            "SELECT {} FROM {} q LEFT JOIN mailqueue_delivery d ON d.queue_table = ? AND d.mid = q.mid \
-             WHERE q.mid > ? AND d.mid IS NULL ORDER BY q.mid LIMIT ?",
+            "SELECT {}, {size} FROM (SELECT q.mid FROM {table} q LEFT JOIN mailqueue_delivery d ON d.queue_table = ? \
+             AND d.mid = q.mid WHERE q.mid > ? AND d.mid IS NULL ORDER BY q.mid LIMIT ?) f \
+             JOIN {table} q ON q.mid = f.mid ORDER BY f.mid",
             self.dialect().mid,
-            schema.table
+            size = schema.size,
+            table = schema.table
         );
         let lines = link.fetch(&sql, vec![self.key(), cursor.into(), i64::from(limit).into()]).await?;
-        lines.iter().map(|line| line.some_int(0)).collect()
+        let found = |line: &Line| Ok(Found { mid: line.some_int(0)?, bytes: line.some_int(1)?.unsigned_abs() });
+        lines.iter().map(found).collect()
     }
 }

@@ -34,6 +34,8 @@ pub(super) struct Record {
     pub owner: Option<String>,
     pub last_reply: Option<String>,
     pub message_id: Option<String>,
+    /// 0 until the row was looked at.
+    pub bytes: u64,
     /// Without recipients until [`histories`] has read them.
     pub history: History,
 }
@@ -56,6 +58,7 @@ impl Record {
             owner: line.text(first + 11)?,
             last_reply: line.text(first + 12)?,
             message_id: line.text(first + 13)?,
+            bytes: 0,
             history: History {
                 attempts: u32::try_from(line.some_int(first + 6)?).unwrap_or(u32::MAX),
                 unknowns: u32::try_from(line.some_int(first + 7)?).unwrap_or(u32::MAX),
@@ -73,6 +76,7 @@ impl Record {
             created: self.created,
             fingerprint: self.fingerprint,
             history: self.history,
+            bytes: self.bytes,
             _alive: alive.token(),
         }
     }

@@ -13,20 +13,20 @@ on_each_database! {
     async fn rows_are_found_once_until_they_are_claimed(place: Place) {
         let mids = place.mails(5).await;
         let queue = place.dispatcher("a");
-        assert_eq!(queue.find(i64::MIN, 3).await.unwrap(), mids[..3]);
-        assert_eq!(queue.find(mids[2], 3).await.unwrap(), mids[3..]);
-        let claims = queue.claim(&mids[1..2], at(0)).await.unwrap();
+        assert_eq!(find(&queue, i64::MIN, 3).await, mids[..3]);
+        assert_eq!(find(&queue, mids[2], 3).await, mids[3..]);
+        let claims = claim(&queue, &mids[1..2], at(0)).await.unwrap();
         assert_eq!(claims.iter().map(|claim| claim.id().mid).collect::<Vec<_>>(), mids[1..2]);
-        assert_eq!(queue.find(i64::MIN, 10).await.unwrap(), [mids[0], mids[2], mids[3], mids[4]]);
+        assert_eq!(find(&queue, i64::MIN, 10).await, [mids[0], mids[2], mids[3], mids[4]]);
     }
 
     async fn a_claimed_row_is_nobody_elses(place: Place) {
         let mids = place.mails(3).await;
         let (a, b) = (place.dispatcher("a"), place.dispatcher("b"));
-        assert_eq!(a.claim(&mids[..2], at(0)).await.unwrap().len(), 2);
-        let left = b.claim(&mids, at(0)).await.unwrap();
+        assert_eq!(claim(&a, &mids[..2], at(0)).await.unwrap().len(), 2);
+        let left = claim(&b, &mids, at(0)).await.unwrap();
         assert_eq!(left.iter().map(|claim| claim.id().mid).collect::<Vec<_>>(), mids[2..]);
-        assert_eq!(a.claim(&mids, at(0)).await.unwrap().len(), 0);
+        assert_eq!(claim(&a, &mids, at(0)).await.unwrap().len(), 0);
     }
 
     async fn two_dispatchers_side_by_side_never_get_the_same_row(place: Place) {
@@ -37,11 +37,11 @@ on_each_database! {
         let work = |name: &'static str| {
             let (queue, ready) = (place.dispatcher(name), Arc::clone(&ready));
             tokio::spawn(async move {
-                let mids = queue.find(i64::MIN, 2000).await.unwrap();
+                let mids = find(&queue, i64::MIN, 2000).await;
                 ready.wait().await;
                 let mut won = Vec::new();
                 for mids in mids.chunks(50) {
-                    won.extend(queue.claim(mids, at(0)).await.unwrap().iter().map(|claim| claim.id().mid));
+                    won.extend(claim(&queue, mids, at(0)).await.unwrap().iter().map(|claim| claim.id().mid));
                 }
                 (mids.len(), won)
             })
@@ -84,10 +84,8 @@ on_each_database! {
     async fn a_row_that_is_gone_drops_its_record(place: Place) {
         let mids = place.mails(2).await;
         let queue = place.dispatcher("a");
-        let claims = queue.claim(&mids, at(0)).await.unwrap();
+        let claims = claim(&queue, &mids, at(0)).await.unwrap();
         place.session().await.run(&format!("DELETE FROM {TABLE} WHERE mid = {}", mids[0])).await.unwrap();
-        let sizes = queue.sizes(&claims).await.unwrap();
-        assert_eq!(sizes, [None, Some(mail(1).len() as u64)]);
         let rows = queue.load(claims).await.unwrap();
         assert_eq!(rows.len(), 1);
         assert_eq!(rows[0].columns, mail(1));

@@ -22,10 +22,10 @@ on_each_server! {
         let mut other = place.producer().await;
         other.run(&format!("INSERT INTO {TABLE} (mid, mto) VALUES (1001, 'b3RoZXI=')")).await.unwrap();
         assert!(begin.elapsed() < UNBLOCKED, "{:?}", begin.elapsed());
-        assert_eq!(queue.find(1001, 10).await.unwrap().len(), 0);
+        assert_eq!(find(&queue, 1001, 10).await.len(), 0);
         open.run("COMMIT").await.unwrap();
         // What was committed late and stands before the others is found at the next pass.
-        assert_eq!(queue.find(i64::MIN, 10).await.unwrap(), [1000, 1001, 1002]);
+        assert_eq!(find(&queue, i64::MIN, 10).await, [1000, 1001, 1002]);
     }
 
     async fn what_a_dispatcher_left_locked_does_not_stop_the_next_insert(place: Place) {
@@ -48,8 +48,8 @@ on_each_server! {
         for mid in [400, 500, 600] {
             producer.run(&format!("INSERT INTO {TABLE} (mid, mto) VALUES ({mid}, 'bmV3')")).await.unwrap();
         }
-        assert_eq!(queue.find(i64::MIN, 10).await.unwrap(), [400, 500, 600]);
-        assert_eq!(place.dispatcher("b").claim(&[400, 500, 600], at(0)).await.unwrap().len(), 3);
+        assert_eq!(find(&queue, i64::MIN, 10).await, [400, 500, 600]);
+        assert_eq!(claim(&place.dispatcher("b"), &[400, 500, 600], at(0)).await.unwrap().len(), 3);
         assert!(begin.elapsed() < UNBLOCKED, "{:?}", begin.elapsed());
     }
 

@@ -48,8 +48,8 @@ on_each_database! {
         let queue = place.dispatcher("a");
         let counts = queue.counts(at(50)).await.unwrap();
         assert_eq!((counts.waiting, counts.waiting_is_estimate, counts.oldest_due_seconds), (6, false, Some(0)));
-        let mids = queue.find(i64::MIN, 4).await.unwrap();
-        let claims = queue.claim(&mids, at(30)).await.unwrap();
+        let mids = find(&queue, i64::MIN, 4).await;
+        let claims = claim(&queue, &mids, at(30)).await.unwrap();
         let rows = queue.load(claims).await.unwrap();
         for (row, fate) in rows.into_iter().zip([deferred(at(40)), deferred(at(90)), held()]) {
             settle(&queue, row, fate).await;
@@ -74,7 +74,7 @@ on_each_database! {
         let listed = place.listed(mids[0]).await.unwrap();
         assert_eq!((listed.state, listed.reason), (State::Held, Some(Reason::Operator)));
         let queue = place.dispatcher("a");
-        assert_eq!(queue.find(i64::MIN, 10).await.unwrap(), mids[2..]);
+        assert_eq!(find(&queue, i64::MIN, 10).await, mids[2..]);
         assert_eq!(queue.sweep().await.unwrap(), 0);
         assert_eq!(grant(&operator, &Wish::Release, &mids[..1]).await, [Granted::Done]);
         assert_eq!(take_due(&queue, at(100)).await[0].columns, mail(0));
@@ -101,7 +101,7 @@ on_each_database! {
         let queue = place.dispatcher("a");
         let unreadable = Fate::Unreadable { reason: Reason::Truncated, detail: "mto is cut".to_owned() };
         let fates = [deferred(at(9999)), verdict(unreadable, &[]), held()];
-        let mids_taken = queue.claim(&mids[..3], at(0)).await.unwrap();
+        let mids_taken = claim(&queue, &mids[..3], at(0)).await.unwrap();
         for (row, fate) in queue.load(mids_taken).await.unwrap().into_iter().zip(fates) {
             settle(&queue, row, fate).await;
         }
@@ -115,7 +115,7 @@ on_each_database! {
     async fn a_delete_takes_row_and_record(place: Place) {
         let mids = place.mails(4).await;
         let queue = place.dispatcher("a");
-        let claims = queue.claim(&mids[..2], at(0)).await.unwrap();
+        let claims = claim(&queue, &mids[..2], at(0)).await.unwrap();
         let row = queue.load(claims).await.unwrap().remove(0);
         settle(&queue, row, failed()).await;
         let granted = grant(&queue, &Wish::Delete, &[mids[2], mids[0], mids[1], 9_999]).await;
@@ -182,7 +182,7 @@ on_each_database! {
     async fn wishes_for_many_rows_are_granted_in_the_order_asked(place: Place) {
         super::claims::bulk(&place, 300).await;
         let queue = place.dispatcher("");
-        let mut mids = queue.find(i64::MIN, 300).await.unwrap();
+        let mut mids = find(&queue, i64::MIN, 300).await;
         mids.reverse();
         let granted = queue.grant(&Wish::Hold, &chosen(&mids), at(0)).await.unwrap();
         assert_eq!(granted.iter().map(|(mid, _)| *mid).collect::<Vec<_>>(), mids);

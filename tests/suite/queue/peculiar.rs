@@ -17,7 +17,7 @@ mod sqlite {
         assert!(matches!(error, Error::NotMigrated { .. }) && error.to_string().contains("does not exist"), "{error}");
         assert!(!std::fs::exists(place.database.url.path()).unwrap());
         queue.migrate(true).await.unwrap();
-        assert!(queue.find(0, 1).await.unwrap().is_empty());
+        assert!(find(&queue, 0, 1).await.is_empty());
         assert_eq!(place.session().await.lines("PRAGMA journal_mode").await, ["wal"]);
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use mailqueue::mail::{Columns, Fingerprint};
 use mailqueue::outcome::{Fate, History, Reason, RecipientRecord, RecipientState, Verdict};
-use mailqueue::queue::{Claim, Database, Listed, Queue, Row, Settings, Settled, Settlement};
+use mailqueue::queue::{Claim, Database, Error, Found, Listed, Queue, Row, Settings, Settled, Settlement};
 use sqlx::{AssertSqlSafe, Connection, Executor, MySqlConnection, PgConnection, Row as _, SqliteConnection};
 use url::Url;
 
@@ -182,10 +182,21 @@ pub fn settlement(row: Row, verdict: Verdict) -> Settlement {
     Settlement { claim: row.claim, fingerprint: Some(row.fingerprint), message_id: Some("<m@x>".to_owned()), verdict }
 }
 
+/// The numbers of rows that nobody knows of.
+pub async fn find(queue: &Queue, cursor: i64, limit: u32) -> Vec<i64> {
+    queue.find(cursor, limit).await.unwrap().into_iter().map(|row| row.mid).collect()
+}
+
+/// Claims waiting rows, however long they may be.
+pub async fn claim(queue: &Queue, mids: &[i64], now: Timestamp) -> Result<Vec<Claim>, Error> {
+    let found: Vec<_> = mids.iter().map(|&mid| Found { mid, bytes: 0 }).collect();
+    queue.claim(&found, now).await
+}
+
 /// Finds, claims and loads everything that waits.
 pub async fn take_all(queue: &Queue) -> Vec<Row> {
-    let mids = queue.find(i64::MIN, 10_000).await.unwrap();
-    let claims = queue.claim(&mids, at(0)).await.unwrap();
+    let found = queue.find(i64::MIN, 10_000).await.unwrap();
+    let claims = queue.claim(&found, at(0)).await.unwrap();
     queue.load(claims).await.unwrap()
 }
 

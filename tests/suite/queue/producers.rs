@@ -76,8 +76,8 @@ async fn deliver_all(queue: Queue, stop: Arc<AtomicBool>) -> usize {
     let mut delivered_rows = 0;
     loop {
         let last = stop.load(Ordering::Relaxed);
-        let mids = queue.find(i64::MIN, 40).await.unwrap();
-        let claims = queue.claim(&mids, at(0)).await.unwrap();
+        let mids = find(&queue, i64::MIN, 40).await;
+        let claims = claim(&queue, &mids, at(0)).await.unwrap();
         let rows = queue.load(claims).await.unwrap();
         if rows.is_empty() && mids.is_empty() && last {
             return delivered_rows;

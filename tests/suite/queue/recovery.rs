@@ -78,8 +78,8 @@ on_each_database! {
         b.take_over(&"a".to_owned(), 0, at(1)).await.unwrap();
         assert_eq!(send(&a, &rows).await, [false, false, false]);
         // Claimed by the other, waiting, and claimed by ourselves anew: none is this claim's.
-        assert_eq!(b.claim(&mids[..1], at(2)).await.unwrap().len(), 1);
-        assert_eq!(a.claim(&mids[2..], at(2)).await.unwrap().len(), 1);
+        assert_eq!(claim(&b, &mids[..1], at(2)).await.unwrap().len(), 1);
+        assert_eq!(claim(&a, &mids[2..], at(2)).await.unwrap().len(), 1);
         assert_eq!(send(&a, &rows).await, [false, false, false]);
         for mid in &mids {
             let before = place.state(*mid).await;

@@ -18,8 +18,8 @@ on_each_database! {
         for queue in &queues {
             queue.insert(&mail(0)).await.unwrap();
         }
-        assert_eq!(queues[0].find(i64::MIN, 10).await.unwrap().len(), 2);
-        assert_eq!(queues[1].find(i64::MIN, 10).await.unwrap().len(), 2);
+        assert_eq!(find(&queues[0], i64::MIN, 10).await.len(), 2);
+        assert_eq!(find(&queues[1], i64::MIN, 10).await.len(), 2);
     }
 
     async fn a_first_migration_by_several_at_once_succeeds(place: Place) {
