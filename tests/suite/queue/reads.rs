@@ -71,7 +71,7 @@ async fn walk(place: &Place, counter: &mut Counter, analyzed: bool) {
     let mut found = Vec::new();
     let reads = counter.reads(place, async |queue| found = find(&queue, i64::MIN, BATCH as u32).await).await;
     // PostgreSQL steps over what is gone, here and below, until it is vacuumed.
-    reads.within("find", 3 * batch, 3 * batch);
+    reads.within("find", 4 * batch, 4 * batch);
     let behind = many() / 2;
     let reads = counter.reads(place, async |queue| drop(find(&queue, behind, BATCH as u32).await)).await;
     // The numbers, then how long each row is.
