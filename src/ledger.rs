@@ -120,7 +120,10 @@ impl Ledger {
     /// that was handed to [`Ledger::accepted`] before is on file too.
     pub async fn transmitting(&self, transmission: Transmission) -> Result<EntryId, Error> {
         let entry = EntryId(self.next.fetch_add(1, Ordering::Relaxed));
-        self.writer.write(Op::Transmitting(entry.0, transmission)).await?;
+        let on_file = self.writer.note(Op::Transmitting(entry.0, transmission));
+        // Whoever else has a reply to deal with adds his entry: one commit for all.
+        tokio::task::yield_now().await;
+        on_file.await?;
         self.open.fetch_add(1, Ordering::Relaxed);
         Ok(entry)
     }
