@@ -60,7 +60,7 @@ struct Inner {
 }
 
 /// Acts of claiming that were begun, each with its token and the records that it may have won.
-type Doubts = Vec<(Arc<str>, Vec<RecordId>)>;
+type Doubts = Vec<(Arc<str>, Vec<(i64, RecordId)>)>;
 
 impl Inner {
     fn name(&self) -> &Arc<str> {

@@ -1,6 +1,6 @@
 -- A row of a producers' table that we know something of. Times are milliseconds since 1970, UTC.
 CREATE TABLE IF NOT EXISTS mailqueue_delivery (
-  id CHAR(32) NOT NULL,
+  id CHAR(32) NOT NULL,              -- this record's for ever: numbers come back
   queue_table VARCHAR(128) NOT NULL,
   mid BIGINT NOT NULL,
   fingerprint CHAR(64) NULL,          -- of the content that the record was made for
@@ -16,10 +16,8 @@ CREATE TABLE IF NOT EXISTS mailqueue_delivery (
   claim CHAR(32) NULL,                -- which of its claims
   last_reply MEDIUMTEXT CHARACTER SET utf8mb4 NULL,
   message_id MEDIUMTEXT CHARACTER SET utf8mb4 NULL,
-  PRIMARY KEY (id),
-  UNIQUE KEY mailqueue_delivery_row (queue_table, mid),
-  KEY mailqueue_delivery_due (queue_table, state, next_attempt, mid),
-  KEY mailqueue_delivery_owner (queue_table, owner)
+  PRIMARY KEY (queue_table, mid),
+  KEY mailqueue_delivery_due (queue_table, state, next_attempt, mid)
 ) ENGINE = InnoDB DEFAULT CHARACTER SET ascii COLLATE ascii_bin;
 
 -- What became of a recipient so far.

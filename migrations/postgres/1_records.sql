@@ -20,7 +20,6 @@ CREATE TABLE IF NOT EXISTS mailqueue_delivery (
   CONSTRAINT mailqueue_delivery_row UNIQUE (queue_table, mid)
 );
 CREATE INDEX IF NOT EXISTS mailqueue_delivery_due ON mailqueue_delivery (queue_table, state, next_attempt, mid);
-CREATE INDEX IF NOT EXISTS mailqueue_delivery_owner ON mailqueue_delivery (queue_table, owner);
 
 -- What became of a recipient so far.
 CREATE TABLE IF NOT EXISTS mailqueue_recipient (

@@ -38,6 +38,10 @@ pub struct Claim {
 }
 
 impl Claim {
+    pub(super) fn key(&self) -> (i64, &RecordId) {
+        (self.id.mid, &self.record)
+    }
+
     pub fn id(&self) -> &MailId {
         &self.id
     }

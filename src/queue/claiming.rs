@@ -10,7 +10,7 @@ use super::claim::{Claim, Found, Row};
 use super::dialect::{GROUP, padded, places, tuples};
 use super::error::{Error, Failure, persist};
 use super::link::{Line, Link, Value};
-use super::record::{RECORD, RECORD_COLUMNS, Record, histories, ids_of};
+use super::record::{Key, RECORD, RECORD_COLUMNS, Record, histories, keys_of};
 use crate::mail::{Columns, Fingerprint, MailId, RecordId};
 use crate::outcome::History;
 
@@ -26,7 +26,7 @@ impl Inner {
         for group in found.chunks(GROUP) {
             let token = token();
             let rows: Vec<_> = group.iter().map(|&row| (RecordId::new(rand::random()), row)).collect();
-            doubts.push((Arc::clone(&token), rows.iter().map(|(id, _)| id.clone()).collect()));
+            doubts.push((Arc::clone(&token), rows.iter().map(|(id, row)| (row.mid, id.clone())).collect()));
             let mut first = true;
             let ours = persist!(self, self.claim_once(&rows, &token, now, std::mem::take(&mut first)))?;
             doubts.pop();
@@ -67,21 +67,16 @@ impl Inner {
         if first && made == rows.len() as u64 {
             return Ok(rows.iter().map(|(id, _)| id.clone()).collect());
         }
-        self.ours(&mut link, rows.iter().map(|(id, _)| id), token).await
+        self.ours(&mut link, &rows.iter().map(|(id, row)| (row.mid, id)).collect::<Vec<_>>(), token).await
     }
 
     /// Which of these records stand under this claim.
-    async fn ours(
-        &self,
-        link: &mut Link,
-        ids: impl Iterator<Item = &RecordId>,
-        token: &str,
-    ) -> Result<HashSet<RecordId>, Failure> {
-        let mut args: Vec<Value> = padded(ids.map(|id| id.as_str().into()).collect());
-        let sql =
-            format!("SELECT d.id FROM mailqueue_delivery d WHERE d.id IN ({}) AND d.claim = ?", places(args.len()));
+    async fn ours(&self, link: &mut Link, keys: &[Key<'_>], token: &str) -> Result<HashSet<RecordId>, Failure> {
+        let (these, mut args) = self.claimed("d", keys);
         args.push(token.into());
-        Ok(ids_of(link.fetch(&sql, args).await?)?.into_iter().collect())
+        let by_key = self.by_key();
+        let sql = format!("SELECT d.mid, d.id FROM mailqueue_delivery d{by_key} WHERE {these} AND d.claim = ?");
+        Ok(keys_of(link.fetch(&sql, args).await?)?.into_iter().map(|(_, id)| id).collect())
     }
 
     pub(super) async fn claim_due(&self, now: Timestamp, limit: u32) -> Result<Vec<Claim>, Error> {
@@ -91,7 +86,7 @@ impl Inner {
         while !due.is_empty() {
             let mut group: Vec<Record> = due.drain(..due.len().min(GROUP)).collect();
             let token = token();
-            doubts.push((Arc::clone(&token), group.iter().map(|record| record.id.clone()).collect()));
+            doubts.push((Arc::clone(&token), group.iter().map(|record| (record.mid, record.id.clone())).collect()));
             let ours = persist!(self, self.claim_due_once(&mut group, &token, now))?;
             doubts.pop();
             let won = group.into_iter().filter(|record| ours.contains(&record.id));
@@ -117,28 +112,27 @@ impl Inner {
         now: Timestamp,
     ) -> Result<HashSet<RecordId>, Failure> {
         let mut link = self.link().await?;
-        let ids: Vec<Value> = padded(group.iter().map(|record| record.id.as_str().into()).collect());
+        let keys: Vec<_> = group.iter().map(Record::key).collect();
+        let (these, which) = self.these("mailqueue_delivery", &keys);
         let sql = format!(
             "UPDATE mailqueue_delivery{} SET state = 'claimed', owner = ?, claim = ? \
-             WHERE id IN ({}) AND state = 'deferred' AND next_attempt <= ?",
-            self.by_id(),
-            places(ids.len())
+             WHERE {these} AND state = 'deferred' AND next_attempt <= ?",
+            self.by_key()
         );
         let mut args = vec![self.owner(), token.into()];
-        args.extend(ids);
+        args.extend(which);
         args.push(now.as_millisecond().into());
         link.execute(&sql, args).await?;
         // Read anew under the claim: between our look and our claim another dispatcher may have had its turn.
         let schema = self.schema(&mut link).await?;
-        let ids: Vec<Value> = padded(group.iter().map(|record| record.id.as_str().into()).collect());
+        let (these, mut args) = self.claimed("d", &keys);
         let sql = format!(
-            "SELECT {RECORD}, {} FROM mailqueue_delivery d LEFT JOIN {} q ON q.mid = d.mid \
-             WHERE d.id IN ({}) AND d.claim = ?",
+            "SELECT {RECORD}, {} FROM mailqueue_delivery d{} LEFT JOIN {} q ON q.mid = d.mid \
+             WHERE {these} AND d.claim = ?",
             schema.size,
-            schema.table,
-            places(ids.len())
+            self.by_key(),
+            schema.table
         );
-        let mut args = ids;
         args.push(token.into());
         let mut ours = Vec::with_capacity(group.len());
         for line in link.fetch(&sql, args).await? {
@@ -199,9 +193,9 @@ impl Inner {
         }
         for claim in void {
             // Ours only: a record that was taken over is the other's to drop.
-            let ids = vec![claim.record.as_str().into(), (&*claim.token).into()];
-            if link.execute("DELETE FROM mailqueue_delivery WHERE id = ? AND claim = ?", ids).await? > 0 {
-                self.drop_records(&mut link, &[&claim.record]).await?;
+            let sql = "DELETE FROM mailqueue_delivery WHERE queue_table = ? AND mid = ? AND claim = ?";
+            if link.execute(sql, vec![self.key(), claim.id.mid.into(), (&*claim.token).into()]).await? > 0 {
+                self.drop_recipients(&mut link, &[claim.key()]).await?;
                 self.forget_head();
             }
         }
@@ -227,20 +221,20 @@ impl Inner {
     /// For rows that were claimed in one act.
     async fn sending_once(&self, token: &str, rows: &[(&Claim, Fingerprint, &str)]) -> Result<Vec<bool>, Failure> {
         let mut link = self.link().await?;
-        let padded = padded(rows.to_vec());
-        let count = padded.len();
-        let whens = "WHEN ? THEN ? ".repeat(count);
-        let here = format!("id IN ({}) AND owner = ? AND claim = ?", places(count));
-        let mut here_args: Vec<Value> = padded.iter().map(|(claim, ..)| claim.record.as_str().into()).collect();
+        let keys: Vec<_> = rows.iter().map(|(claim, ..)| claim.key()).collect();
+        let (these, mut here_args) = self.claimed("mailqueue_delivery", &keys);
+        let here = format!("{these} AND owner = ? AND claim = ?");
         here_args.extend([self.owner(), token.into()]);
 
+        let padded = padded(rows.to_vec());
+        let whens = "WHEN ? THEN ? ".repeat(padded.len());
         let sql = format!(
-            "UPDATE mailqueue_delivery{} SET state = 'sending', fingerprint = CASE id {whens}END, \
-             message_id = CASE id {whens}END WHERE {here} AND state IN ('claimed', 'sending')",
-            self.by_id()
+            "UPDATE mailqueue_delivery{} SET state = 'sending', fingerprint = CASE mid {whens}END, \
+             message_id = CASE mid {whens}END WHERE {here} AND state IN ('claimed', 'sending')",
+            self.by_key()
         );
         let pairs = |of: fn(&(&Claim, Fingerprint, &str)) -> Value| {
-            padded.iter().flat_map(move |row| [row.0.record.as_str().into(), of(row)]).collect::<Vec<Value>>()
+            padded.iter().flat_map(move |row| [row.0.id.mid.into(), of(row)]).collect::<Vec<Value>>()
         };
         let mut args = pairs(|(_, fingerprint, _)| fingerprint.to_hex().as_str().into());
         args.extend(pairs(|(.., message_id)| (*message_id).into()));
@@ -248,9 +242,9 @@ impl Inner {
         if link.execute(&sql, args).await? == rows.len() as u64 {
             return Ok(vec![true; rows.len()]);
         }
-        let sql = format!("SELECT id FROM mailqueue_delivery WHERE {here} AND state = 'sending'");
-        let marked: HashSet<RecordId> = ids_of(link.fetch(&sql, here_args).await?)?.into_iter().collect();
-        Ok(rows.iter().map(|(claim, ..)| marked.contains(&claim.record)).collect())
+        let sql = format!("SELECT mid, id FROM mailqueue_delivery{} WHERE {here} AND state = 'sending'", self.by_key());
+        let marked: HashSet<_> = keys_of(link.fetch(&sql, here_args).await?)?.into_iter().collect();
+        Ok(rows.iter().map(|(claim, ..)| marked.contains(&(claim.id.mid, claim.record.clone()))).collect())
     }
 
     /// The columns of rows, as they stand now.

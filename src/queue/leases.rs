@@ -8,12 +8,13 @@ use tokio::sync::MutexGuard;
 
 use super::claim::{Claim, Recovered, TAKEN_OVER};
 use super::claiming::token;
-use super::dialect::{GROUP, padded, places};
+use super::dialect::GROUP;
 use super::error::{Error, Failure, persist};
 use super::link::{Link, Value};
-use super::record::{RECORD, RECORD_COLUMNS, Record, histories, ids_of};
+use super::record::{RECORD, RECORD_COLUMNS, Record, borrowed, histories, keys_of};
 use super::view::Paused;
 use super::{DispatcherId, Doubts, Inner};
+use crate::mail::RecordId;
 use crate::outcome::State;
 
 impl Inner {
@@ -39,10 +40,13 @@ impl Inner {
     }
 
     async fn others_once(&self) -> Result<Vec<(DispatcherId, i64)>, Failure> {
-        let sql = "SELECT o.owner, COALESCE(b.heartbeat, 0) FROM (SELECT DISTINCT d.owner FROM mailqueue_delivery d \
-                   WHERE d.queue_table = ? AND d.owner > '' AND d.owner <> ?) o \
-                   LEFT JOIN mailqueue_dispatcher b ON b.kind = 'dispatcher' AND b.id = o.owner";
-        let lines = self.link().await?.fetch(sql, vec![self.key(), self.owner()]).await?;
+        let sql = format!(
+            "SELECT o.owner, COALESCE(b.heartbeat, 0) FROM (SELECT DISTINCT d.owner FROM mailqueue_delivery d{} \
+             WHERE d.queue_table = ? AND d.state IN ('claimed', 'sending') AND d.owner <> ?) o \
+             LEFT JOIN mailqueue_dispatcher b ON b.kind = 'dispatcher' AND b.id = o.owner",
+            self.by_state()
+        );
+        let lines = self.link().await?.fetch(&sql, vec![self.key(), self.owner()]).await?;
         lines.iter().map(|line| Ok((line.some_text(0)?, line.some_int(1)?))).collect()
     }
 
@@ -72,29 +76,40 @@ impl Inner {
                 return Ok(Recovered::default());
             }
         }
+        // Looked up first and locked by their keys, so that nobody else's claims are waited for.
+        let theirs = "(d.owner = ? OR (d.owner = ? AND d.claim IN (?, ?)))";
         let sql = format!(
-            "SELECT {RECORD}, d.claim FROM mailqueue_delivery d{} WHERE d.queue_table = ? \
-             AND (d.owner = ? OR (d.owner = ? AND d.claim IN (?, ?))) ORDER BY d.id{}",
-            (self.dialect().by_index)("mailqueue_delivery_owner"),
-            self.dialect().lock
+            "SELECT d.mid, d.id FROM mailqueue_delivery d{} WHERE d.queue_table = ? \
+             AND d.state IN ('claimed', 'sending') AND {theirs}",
+            self.by_state()
         );
         // Whose they were must be known also after we died before settling them.
         let foreign: Arc<str> = format!("{TAKEN_OVER}{}", &token[1..]).into();
-        let mine = [(&**token).into(), (&*foreign).into()];
-        let args = [self.key(), owner.into(), self.owner()].into_iter().chain(mine).collect();
+        let whose: [Value; 4] = [owner.into(), self.owner(), (&**token).into(), (&*foreign).into()];
+        let mut found = keys_of(link.fetch(&sql, [self.key()].into_iter().chain(whose.clone()).collect()).await?)?;
+        found.sort_unstable();
         let (mut released, mut own, mut taken) = (Vec::new(), Vec::new(), Vec::new());
-        for line in link.fetch(&sql, args).await? {
-            let record = Record::read(&line, 0)?;
-            let was_foreign =
-                counter.is_some() || line.text(RECORD_COLUMNS)?.is_some_and(|claim| claim.starts_with(TAKEN_OVER));
-            let list = match record.state {
-                State::Sending if was_foreign => &mut taken,
-                State::Sending => &mut own,
-                _ => &mut released,
-            };
-            list.push(record);
+        for group in borrowed(&found).chunks(GROUP) {
+            let (these, mut args) = self.these("d", group);
+            let sql = format!(
+                "SELECT {RECORD}, d.claim FROM mailqueue_delivery d{} WHERE {these} AND {theirs} ORDER BY d.mid{}",
+                self.by_key(),
+                self.dialect().lock
+            );
+            args.extend(whose.clone());
+            for line in link.fetch(&sql, args).await? {
+                let record = Record::read(&line, 0)?;
+                let was_foreign =
+                    counter.is_some() || line.text(RECORD_COLUMNS)?.is_some_and(|claim| claim.starts_with(TAKEN_OVER));
+                let list = match record.state {
+                    State::Sending if was_foreign => &mut taken,
+                    State::Sending => &mut own,
+                    _ => &mut released,
+                };
+                list.push(record);
+            }
         }
-        self.give_back(&mut link, &released.iter().map(|record| &record.id).collect::<Vec<_>>()).await?;
+        self.give_back(&mut link, &released.iter().map(Record::key).collect::<Vec<_>>()).await?;
         let mut unknown = Vec::with_capacity(own.len() + taken.len());
         for (records, token) in [(own, token), (taken, &foreign)] {
             unknown.extend(self.take(&mut link, records, token).await?);
@@ -106,11 +121,10 @@ impl Inner {
     /// Makes these records, which stay `sending` until they are settled, claims of ours.
     async fn take(&self, link: &mut Link, mut records: Vec<Record>, token: &Arc<str>) -> Result<Vec<Claim>, Failure> {
         for group in records.chunks(GROUP) {
-            let ids: Vec<Value> = padded(group.iter().map(|record| record.id.as_str().into()).collect());
-            let (by_id, places) = (self.by_id(), places(ids.len()));
-            let sql = format!("UPDATE mailqueue_delivery{by_id} SET owner = ?, claim = ? WHERE id IN ({places})");
+            let (these, which) = self.these("mailqueue_delivery", &group.iter().map(Record::key).collect::<Vec<_>>());
+            let sql = format!("UPDATE mailqueue_delivery{} SET owner = ?, claim = ? WHERE {these}", self.by_key());
             let mut args = vec![self.owner(), (&**token).into()];
-            args.extend(ids);
+            args.extend(which);
             link.execute(&sql, args).await?;
         }
         histories(link, &mut records).await?;
@@ -120,27 +134,26 @@ impl Inner {
     /// Acts of claiming whose answer was lost, after they have been undone; nobody else claims while this is held.
     pub(super) async fn doubts(&self) -> Result<MutexGuard<'_, Doubts>, Error> {
         let mut doubts = self.doubts.lock().await;
-        while let Some((token, ids)) = doubts.last() {
-            persist!(self, self.undo_once(token, ids))?;
+        while let Some((token, keys)) = doubts.last() {
+            persist!(self, self.undo_once(token, keys))?;
             doubts.pop();
         }
         Ok(doubts)
     }
 
-    async fn undo_once(&self, token: &Arc<str>, ids: &[crate::mail::RecordId]) -> Result<(), Failure> {
+    async fn undo_once(&self, token: &Arc<str>, keys: &[(i64, RecordId)]) -> Result<(), Failure> {
         let mut link = self.link().await?;
         link.begin(self.dialect().begin).await?;
-        let mut args: Vec<Value> = ids.iter().map(|id| id.as_str().into()).collect();
+        let (these, mut args) = self.these("d", &borrowed(keys));
         let sql = format!(
-            "SELECT d.id FROM mailqueue_delivery d{} WHERE d.id IN ({}) AND d.claim = ? AND d.owner = ? \
-             AND d.state = 'claimed' ORDER BY d.id{}",
-            self.by_id(),
-            places(args.len()),
+            "SELECT d.mid, d.id FROM mailqueue_delivery d{} WHERE {these} AND d.claim = ? AND d.owner = ? \
+             AND d.state = 'claimed' ORDER BY d.mid{}",
+            self.by_key(),
             self.dialect().lock
         );
         args.extend([(&**token).into(), self.owner()]);
-        let ours = ids_of(link.fetch(&sql, args).await?)?;
-        self.give_back(&mut link, &ours.iter().collect::<Vec<_>>()).await?;
+        let ours = keys_of(link.fetch(&sql, args).await?)?;
+        self.give_back(&mut link, &borrowed(&ours)).await?;
         link.commit().await
     }
 

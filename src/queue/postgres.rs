@@ -13,6 +13,7 @@ pub(super) const DIALECT: Dialect = Dialect {
     lock: " FOR UPDATE",
     by_index: |_| String::new(),
     delete: "DELETE FROM",
+    by_number: false,
     numbered_by: None,
     quote: '"',
     mid: "q.mid::bigint",

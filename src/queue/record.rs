@@ -41,6 +41,10 @@ pub(super) struct Record {
 }
 
 impl Record {
+    pub(super) fn key(&self) -> Key<'_> {
+        (self.mid, &self.id)
+    }
+
     /// Reads [`RECORD`], which begins at this column of the line.
     pub(super) fn read(line: &Line, first: usize) -> Result<Self, Failure> {
         let id = line.some_text(first)?;
@@ -160,41 +164,77 @@ fn address_key(address: &str) -> String {
 }
 
 impl Inner {
-    /// Behind `mailqueue_delivery` in a statement that finds records by id and locks them.
-    pub(super) fn by_id(&self) -> String {
+    /// Behind a table of ours in a statement that finds lines by their key and locks them.
+    pub(super) fn by_key(&self) -> String {
         (self.dialect().by_index)("PRIMARY")
     }
 
+    /// Behind a table of records in a statement that finds them by their state: few have one of those that it names.
+    pub(super) fn by_state(&self) -> String {
+        (self.dialect().by_index)("mailqueue_delivery_due")
+    }
+
+    /// Which records, in a statement that calls their table `of`. Ids are for ever, and numbers come back.
+    pub(super) fn these(&self, of: &str, keys: &[Key<'_>]) -> (String, Vec<Value>) {
+        let ids = padded(keys.iter().map(|(_, id)| Value::from(id.as_str())).collect());
+        let by_id = format!("{of}.id IN ({})", places(ids.len()));
+        if !self.dialect().by_number {
+            return (by_id, ids);
+        }
+        let (by_number, mut args) = self.numbered(of, keys);
+        args.extend(ids);
+        (format!("{by_number} AND {by_id}"), args)
+    }
+
+    /// The same, where the claim that is asked for as well tells which records are meant.
+    pub(super) fn claimed(&self, of: &str, keys: &[Key<'_>]) -> (String, Vec<Value>) {
+        if self.dialect().by_number { self.numbered(of, keys) } else { self.these(of, keys) }
+    }
+
+    fn numbered(&self, of: &str, keys: &[Key<'_>]) -> (String, Vec<Value>) {
+        let mids = padded(keys.iter().map(|&(mid, _)| Value::from(mid)).collect());
+        let sql = format!("{of}.queue_table = ? AND {of}.mid IN ({})", places(mids.len()));
+        (sql, [self.key()].into_iter().chain(mids).collect())
+    }
+
     /// Deletes records with their recipients.
-    pub(super) async fn drop_records(&self, link: &mut Link, ids: &[&RecordId]) -> Result<(), Failure> {
-        let (delete, by_id) = (self.dialect().delete, self.by_id());
-        for group in ids.chunks(GROUP) {
-            let args = padded(group.iter().map(|id| id.as_str().into()).collect());
-            let places = places(args.len());
-            let recipients = format!("{delete} mailqueue_recipient AS q{by_id} WHERE q.record IN ({places})");
-            link.execute(&recipients, args.clone()).await?;
-            let records = format!("{delete} mailqueue_delivery AS q{by_id} WHERE q.id IN ({places})");
-            link.execute(&records, args).await?;
+    pub(super) async fn drop_records(&self, link: &mut Link, keys: &[Key<'_>]) -> Result<(), Failure> {
+        self.drop_recipients(link, keys).await?;
+        for group in keys.chunks(GROUP) {
+            let (these, args) = self.these("q", group);
+            let sql = format!("{} mailqueue_delivery AS q{} WHERE {these}", self.dialect().delete, self.by_key());
+            link.execute(&sql, args).await?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn drop_recipients(&self, link: &mut Link, keys: &[Key<'_>]) -> Result<(), Failure> {
+        for group in keys.chunks(GROUP) {
+            let ids = padded(group.iter().map(|(_, id)| id.as_str().into()).collect());
+            let (delete, by_key, places) = (self.dialect().delete, self.by_key(), places(ids.len()));
+            let sql = format!("{delete} mailqueue_recipient AS q{by_key} WHERE q.record IN ({places})");
+            link.execute(&sql, ids).await?;
         }
         Ok(())
     }
 
     /// Puts claims back to where they were: a row that was waiting is waiting again, unless a recipient of it was
     /// accepted meanwhile, and any other is deferred with its old time. Inside a transaction that has locked them.
-    pub(super) async fn give_back(&self, link: &mut Link, ids: &[&RecordId]) -> Result<(), Failure> {
-        for group in ids.chunks(GROUP) {
-            let args: Vec<Value> = padded(group.iter().map(|id| id.as_str().into()).collect());
-            let places = places(args.len());
+    pub(super) async fn give_back(&self, link: &mut Link, keys: &[Key<'_>]) -> Result<(), Failure> {
+        for group in keys.chunks(GROUP) {
+            let (these, args) = self.these("d", group);
             let fresh = format!(
-                "SELECT d.id FROM mailqueue_delivery d WHERE d.id IN ({places}) AND d.next_attempt IS NULL AND NOT \
-                 EXISTS (SELECT 1 FROM mailqueue_recipient r WHERE r.record = d.id AND r.state = 'accepted')"
+                "SELECT d.mid, d.id FROM mailqueue_delivery d{} WHERE {these} AND d.next_attempt IS NULL AND NOT EXISTS \
+                 (SELECT 1 FROM mailqueue_recipient r WHERE r.record = d.id AND r.state = 'accepted')",
+                self.by_key()
             );
-            let fresh: Vec<RecordId> = ids_of(link.fetch(&fresh, args.clone()).await?)?;
-            self.drop_records(link, &fresh.iter().collect::<Vec<_>>()).await?;
+            let fresh = keys_of(link.fetch(&fresh, args).await?)?;
+            self.drop_records(link, &borrowed(&fresh)).await?;
+            let (these, args) = self.these("mailqueue_delivery", group);
             let rest = format!(
                 "UPDATE mailqueue_delivery{} SET state = 'deferred', owner = NULL, \
-                 next_attempt = COALESCE(next_attempt, created) WHERE id IN ({places})",
-                self.by_id()
+                 next_attempt = COALESCE(next_attempt, created) WHERE {these}",
+                self.by_key()
             );
             link.execute(&rest, args).await?;
         }
@@ -203,10 +243,15 @@ impl Inner {
     }
 }
 
-pub(super) fn ids_of(lines: Vec<Line>) -> Result<Vec<RecordId>, Failure> {
-    lines.iter().map(|line| RecordId::parse(&line.some_text(0)?).ok_or_else(bad_id)).collect()
+/// A record's number and id.
+pub(super) type Key<'a> = (i64, &'a RecordId);
+
+/// Reads numbers and ids.
+pub(super) fn keys_of(lines: Vec<Line>) -> Result<Vec<(i64, RecordId)>, Failure> {
+    let bad = || Failure::Refused("unreadable id in mailqueue_delivery".to_owned());
+    lines.iter().map(|line| Ok((line.some_int(0)?, RecordId::parse(&line.some_text(1)?).ok_or_else(bad)?))).collect()
 }
 
-fn bad_id() -> Failure {
-    Failure::Refused("unreadable id in mailqueue_delivery".to_owned())
+pub(super) fn borrowed(keys: &[(i64, RecordId)]) -> Vec<Key<'_>> {
+    keys.iter().map(|(mid, id)| (*mid, id)).collect()
 }

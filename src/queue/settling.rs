@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::Inner;
-use super::claim::{Settled, Settlement};
+use super::claim::{Claim, Settled, Settlement};
 use super::dialect::{GROUP, padded, places, tuples};
 use super::error::{Error, Failure, persist};
 use super::link::{Link, Value};
@@ -59,20 +59,19 @@ impl Inner {
         self.schema(&mut link).await?;
         let tokens: HashSet<&str> = group.iter().map(|settlement| &*settlement.claim.token).collect();
         let tokens: Vec<Value> = padded(tokens.into_iter().map(Value::from).collect());
-        let (delete, by_id) = (self.dialect().delete, self.by_id());
+        let (delete, by_key) = (self.dialect().delete, self.by_key());
         link.begin(self.dialect().begin).await?;
-        let mut ids: Vec<_> = group.iter().map(|settlement| &settlement.claim.record).collect();
-        ids.sort_unstable();
+        let mut keys: Vec<_> = group.iter().map(|settlement| settlement.claim.key()).collect();
+        keys.sort_unstable();
         let mut same = true;
-        for ids in ids.chunks(GROUP) {
-            let mut args: Vec<Value> = padded(ids.iter().map(|id| id.as_str().into()).collect());
+        for keys in keys.chunks(GROUP) {
+            let (these, mut args) = self.claimed("q", keys);
             let sql = format!(
-                "{delete} mailqueue_delivery AS q{by_id} WHERE q.id IN ({}) AND q.claim IN ({})",
-                places(args.len()),
+                "{delete} mailqueue_delivery AS q{by_key} WHERE {these} AND q.claim IN ({})",
                 places(tokens.len())
             );
             args.extend(tokens.iter().cloned());
-            same = same && link.execute(&sql, args).await? == ids.len() as u64;
+            same = same && link.execute(&sql, args).await? == keys.len() as u64;
         }
         same = same && self.delete_rows(&mut link, rows, false).await?.is_some();
         if !same {
@@ -82,7 +81,7 @@ impl Inner {
         crash::point("in-settle");
         // A record of this attempt's own has no recipients yet.
         let known = group.iter().map(|settlement| &settlement.claim).filter(|claim| claim.fingerprint.is_some());
-        self.drop_records(&mut link, &known.map(|claim| &claim.record).collect::<Vec<_>>()).await?;
+        self.drop_recipients(&mut link, &known.map(Claim::key).collect::<Vec<_>>()).await?;
         link.commit().await?;
         Ok(true)
     }
@@ -122,7 +121,7 @@ impl Inner {
                 }
                 (Fate::Released, Standing::Ours) => {
                     recipients.extend(of_history(accepted).map(|(at, recipient)| (record, at, recipient)));
-                    released.push(record);
+                    released.push(settlement.claim.key());
                     Settled::Done
                 }
                 (_, Standing::Ours) => {
@@ -147,7 +146,7 @@ impl Inner {
             }
         }
         crash::point("in-settle");
-        let delivered: Vec<_> = deliveries.iter().map(|&(index, ..)| &group[index].claim.record).collect();
+        let delivered: Vec<_> = deliveries.iter().map(|&(index, ..)| group[index].claim.key()).collect();
         self.drop_records(&mut link, &delivered).await?;
         link.commit().await?;
         Ok(Some(settled))
@@ -155,18 +154,17 @@ impl Inner {
 
     /// Locks the records, ascending, and says how each stands.
     async fn standing(&self, link: &mut Link, group: &[Settlement]) -> Result<Vec<Standing>, Failure> {
-        let mut ids: Vec<_> = group.iter().map(|settlement| settlement.claim.record.as_str()).collect();
-        ids.sort_unstable();
+        let mut keys: Vec<_> = group.iter().map(|settlement| settlement.claim.key()).collect();
+        keys.sort_unstable();
         let mut found = HashMap::new();
-        for ids in ids.chunks(GROUP) {
-            let ids = padded(ids.iter().map(|&id| id.into()).collect());
+        for keys in keys.chunks(GROUP) {
+            let (these, args) = self.these("d", keys);
             let sql = format!(
-                "SELECT d.id, d.owner, d.claim FROM mailqueue_delivery d{} WHERE d.id IN ({}) ORDER BY d.id{}",
-                self.by_id(),
-                places(ids.len()),
+                "SELECT d.id, d.owner, d.claim FROM mailqueue_delivery d{} WHERE {these} ORDER BY d.mid{}",
+                self.by_key(),
                 self.dialect().lock
             );
-            for line in link.fetch(&sql, ids).await? {
+            for line in link.fetch(&sql, args).await? {
                 found.insert(line.some_text(0)?, (line.text(1)?, line.text(2)?));
             }
         }
@@ -286,23 +284,24 @@ impl Inner {
         self.schema(&mut link).await?;
         link.begin(self.dialect().begin).await?;
         let sql = format!(
-            "SELECT d.fingerprint FROM mailqueue_delivery d{} WHERE d.id = ? AND d.queue_table = ? AND d.mid = ?{}",
-            self.by_id(),
+            "SELECT d.fingerprint FROM mailqueue_delivery d{} WHERE d.queue_table = ? AND d.mid = ? AND d.id = ?{}",
+            self.by_key(),
             self.dialect().lock
         );
-        let lines = link.fetch(&sql, vec![record.as_str().into(), self.key(), mid.into()]).await?;
+        let lines = link.fetch(&sql, vec![self.key(), mid.into(), record.as_str().into()]).await?;
         let made_for = lines.first().map(|line| line.text(0)).transpose()?;
         let stands = made_for.is_some_and(|made| made.is_none_or(|made| made == fingerprint.to_hex()));
         if stands && complete {
             self.delete_rows(&mut link, vec![(mid, fingerprint)], true).await?;
-            self.drop_records(&mut link, &[record]).await?;
+            self.drop_records(&mut link, &[(mid, record)]).await?;
         } else if stands {
             let lines: Vec<_> = accepted.iter().enumerate().map(|(at, recipient)| (record, at, recipient)).collect();
             write_recipients(&mut link, self.dialect(), &lines).await?;
             // Due now, which a moment that is past says without a clock. A claim of another dispatcher stays its own.
             let sql = "UPDATE mailqueue_delivery SET state = 'deferred', owner = NULL, next_attempt = created \
-                       WHERE id = ? AND (state = 'deferred' OR (state IN ('claimed', 'sending') AND owner = ?))";
-            link.execute(sql, vec![record.as_str().into(), self.owner()]).await?;
+                       WHERE queue_table = ? AND mid = ? \
+                       AND (state = 'deferred' OR (state IN ('claimed', 'sending') AND owner = ?))";
+            link.execute(sql, vec![self.key(), mid.into(), self.owner()]).await?;
         }
         link.commit().await?;
         Ok(stands)

@@ -11,6 +11,7 @@ pub(super) const DIALECT: Dialect = Dialect {
     lock: "",
     by_index: |_| String::new(),
     delete: "DELETE FROM",
+    by_number: false,
     numbered_by: None,
     quote: '"',
     mid: "CAST(q.mid AS INTEGER)",

@@ -9,7 +9,7 @@ use super::Inner;
 use super::dialect::{padded, places};
 use super::error::{Error, Failure, persist};
 use super::link::{Link, Value};
-use super::record::ids_of;
+use super::record::{borrowed, keys_of};
 use crate::mail::{Fingerprint, RecordId};
 
 /// Where each walk over the records goes on at the next pass: behind which number.
@@ -50,60 +50,57 @@ impl Inner {
         let mut link = self.link().await?;
         let schema = self.schema(&mut link).await?;
         let sql = format!(
-            "SELECT part.id, part.mid, {} FROM (SELECT d.id, d.mid FROM mailqueue_delivery d WHERE d.queue_table = ? \
+            "SELECT part.mid, part.id, {} FROM (SELECT d.mid, d.id FROM mailqueue_delivery d WHERE d.queue_table = ? \
              AND d.mid > ? AND d.state NOT IN ('claimed', 'sending') ORDER BY d.mid LIMIT ?) part \
              LEFT JOIN {} q ON q.mid = part.mid ORDER BY part.mid",
             self.dialect().mid,
             schema.table
         );
         let lines = link.fetch(&sql, vec![self.key(), from.into(), batch.into()]).await?;
-        let last = lines.last().map(|line| line.some_int(1)).transpose()?.filter(|_| lines.len() as i64 == batch);
+        let last = lines.last().map(|line| line.some_int(0)).transpose()?.filter(|_| lines.len() as i64 == batch);
         let mut rowless = Vec::new();
         for line in lines {
             if line.int(2)?.is_none() {
                 rowless.push(line);
             }
         }
-        Ok((self.drop_idle(&mut link, &ids_of(rowless)?).await?, last))
+        Ok((self.drop_idle(&mut link, &keys_of(rowless)?).await?, last))
     }
 
     /// Compares the contents likewise.
     async fn drop_changed_once(&self, from: i64, batch: i64) -> Result<(u64, Option<i64>), Failure> {
         let mut link = self.link().await?;
-        let sql = "SELECT d.id, d.mid, d.fingerprint FROM mailqueue_delivery d WHERE d.queue_table = ? AND d.mid > ? \
+        let sql = "SELECT d.mid, d.id, d.fingerprint FROM mailqueue_delivery d WHERE d.queue_table = ? AND d.mid > ? \
                    AND d.state NOT IN ('claimed', 'sending') ORDER BY d.mid LIMIT ?";
-        let mut made_for = Vec::new();
-        for line in link.fetch(sql, vec![self.key(), from.into(), batch.into()]).await? {
-            made_for.push((line.some_text(0)?, line.some_int(1)?, line.text(2)?));
-        }
-        let last = made_for.last().map(|&(_, mid, _)| mid).filter(|_| made_for.len() as i64 == batch);
-        let mids: Vec<i64> = made_for.iter().filter(|(.., made)| made.is_some()).map(|&(_, mid, _)| mid).collect();
+        let lines = link.fetch(sql, vec![self.key(), from.into(), batch.into()]).await?;
+        let made_for = lines.iter().map(|line| line.text(2)).collect::<Result<Vec<_>, _>>()?;
+        let keys = keys_of(lines)?;
+        let last = keys.last().map(|&(mid, _)| mid).filter(|_| keys.len() as i64 == batch);
+        let both = || keys.iter().zip(&made_for);
+        let mids: Vec<i64> = both().filter(|(_, made)| made.is_some()).map(|(&(mid, _), _)| mid).collect();
         let found = self.fingerprints(&mut link, &mids).await?;
-        let changed = made_for.iter().filter(|(_, mid, made)| match (found.get(mid), made) {
+        let changed = both().filter(|((mid, _), made)| match (found.get(mid), made) {
             (Some(found), Some(made)) => found.to_hex() != *made,
             _ => false,
         });
-        let changed: Vec<RecordId> = changed.filter_map(|(id, ..)| RecordId::parse(id)).collect();
+        let changed: Vec<_> = changed.map(|(key, _)| key.clone()).collect();
         Ok((self.drop_idle(&mut link, &changed).await?, last))
     }
 
-    /// Drops those of the records that nobody has claimed meanwhile.
-    async fn drop_idle(&self, link: &mut Link, ids: &[RecordId]) -> Result<u64, Failure> {
-        let mut ids = ids.to_vec();
-        ids.sort_unstable();
+    /// Drops those of the records, ascending by number, that nobody has claimed meanwhile.
+    async fn drop_idle(&self, link: &mut Link, keys: &[(i64, RecordId)]) -> Result<u64, Failure> {
         let mut dropped = 0;
-        for group in ids.chunks(100) {
+        for group in borrowed(keys).chunks(100) {
             link.begin(self.dialect().begin).await?;
-            let args: Vec<Value> = padded(group.iter().map(|id| id.as_str().into()).collect());
+            let (these, args) = self.these("d", group);
             let sql = format!(
-                "SELECT d.id FROM mailqueue_delivery d{} WHERE d.id IN ({}) AND d.state NOT IN ('claimed', 'sending') \
-                 ORDER BY d.id{}",
-                self.by_id(),
-                places(args.len()),
+                "SELECT d.mid, d.id FROM mailqueue_delivery d{} WHERE {these} \
+                 AND d.state NOT IN ('claimed', 'sending') ORDER BY d.mid{}",
+                self.by_key(),
                 self.dialect().lock
             );
-            let idle = ids_of(link.fetch(&sql, args).await?)?;
-            self.drop_records(link, &idle.iter().collect::<Vec<_>>()).await?;
+            let idle = keys_of(link.fetch(&sql, args).await?)?;
+            self.drop_records(link, &borrowed(&idle)).await?;
             link.commit().await?;
             self.forget_head();
             dropped += idle.len() as u64;

@@ -80,7 +80,7 @@ impl Inner {
                 }
                 _ if changes.contains_key(&mid) => Granted::NotNow(changes[&mid].clone()),
                 (Some(content), Some(record)) if record.fingerprint.is_some_and(|made| made != *content) => {
-                    self.drop_records(&mut link, &[&record.id]).await?;
+                    self.drop_records(&mut link, &[record.key()]).await?;
                     Granted::NotNow("the row has another content than it had; it is waiting now".to_owned())
                 }
                 (Some(content), record) => self.grant_one(&mut link, wish, mid, *content, record, now).await?,
@@ -96,7 +96,7 @@ impl Inner {
         let numbers: Vec<Value> = padded(mids.iter().map(|&mid| mid.into()).collect());
         let sql = format!(
             "SELECT {RECORD} FROM mailqueue_delivery d{} WHERE d.queue_table = ? AND d.mid IN ({}) ORDER BY d.mid{}",
-            (self.dialect().by_index)("mailqueue_delivery_row"),
+            self.by_key(),
             places(numbers.len()),
             self.dialect().lock
         );
@@ -148,20 +148,20 @@ impl Inner {
                 link.execute(sql, vec![record.id.as_str().into()]).await?;
                 // Expiry counts anew, or what was too old would fail at once.
                 let sql = "UPDATE mailqueue_delivery SET state = 'deferred', reason = 'operator', detail = NULL, \
-                           first_deferred = NULL, next_attempt = ?, owner = NULL WHERE id = ?";
-                link.execute(sql, vec![now.as_millisecond().into(), record.id.as_str().into()]).await?;
+                           first_deferred = NULL, next_attempt = ?, owner = NULL WHERE queue_table = ? AND mid = ?";
+                link.execute(sql, vec![now.as_millisecond().into(), self.key(), mid.into()]).await?;
                 Ok(Granted::Done)
             }
             (Wish::Hold, Some(record)) if record.state == State::Held => Ok(Granted::Done),
-            (Wish::Hold, Some(record)) => {
+            (Wish::Hold, Some(_)) => {
                 let sql = "UPDATE mailqueue_delivery SET state = 'held', reason = 'operator', next_attempt = NULL, \
-                           owner = NULL WHERE id = ?";
-                link.execute(sql, vec![record.id.as_str().into()]).await?;
+                           owner = NULL WHERE queue_table = ? AND mid = ?";
+                link.execute(sql, vec![self.key(), mid.into()]).await?;
                 Ok(Granted::Done)
             }
             (Wish::Delete, Some(record)) => {
                 let gone = self.delete_rows(link, vec![(mid, content)], true).await?.unwrap_or_default();
-                self.drop_records(link, &[&record.id]).await?;
+                self.drop_records(link, &[record.key()]).await?;
                 if gone.is_empty() { Ok(Granted::Done) } else { not_now("the row was changed just now") }
             }
         }

@@ -75,7 +75,7 @@ async fn walk(place: &Place, counter: &mut Counter, analyzed: bool) {
     let behind = many() / 2;
     let reads = counter.reads(place, async |queue| drop(find(&queue, behind, BATCH as u32).await)).await;
     // The numbers, then how long each row is.
-    reads.within("find behind a cursor", 2 * batch + 1, 2 * batch + 1);
+    reads.within("find behind a cursor", 2 * batch + 10, 2 * batch + 10);
 
     // Claims are in somebody's hands: one connection from claim to settlement.
     let reads = counter.reads(place, async |queue| {
