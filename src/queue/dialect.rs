@@ -28,6 +28,7 @@ pub(super) struct Dialect {
     /// Before and behind the VALUES of an INSERT that leaves out what is there already.
     pub skip: (&'static str, &'static str),
     /// Behind the VALUES of an INSERT that overwrites what is there already.
+    /// `first_deferred` stays the later one: an outage may have been excused while the mail was on the wire.
     pub same_record: &'static str,
     pub same_recipient: &'static str,
     pub same_dispatcher: &'static str,

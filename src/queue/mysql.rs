@@ -25,7 +25,8 @@ pub(super) const DIALECT: Dialect = Dialect {
     same_record: "ON DUPLICATE KEY UPDATE fingerprint = COALESCE(VALUES(fingerprint), fingerprint), \
                   state = VALUES(state), reason = VALUES(reason), detail = VALUES(detail), \
                   attempts = VALUES(attempts), unknowns = VALUES(unknowns), \
-                  first_deferred = VALUES(first_deferred), next_attempt = VALUES(next_attempt), owner = NULL, \
+                  first_deferred = GREATEST(COALESCE(VALUES(first_deferred), first_deferred), \
+                  COALESCE(first_deferred, VALUES(first_deferred))), next_attempt = VALUES(next_attempt), owner = NULL, \
                   last_reply = COALESCE(VALUES(last_reply), last_reply), \
                   message_id = COALESCE(VALUES(message_id), message_id)",
     // Assignments are carried out from left to right, so that the state comes last.

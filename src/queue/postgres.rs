@@ -22,7 +22,8 @@ pub(super) const DIALECT: Dialect = Dialect {
                   fingerprint = COALESCE(excluded.fingerprint, mailqueue_delivery.fingerprint), \
                   state = excluded.state, reason = excluded.reason, detail = excluded.detail, \
                   attempts = excluded.attempts, unknowns = excluded.unknowns, \
-                  first_deferred = excluded.first_deferred, next_attempt = excluded.next_attempt, owner = NULL, \
+                  first_deferred = GREATEST(excluded.first_deferred, mailqueue_delivery.first_deferred), \
+                  next_attempt = excluded.next_attempt, owner = NULL, \
                   last_reply = COALESCE(excluded.last_reply, mailqueue_delivery.last_reply), \
                   message_id = COALESCE(excluded.message_id, mailqueue_delivery.message_id)",
     same_recipient: "ON CONFLICT (record, address_key) DO UPDATE SET \

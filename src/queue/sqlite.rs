@@ -20,7 +20,8 @@ pub(super) const DIALECT: Dialect = Dialect {
                   fingerprint = COALESCE(excluded.fingerprint, fingerprint), \
                   state = excluded.state, reason = excluded.reason, detail = excluded.detail, \
                   attempts = excluded.attempts, unknowns = excluded.unknowns, \
-                  first_deferred = excluded.first_deferred, next_attempt = excluded.next_attempt, owner = NULL, \
+                  first_deferred = MAX(COALESCE(excluded.first_deferred, first_deferred), \
+                  COALESCE(first_deferred, excluded.first_deferred)), next_attempt = excluded.next_attempt, owner = NULL, \
                   last_reply = COALESCE(excluded.last_reply, last_reply), \
                   message_id = COALESCE(excluded.message_id, message_id)",
     same_recipient: "ON CONFLICT (record, address_key) DO UPDATE SET \

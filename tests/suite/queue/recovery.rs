@@ -200,6 +200,18 @@ on_each_database! {
         assert!((at(105)..at(135)).contains(&since), "{since}");
     }
 
+    async fn what_was_excused_while_a_mail_was_on_the_wire_stays_excused(place: Place) {
+        let mids = place.mails(1).await;
+        let queue = place.dispatcher("a");
+        let row = take_all(&queue).await.remove(0);
+        settle(&queue, row, deferred(at(60))).await;
+        let row = take_due(&queue, at(60)).await.remove(0);
+        place.dispatcher("b").excuse(std::time::Duration::from_secs(100)).await.unwrap();
+        settle(&queue, row, deferred(at(120))).await;
+        let listed = place.listed(mids[0]).await.unwrap();
+        assert_eq!((listed.history.first_deferred, listed.next_attempt), (Some(at(105)), Some(at(120))));
+    }
+
     async fn expiry_is_never_put_off_beyond_now(place: Place) {
         let mids = place.mails(1).await;
         let queue = place.dispatcher("a");
