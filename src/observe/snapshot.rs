@@ -55,9 +55,12 @@ impl Snapshot {
         }
     }
 
-    /// Puts it in place of the last one; readers see one or the other.
+    /// Puts it in place of the last one; readers see one or the other. Where there is no room for both, as on a full disk,
+    /// which is just what `status` must tell then, it is written over the last one.
     pub fn write(&self, state_dir: &Path) -> io::Result<()> {
-        replace(state_dir, FILE, &serde_json::to_vec(self)?)
+        let content = serde_json::to_vec(self)?;
+        replace(state_dir, FILE, &content)
+            .or_else(|error| overwrite(&state_dir.join(FILE), &content).map_err(|_| error))
     }
 }
 
@@ -67,6 +70,13 @@ pub(super) fn replace(state_dir: &Path, name: &str, content: &[u8]) -> io::Resul
     let mut options = std::fs::OpenOptions::new();
     options.write(true).create(true).truncate(true).mode(0o640).open(&new)?.write_all(content)?;
     std::fs::rename(&new, state_dir.join(name))
+}
+
+/// Takes no room that the file does not have already.
+fn overwrite(path: &Path, content: &[u8]) -> io::Result<()> {
+    let mut file = std::fs::OpenOptions::new().write(true).open(path)?;
+    file.write_all(content)?;
+    file.set_len(content.len() as u64)
 }
 
 /// A change of the relay's state is shown so soon.

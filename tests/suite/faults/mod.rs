@@ -11,6 +11,7 @@ use rustix::process::Signal;
 
 use crate::support::DEADLINE;
 use crate::support::binary::Running;
+use crate::support::house::{House, said};
 
 /// Makes of each function a test on every database, in modules that are named after them.
 macro_rules! on_every_database {
@@ -80,6 +81,19 @@ async fn until_left(queue: &Queue, count: usize) {
         }
         assert!(tokio::time::Instant::now() < deadline, "{} rows are left: {:?}", rows.len(), rows.first());
         tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Waits until a command of the operator's says so.
+async fn until_said(house: &House, command: &[&str], word: &str) {
+    let deadline = tokio::time::Instant::now() + DEADLINE;
+    loop {
+        let told = said(&house.run(command).await);
+        if told.contains(word) {
+            return;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "no `{word}` in: {told}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 

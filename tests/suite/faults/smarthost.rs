@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use mailqueue::outcome::{Reason, State};
 
-use super::{OFTEN, SOON, stop, until_empty, until_left};
+use super::{OFTEN, SOON, stop, until_empty, until_left, until_said};
 use crate::support::catcher::{Catcher, Step};
 use crate::support::database;
-use crate::support::house::{House, mail, row};
+use crate::support::house::{House, mail, row, said};
 use crate::support::long;
 use crate::support::mails::Mails;
 use crate::support::session::Session;
@@ -192,6 +192,25 @@ async fn the_first_mails_reach_a_smarthost_without_8bitmime_too() {
     let received = catcher.received();
     assert_eq!(received.len(), 3);
     assert!(received.iter().all(|mail| mail.content.is_ascii()));
+}
+
+#[tokio::test]
+async fn what_show_calls_raw_is_what_this_smarthost_would_get() {
+    let catcher = Catcher::with_script(|step| match step {
+        Step::Ehlo => Some("250-catcher.example\r\n250 PIPELINING".to_owned()),
+        Step::Rcpt { .. } => Some("450 4.2.1 mailbox busy".to_owned()),
+        _ => None,
+    })
+    .await;
+    let house = House::build(database::sqlite(), catcher.port(), OFTEN, "").await;
+    eight_bit_mails(&house, 1).await;
+    let raw = async || said(&house.run(&["show", "newsletter/1", "--raw"]).await);
+    assert!(raw().await.contains("Grüße"), "nobody has asked the smarthost yet: {}", raw().await);
+    let daemon = house.start();
+    daemon.wait_for_line("mailbox busy").await;
+    until_said(&house, &["show", "newsletter/1", "--raw"], "Gr=C3=BC=C3=9Fe").await;
+    stop(daemon).await;
+    assert!(raw().await.is_ascii(), "it has no 8BITMIME: {}", raw().await);
 }
 
 #[tokio::test]

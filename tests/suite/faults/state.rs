@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
-use super::{OFTEN, SOON, kill, stop, until_empty};
+use super::{OFTEN, SOON, kill, stop, until_empty, until_said};
 use crate::support::binary::Running;
 use crate::support::catcher::Catcher;
 use crate::support::database::{self, TestDatabase};
@@ -39,12 +39,15 @@ async fn a_full_disk_under_the_ledger_stops_sending_and_loses_nothing(database: 
     until_empty(&house.newsletter).await;
 
     let pid = Pid::from_raw(daemon.id() as i32);
-    let unlimited = prlimit(pid, Resource::Fsize, Rlimit { current: Some(512), maximum: None }).expect("prlimit");
+    // As where there is no room for a second file.
+    std::fs::create_dir(house.installation.path().join("state/status.json.new")).expect("in the way");
+    let unlimited = prlimit(pid, Resource::Fsize, Rlimit { current: Some(1024), maximum: None }).expect("prlimit");
     mails.fill(&mut session, "full", 100).await;
     let line = daemon.wait_for_line("sending paused").await;
     for word in ["the ledger cannot be written", "ledger.sqlite", "make room on its disk"] {
         assert!(line.contains(word) && !line.contains("final-dot"), "no `{word}` in: {line}");
     }
+    until_said(&house, &["status"], "the ledger cannot be written").await;
     tokio::time::sleep(Duration::from_secs(3)).await;
     let lines = daemon.lines();
     assert!(!lines.iter().any(|line| line.contains("relay paused")), "{}", lines.join("\n"));
