@@ -2,6 +2,7 @@
 
 mod accounts;
 mod claims;
+mod conflicts;
 mod contents;
 mod links;
 mod locks;
