@@ -15,8 +15,8 @@ use crate::{ledger, queue};
 /// The most rows of one claim. Deferred ones get half of it while there are new ones too, so that neither starves.
 const BATCH: u32 = 256;
 
-/// The next batch is claimed when fewer than so many mails of the queue are ready.
-const LOW: usize = 256;
+/// The next batch is claimed when fewer than so many mails of the queue are ready: enough to last until it is made.
+const LOW: usize = 512;
 
 /// The first wait for a database that is out of reach; each doubles, until something goes well again.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
