@@ -21,8 +21,8 @@ const KEY_FILE: &str = "ledger.key";
 /// Raised with every change of [`TABLES`].
 const VERSION: i64 = 2;
 
-/// Two commits go with every mail, so that what is open stands in a table of its own, which is a few pages long and has
-/// no index to keep.
+/// A commit goes with every mail, so that what is open stands in a table of its own: it is a few pages long, and has no
+/// index to keep.
 const TABLES: &str = "
 CREATE TABLE IF NOT EXISTS open_entry (
     id          INTEGER PRIMARY KEY,
@@ -75,26 +75,25 @@ pub const ACCEPTED_SETTLED: &str = "SELECT max(accepted) FROM settled_entry
 /// Opens the file for the dispatcher, makes the tables, and looks whether it is sound.
 pub fn open(path: &Path) -> Result<Connection, Error> {
     make_private(path)?;
-    let look = || -> rusqlite::Result<Result<Connection, String>> {
+    let look = || -> rusqlite::Result<Result<Connection, Error>> {
         let connection = Connection::open(path)?;
         connection.busy_timeout(BUSY)?;
         connection
             .execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA secure_delete = ON")?;
         let verdict: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
         if verdict != "ok" {
-            return Ok(Err(verdict));
+            return Ok(Err(damaged(path, &verdict)));
         }
         let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
         if version != 0 && version != VERSION {
-            return Ok(Err(format!("it is of version {version}, and this mailqueue writes version {VERSION}")));
+            return Ok(Err(of_version(path, version)));
         }
         // A ledger that can be read but not written must be noticed now, not at the first dot.
         connection.execute_batch(&format!("BEGIN IMMEDIATE; {TABLES} PRAGMA user_version = {VERSION}; COMMIT"))?;
         Ok(Ok(connection))
     };
     match look() {
-        Ok(Ok(connection)) => Ok(connection),
-        Ok(Err(verdict)) => Err(damaged(path, &verdict)),
+        Ok(answer) => answer,
         Err(error) => Err(damaged(path, &error)),
     }
 }
@@ -230,6 +229,16 @@ fn make_private(path: &Path) -> Result<(), Error> {
 
 fn private(path: &Path) -> std::io::Result<std::fs::File> {
     std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
+}
+
+/// Another program's tables: what is open in them must not be overlooked.
+fn of_version(path: &Path, version: i64) -> Error {
+    Error::Unusable {
+        path: path.display().to_string(),
+        what: format!("the ledger is of version {version}, and this mailqueue has version {VERSION}"),
+        remedy: "Start the mailqueue that wrote it until its `status` says that nothing is open in the ledger, stop it, \
+                 and move the file away",
+    }
 }
 
 pub fn damaged(path: &Path, what: &dyn std::fmt::Display) -> Error {

@@ -175,6 +175,22 @@ fn a_second_process_is_kept_out_and_told_who_is_there() {
 }
 
 #[tokio::test]
+async fn a_ledger_of_another_version_is_not_touched() {
+    use sqlx::Connection;
+    let dir = tempfile::tempdir().unwrap();
+    drop(Ledger::open(&take(dir.path())).unwrap());
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(dir.path().join("ledger.sqlite"));
+    let mut connection = sqlx::SqliteConnection::connect_with(&options).await.unwrap();
+    sqlx::raw_sql("PRAGMA user_version = 1; DROP TABLE open_entry").execute(&mut connection).await.unwrap();
+    let error = Ledger::open(&take(dir.path())).unwrap_err().to_string();
+    for word in ["ledger.sqlite", "version 1", "until its `status` says"] {
+        assert!(error.contains(word), "no `{word}` in: {error}");
+    }
+    let tables = sqlx::query("SELECT 1 FROM sqlite_master WHERE name = 'open_entry'").fetch_all(&mut connection).await;
+    assert!(tables.unwrap().is_empty());
+}
+
+#[tokio::test]
 async fn a_damaged_ledger_is_an_error_with_a_remedy() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join(FILE), b"SQLite format 3\0 and then nothing that makes sense".repeat(100)).unwrap();
