@@ -219,7 +219,7 @@ async fn no_command_holds_a_table_of_200_000_rows_in_memory() {
         INSERT INTO mail_queue (mto, msubject, mbody, mheaders) \
         SELECT 'YUBleGFtcGxlLm9yZw==', 'SGFsbG8=', 'SGFsbG8=', 'RnJvbTogYkBleGFtcGxlLm9yZw==' FROM n";
     session.run(text).await.expect("INSERT");
-    assert!(peak(&house, &["list", "--queue", "admidio"]).await > MEGABYTE, "the memory is seen");
+    assert!(peak(&house, &["list"]).await > MEGABYTE, "the memory is seen");
     for (arguments, bound) in [
         (&["list"][..], 45 * MEGABYTE),
         (&["list", "--json"], 45 * MEGABYTE),

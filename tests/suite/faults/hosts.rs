@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use futures_util::future::join_all;
 
-use super::{OFTEN, SOON, kill, stop, story, until_empty};
+use super::{OFTEN, SOON, kill, stop, story, until_released_and_empty};
 use crate::support::DEADLINE;
 use crate::support::binary::Installation;
 use crate::support::catcher::Catcher;
@@ -50,7 +50,7 @@ async fn machines_that_die_lose_nothing_and_repeat_only_what_was_under_way() {
     // A dispatcher dies, and comes back with its ledger.
     let mut lines = kill(second).await;
     let second = hosts[1].start(&["--log-level", "info", "run"]);
-    until_empty(&house.newsletter).await;
+    until_released_and_empty(&house.newsletter).await;
     lines.extend(stop(first).await);
     lines.extend(stop(second).await);
     assert!(lines.iter().any(|line| line.contains("took over")), "nobody took the dead dispatcher's claims over");

@@ -4,14 +4,11 @@
 
 use std::time::{Duration, Instant};
 
-use jiff::Timestamp;
-use mailqueue::outcome::State;
-use mailqueue::queue::Wish;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use rustix::process::Signal;
 
-use super::{OFTEN, SOON, stop, until_empty};
+use super::{OFTEN, SOON, stop, until_released_and_empty};
 use crate::support::binary::Running;
 use crate::support::catcher::Catcher;
 use crate::support::database::TestDatabase;
@@ -67,17 +64,7 @@ async fn faults_under_steady_load_leave_memory_descriptors_and_connections_as_th
         }
     }
     let mails = producer.stop().await;
-    // Long enough, and chance leaves a mail whose outcome was unknown twice, which waits for an operator.
-    loop {
-        let rows = house.rows(&house.newsletter).await;
-        let held = rows.iter().filter(|row| row.state == State::Held).map(|row| row.id.mid.into());
-        house.newsletter.grant(&Wish::Release, &held.collect::<Vec<_>>(), Timestamp::now()).await.expect("release");
-        if rows.iter().all(|row| row.state == State::Held) {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    until_empty(&house.newsletter).await;
+    until_released_and_empty(&house.newsletter).await;
     let (early, late) = (early.expect("a third has passed"), usage(&daemon));
     let lines = stop(daemon).await;
     let repeated = mails.audit(&catcher.received(), &lines);

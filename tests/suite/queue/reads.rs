@@ -48,8 +48,9 @@ on_each_server! {
             place.session().await.run(&new).await.unwrap();
             assert_eq!(find(&queue, i64::MIN, 256).await, [4 * many()]);
         });
-        // Once, and what is new. PostgreSQL steps over what is gone.
-        reads.await.within("find", records + many() + 100, records + 10);
+        // Once, and what is new, on a machine that needs a tenth of a second for that; a quick one may look again.
+        // PostgreSQL steps over what is gone.
+        reads.await.within("find", 3 * records + many() + 100, 3 * records + 10);
     }
 
     async fn an_idle_table_costs_a_poll_nothing(place: Place) {
