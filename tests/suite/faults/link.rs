@@ -60,7 +60,8 @@ async fn a_link_that_breaks_at_any_statement_loses_and_repeats_nothing(database:
             let name = format!("{fault:?}-{place}-").replace(|c: char| !c.is_ascii_alphanumeric(), "-");
             let mut tries = 0;
             while !proxy.has_fired() {
-                assert!(tries < 20, "`{statement}` is not said: {}", daemon.lines().join("\n"));
+                // A group of five with one that was put off is settled by other statements than five delivered ones.
+                assert!(tries < 60, "`{statement}` is not said: {}", daemon.lines().join("\n"));
                 mails.fill(&mut session, &format!("{name}{tries}"), 5).await;
                 tries += 1;
                 let fired = async {
