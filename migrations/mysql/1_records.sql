@@ -1,6 +1,6 @@
 -- A row of a producers' table that we know something of. Times are milliseconds since 1970, UTC.
 CREATE TABLE IF NOT EXISTS mailqueue_delivery (
-  id CHAR(32) NOT NULL,              -- this record's for ever: numbers come back
+  id CHAR(32) NOT NULL,               -- this record's for ever: numbers come back
   queue_table VARCHAR(128) NOT NULL,
   mid BIGINT NOT NULL,
   fingerprint CHAR(64) NULL,          -- of the content that the record was made for

@@ -18,38 +18,35 @@ const BUSY: Duration = Duration::from_secs(5);
 
 const KEY_FILE: &str = "ledger.key";
 
-/// Raised with every change of [`TABLES`].
+/// Raised with every change of [`tables`].
 const VERSION: i64 = 2;
+
+/// Of an entry, in the same order in both tables: one is copied into the other.
+const COLUMNS: &str = "
+    id          INTEGER PRIMARY KEY,
+    queue       TEXT    NOT NULL,
+    mid         INTEGER NOT NULL,
+    record      TEXT    NOT NULL,
+    fingerprint TEXT    NOT NULL,
+    message_id  TEXT    NOT NULL,
+    recipients  TEXT    NOT NULL, -- JSON array of addresses, or of keyed hashes of them once settled
+    complete    INTEGER NOT NULL, -- 1: with these accepted the row waits for nobody any more
+    begun       INTEGER NOT NULL, -- milliseconds since 1970, like every time here
+    reply       TEXT,             -- without addresses once settled
+    accepted    INTEGER           -- NULL: nobody knows whether the dot was answered
+";
 
 /// A commit goes with every mail, so that what is open stands in a table of its own: it is a few pages long, and has no
 /// index to keep.
-const TABLES: &str = "
-CREATE TABLE IF NOT EXISTS open_entry (
-    id          INTEGER PRIMARY KEY,
-    queue       TEXT    NOT NULL,
-    mid         INTEGER NOT NULL,
-    record      TEXT    NOT NULL,
-    fingerprint TEXT    NOT NULL,
-    message_id  TEXT    NOT NULL,
-    recipients  TEXT    NOT NULL, -- JSON array of addresses
-    complete    INTEGER NOT NULL, -- 1: with these accepted the row waits for nobody any more
-    begun       INTEGER NOT NULL, -- milliseconds since 1970, like every time here
-    reply       TEXT,
-    accepted    INTEGER           -- NULL: nobody knows whether the dot was answered
-) STRICT;
-CREATE TABLE IF NOT EXISTS settled_entry (
-    id          INTEGER PRIMARY KEY,
-    queue       TEXT    NOT NULL,
-    mid         INTEGER NOT NULL,
-    record      TEXT    NOT NULL,
-    fingerprint TEXT    NOT NULL,
-    message_id  TEXT    NOT NULL,
-    recipients  TEXT    NOT NULL, -- JSON array of keyed hashes
-    complete    INTEGER NOT NULL,
-    begun       INTEGER NOT NULL,
-    reply       TEXT,             -- without addresses
-    accepted    INTEGER NOT NULL
-) STRICT;
+fn tables() -> String {
+    format!(
+        "CREATE TABLE IF NOT EXISTS open_entry ({COLUMNS}) STRICT;
+         CREATE TABLE IF NOT EXISTS settled_entry ({COLUMNS}, CHECK (accepted IS NOT NULL)) STRICT;
+         {MORE}"
+    )
+}
+
+const MORE: &str = "
 CREATE INDEX IF NOT EXISTS settled_entry_row ON settled_entry (queue, mid);
 CREATE VIEW IF NOT EXISTS entry AS
     SELECT *, 'settled' AS state FROM settled_entry UNION ALL
@@ -89,7 +86,8 @@ pub fn open(path: &Path) -> Result<Connection, Error> {
             return Ok(Err(of_version(path, version)));
         }
         // A ledger that can be read but not written must be noticed now, not at the first dot.
-        connection.execute_batch(&format!("BEGIN IMMEDIATE; {TABLES} PRAGMA user_version = {VERSION}; COMMIT"))?;
+        let tables = tables();
+        connection.execute_batch(&format!("BEGIN IMMEDIATE; {tables} PRAGMA user_version = {VERSION}; COMMIT"))?;
         Ok(Ok(connection))
     };
     match look() {

@@ -76,7 +76,7 @@ impl Inner {
         args.push(token.into());
         let by_key = self.by_key();
         let sql = format!("SELECT d.mid, d.id FROM mailqueue_delivery d{by_key} WHERE {these} AND d.claim = ?");
-        Ok(keys_of(link.fetch(&sql, args).await?)?.into_iter().map(|(_, id)| id).collect())
+        ids_of(link.fetch(&sql, args).await?)
     }
 
     pub(super) async fn claim_due(&self, now: Timestamp, limit: u32) -> Result<Vec<Claim>, Error> {
@@ -243,8 +243,8 @@ impl Inner {
             return Ok(vec![true; rows.len()]);
         }
         let sql = format!("SELECT mid, id FROM mailqueue_delivery{} WHERE {here} AND state = 'sending'", self.by_key());
-        let marked: HashSet<_> = keys_of(link.fetch(&sql, here_args).await?)?.into_iter().collect();
-        Ok(rows.iter().map(|(claim, ..)| marked.contains(&(claim.id.mid, claim.record.clone()))).collect())
+        let marked = ids_of(link.fetch(&sql, here_args).await?)?;
+        Ok(rows.iter().map(|(claim, ..)| marked.contains(&claim.record)).collect())
     }
 
     /// The columns of rows, as they stand now.
@@ -277,6 +277,10 @@ pub(super) fn columns(line: &Line, first: usize) -> Result<Columns, Failure> {
         mheaders: line.bytes(first + 3)?,
         mparams: line.bytes(first + 4)?,
     })
+}
+
+fn ids_of(lines: Vec<Line>) -> Result<HashSet<RecordId>, Failure> {
+    Ok(keys_of(lines)?.into_iter().map(|(_, id)| id).collect())
 }
 
 /// Names one act of claiming, so that its outcome can be found out when its answer was lost.

@@ -181,18 +181,22 @@ impl Inner {
         if !self.dialect().by_number {
             return (by_id, ids);
         }
-        let (by_number, mut args) = self.numbered(of, keys);
+        let (by_number, mut args) = self.numbered(of, keys.iter().map(|&(mid, _)| mid));
         args.extend(ids);
         (format!("{by_number} AND {by_id}"), args)
     }
 
     /// The same, where the claim that is asked for as well tells which records are meant.
     pub(super) fn claimed(&self, of: &str, keys: &[Key<'_>]) -> (String, Vec<Value>) {
-        if self.dialect().by_number { self.numbered(of, keys) } else { self.these(of, keys) }
+        match self.dialect().by_number {
+            true => self.numbered(of, keys.iter().map(|&(mid, _)| mid)),
+            false => self.these(of, keys),
+        }
     }
 
-    fn numbered(&self, of: &str, keys: &[Key<'_>]) -> (String, Vec<Value>) {
-        let mids = padded(keys.iter().map(|&(mid, _)| Value::from(mid)).collect());
+    /// Whichever records stand for these rows.
+    pub(super) fn numbered(&self, of: &str, mids: impl Iterator<Item = i64>) -> (String, Vec<Value>) {
+        let mids = padded(mids.map(Value::from).collect());
         let sql = format!("{of}.queue_table = ? AND {of}.mid IN ({})", places(mids.len()));
         (sql, [self.key()].into_iter().chain(mids).collect())
     }

@@ -72,18 +72,18 @@ impl Inner {
         let mut link = self.link().await?;
         let sql = "SELECT d.mid, d.id, d.fingerprint FROM mailqueue_delivery d WHERE d.queue_table = ? AND d.mid > ? \
                    AND d.state NOT IN ('claimed', 'sending') ORDER BY d.mid LIMIT ?";
-        let lines = link.fetch(sql, vec![self.key(), from.into(), batch.into()]).await?;
-        let made_for = lines.iter().map(|line| line.text(2)).collect::<Result<Vec<_>, _>>()?;
-        let keys = keys_of(lines)?;
-        let last = keys.last().map(|&(mid, _)| mid).filter(|_| keys.len() as i64 == batch);
-        let both = || keys.iter().zip(&made_for);
-        let mids: Vec<i64> = both().filter(|(_, made)| made.is_some()).map(|(&(mid, _), _)| mid).collect();
+        let mut made_for = Vec::new();
+        for line in link.fetch(sql, vec![self.key(), from.into(), batch.into()]).await? {
+            made_for.push((line.some_int(0)?, line.some_text(1)?, line.text(2)?));
+        }
+        let last = made_for.last().map(|&(mid, ..)| mid).filter(|_| made_for.len() as i64 == batch);
+        let mids: Vec<i64> = made_for.iter().filter(|(.., made)| made.is_some()).map(|&(mid, ..)| mid).collect();
         let found = self.fingerprints(&mut link, &mids).await?;
-        let changed = both().filter(|((mid, _), made)| match (found.get(mid), made) {
+        let changed = made_for.iter().filter(|(mid, _, made)| match (found.get(mid), made) {
             (Some(found), Some(made)) => found.to_hex() != *made,
             _ => false,
         });
-        let changed: Vec<_> = changed.map(|(key, _)| key.clone()).collect();
+        let changed: Vec<_> = changed.filter_map(|(mid, id, _)| Some((*mid, RecordId::parse(id)?))).collect();
         Ok((self.drop_idle(&mut link, &changed).await?, last))
     }
 

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use jiff::Timestamp;
 
 use super::Inner;
-use super::dialect::{padded, places, tuples};
+use super::dialect::tuples;
 use super::error::{Error, Failure, persist};
 use super::link::{Link, Value};
 use super::record::{RECORD, Record};
@@ -93,15 +93,12 @@ impl Inner {
 
     /// Locks and reads the records of these rows.
     async fn locked(&self, link: &mut Link, mids: &[i64]) -> Result<HashMap<i64, Record>, Failure> {
-        let numbers: Vec<Value> = padded(mids.iter().map(|&mid| mid.into()).collect());
+        let (these, args) = self.numbered("d", mids.iter().copied());
         let sql = format!(
-            "SELECT {RECORD} FROM mailqueue_delivery d{} WHERE d.queue_table = ? AND d.mid IN ({}) ORDER BY d.mid{}",
+            "SELECT {RECORD} FROM mailqueue_delivery d{} WHERE {these} ORDER BY d.mid{}",
             self.by_key(),
-            places(numbers.len()),
             self.dialect().lock
         );
-        let mut args = vec![self.key()];
-        args.extend(numbers);
         let lines = link.fetch(&sql, args).await?;
         lines.iter().map(|line| Record::read(line, 0).map(|record| (record.mid, record))).collect()
     }

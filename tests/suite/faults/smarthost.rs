@@ -170,6 +170,8 @@ async fn a_password_mail_overtakes_a_newsletter() {
     stop(daemon).await;
 }
 
+const WITHOUT_8BITMIME: &str = "250-catcher.example\r\n250 PIPELINING";
+
 /// Mails of which a part is 8-bit, and says so.
 async fn eight_bit_mails(house: &House, count: usize) {
     let headers = "From: a@example.org\r\nMIME-Version: 1.0\r\nContent-Type: multipart/mixed; boundary=b\r\n";
@@ -182,7 +184,7 @@ async fn eight_bit_mails(house: &House, count: usize) {
 #[tokio::test]
 async fn the_first_mails_reach_a_smarthost_without_8bitmime_too() {
     let catcher = Catcher::with_script(|step| match step {
-        Step::Ehlo => Some("250-catcher.example\r\n250 PIPELINING".to_owned()),
+        Step::Ehlo => Some(WITHOUT_8BITMIME.to_owned()),
         _ => None,
     })
     .await;
@@ -197,7 +199,7 @@ async fn the_first_mails_reach_a_smarthost_without_8bitmime_too() {
 #[tokio::test]
 async fn what_show_calls_raw_is_what_this_smarthost_would_get() {
     let catcher = Catcher::with_script(|step| match step {
-        Step::Ehlo => Some("250-catcher.example\r\n250 PIPELINING".to_owned()),
+        Step::Ehlo => Some(WITHOUT_8BITMIME.to_owned()),
         Step::Rcpt { .. } => Some("450 4.2.1 mailbox busy".to_owned()),
         _ => None,
     })

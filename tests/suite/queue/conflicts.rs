@@ -26,8 +26,7 @@ async fn two_nodes_that_want_the_same_rows_never_both_get_one() {
     let cluster = Cluster::start().await;
     let database = cluster.database().await;
     let urls = [0, 1].map(|node| cluster.url(node, &database));
-    let place = Place { database };
-    place.dispatcher("").migrate(true).await.unwrap();
+    let place = Place::on(database).await;
     let queues = ["a", "b"].map(|name| {
         let url = urls[usize::from(name == "b")].clone();
         place.queue_on(url, TABLE, name)

@@ -26,20 +26,21 @@ pub enum Session {
 
 impl Place {
     pub async fn mariadb() -> Self {
-        Self { database: database::mariadb().await }.migrated().await
+        Self::on(database::mariadb().await).await
     }
 
     pub async fn postgres() -> Self {
-        Self { database: database::postgres().await }.migrated().await
+        Self::on(database::postgres().await).await
     }
 
     pub async fn sqlite() -> Self {
-        Self { database: database::sqlite() }.migrated().await
+        Self::on(database::sqlite()).await
     }
 
-    async fn migrated(self) -> Self {
-        self.dispatcher("").migrate(true).await.unwrap();
-        self
+    pub async fn on(database: TestDatabase) -> Self {
+        let place = Self { database };
+        place.dispatcher("").migrate(true).await.unwrap();
+        place
     }
 
     /// The queue as a dispatcher of this name sees it; with an empty name as an operator does.
