@@ -5,6 +5,7 @@
 //! after the 250, and `settled` once the row says so too. A dot that was refused leaves no entry. What a crash leaves
 //! open is answered by [`Ledger::open_entries`] and settled before anything is sent.
 
+mod ops;
 mod outage;
 mod schema;
 mod state_dir;
@@ -22,11 +23,12 @@ use rusqlite::{Connection, Row, params};
 
 use crate::mail::{Fingerprint, MailId, RecordId};
 
+use ops::Op;
+pub use ops::hash_address;
 pub use outage::OutageNote;
 pub use state_dir::StateDir;
 pub use trace::{Query, Traced, Tracer};
-pub use writer::hash_address;
-use writer::{Op, Writer};
+use writer::Writer;
 
 /// The file's name below `state_dir`.
 pub const FILE: &str = "ledger.sqlite";

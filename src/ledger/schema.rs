@@ -9,7 +9,8 @@ use jiff::Timestamp;
 use rusqlite::types::Type;
 use rusqlite::{Connection, OpenFlags, Row, params};
 
-use super::writer::{failed, hash_address};
+use super::ops::hash_address;
+use super::writer::failed;
 use super::{EntryId, Error, OpenEntry, Transmission};
 use crate::mail::{Fingerprint, MailId, RecordId};
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use jiff::Timestamp;
 use rusqlite::{Connection, Row, params};
 
-use super::{Error, FILE, schema, writer};
+use super::{Error, FILE, ops, schema, writer};
 use crate::mail::{Fingerprint, MailId};
 
 /// What is known of the mail that is looked for.
@@ -58,9 +58,7 @@ impl Tracer {
         let (sql, first, second) = match query {
             Query::Id(id) => (BY_ID, id.queue.to_string(), id.mid.to_string()),
             Query::MessageId(id) => (BY_MESSAGE_ID, id.clone(), format!("<{id}>")),
-            Query::Recipient(address) => {
-                (BY_RECIPIENT, address.to_lowercase(), writer::hash_address(&self.key, address))
-            }
+            Query::Recipient(address) => (BY_RECIPIENT, address.to_lowercase(), ops::hash_address(&self.key, address)),
         };
         let look = || -> rusqlite::Result<Vec<Traced>> {
             self.connection.prepare(sql)?.query_map(params![first, second, limit], traced)?.collect()
