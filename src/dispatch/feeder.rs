@@ -1,8 +1,11 @@
 //! Finds and claims rows of one queue, makes mails of them, and keeps the workers fed.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use jiff::Timestamp;
 use tokio::sync::futures::Notified;
 
@@ -14,6 +17,9 @@ use crate::{ledger, queue};
 
 /// The most rows of one claim. Deferred ones get half of it while there are new ones too, so that neither starves.
 const BATCH: u32 = 256;
+
+/// So many batches are made into mails at once, while a further one is claimed: the database marks one and reads another.
+const FEEDING: usize = 2;
 
 /// The next batch is claimed when fewer than so many mails of the queue are ready: enough to last until it is made.
 const LOW: usize = 512;
@@ -139,21 +145,35 @@ async fn pass(shared: &Shared, lane: &Arc<Lane>, recovered: &mut bool, wait: &mu
     let limits = lane.queue.limits().await?;
     let started = Timestamp::now();
     let mut cursor = i64::MIN;
-    let mut claims = Vec::new();
-    loop {
-        // While one batch is made into mails, the next one is claimed.
-        let fed = batch::feed(shared, lane, claims, limits);
-        let (fed, next) = tokio::join!(fed, next_claims(shared, lane, &mut cursor, started));
-        claims = match (fed, next?) {
-            (Ok(()), Some(next)) => next,
-            (Ok(()), None) => break Ok(()),
-            (Err(trouble), next) => {
-                next.into_iter().flatten().for_each(|claim| lane.release(claim));
-                break Err(trouble);
+    let mut feeding = FuturesUnordered::new();
+    let mut outcome = Ok(());
+    while outcome.is_ok() {
+        let mut next = pin!(next_claims(shared, lane, &mut cursor, started));
+        let next = loop {
+            tokio::select! {
+                Some(fed) = feeding.next() => outcome = outcome.and(fed),
+                next = &mut next => break next,
             }
         };
-        *wait = FIRST_WAIT;
+        match next {
+            Ok(Some(claims)) => feeding.push(batch::feed(shared, lane, claims, limits)),
+            Ok(None) => break,
+            Err(error) => outcome = outcome.and(Err(error)),
+        }
+        if feeding.len() == FEEDING
+            && let Some(fed) = feeding.next().await
+        {
+            outcome = outcome.and(fed);
+        }
+        if outcome.is_ok() {
+            *wait = FIRST_WAIT;
+        }
     }
+    // What is under way comes to its end, so that no claim is forgotten.
+    while let Some(fed) = feeding.next().await {
+        outcome = outcome.and(fed);
+    }
+    outcome
 }
 
 /// The next batch, as soon as it is wanted; `None` where there is no more, or none is wanted in this pass. It can be

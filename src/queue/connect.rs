@@ -24,8 +24,9 @@ use super::link::{Link, Raw};
 use super::settings::{Database, Password};
 use super::{mysql, postgres, sqlite};
 
-/// A dispatcher keeps one for claims, one for settling, one for heartbeat and stop flag, one to spare.
-const CONNECTIONS: usize = 4;
+/// A dispatcher keeps one for claims, two for what is claimed, one for settling, one for heartbeat and stop flag, one to
+/// spare.
+const CONNECTIONS: usize = 6;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// A connection that lay idle for longer is asked whether it is still there.
 const FRESH: Duration = Duration::from_secs(2);
