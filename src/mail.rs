@@ -106,11 +106,17 @@ pub struct Fingerprint([u8; 32]);
 
 impl Fingerprint {
     pub fn of(columns: &Columns) -> Self {
-        let parts = columns.each().map(|(_, value)| match value {
-            Some(bytes) => hex(&Sha256::digest(bytes)),
-            None => "-".to_owned(),
-        });
-        Self(Sha256::digest(parts.join(",")).into())
+        let mut whole = Sha256::new();
+        for (at, (_, value)) in columns.each().into_iter().enumerate() {
+            if at > 0 {
+                whole.update(",");
+            }
+            match value {
+                Some(bytes) => whole.update(digits::<64>(&Sha256::digest(bytes))),
+                None => whole.update("-"),
+            }
+        }
+        Self(whole.finalize().into())
     }
 
     /// 64 lower-case hexadecimal digits.
@@ -139,40 +145,52 @@ impl fmt::Debug for Fingerprint {
 
 /// Two lower-case hexadecimal digits a byte.
 pub(crate) fn hex(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let mut text = String::with_capacity(2 * bytes.len());
-    for byte in bytes {
-        text.push(DIGITS[usize::from(byte >> 4)].into());
-        text.push(DIGITS[usize::from(byte & 15)].into());
-    }
+    bytes.iter().flat_map(|byte| pair(*byte)).map(char::from).collect()
+}
+
+/// The same, where the length is known: `N` is twice the number of bytes.
+fn digits<const N: usize>(bytes: &[u8]) -> [u8; N] {
+    let mut text = [b'0'; N];
+    text.chunks_exact_mut(2).zip(bytes).for_each(|(digits, byte)| digits.copy_from_slice(&pair(*byte)));
     text
+}
+
+fn pair(byte: u8) -> [u8; 2] {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]
 }
 
 /// Names a record of ours about a row: 32 lower-case hexadecimal digits, random, never used twice. It is the local part
 /// of the Message-ID that a mail without one of its own gets.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct RecordId(String);
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RecordId([u8; 32]);
 
 impl RecordId {
     /// `bytes` must be random.
     pub fn new(bytes: [u8; 16]) -> Self {
-        Self(hex(&bytes))
+        Self(digits(&bytes))
     }
 
     /// Reads an id that a database or ledger holds; `None` if it is not of the right form.
     pub fn parse(text: &str) -> Option<Self> {
-        let fits = text.len() == 32 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-        fits.then(|| Self(text.to_owned()))
+        let id = <[u8; 32]>::try_from(text.as_bytes()).ok()?;
+        id.iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')).then_some(Self(id))
     }
 
     pub fn as_str(&self) -> &str {
-        &self.0
+        std::str::from_utf8(&self.0).unwrap_or_else(|_| unreachable!("hexadecimal digits are ASCII"))
     }
 }
 
 impl fmt::Display for RecordId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(self.as_str())
+    }
+}
+
+impl fmt::Debug for RecordId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
     }
 }
 

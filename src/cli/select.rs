@@ -161,7 +161,7 @@ pub async fn translated(
     wire: translate::Wire,
 ) -> Result<Result<crate::mail::Mail, translate::Unreadable>, queue::Error> {
     let stamp = translate::Stamp {
-        record: listed.record.clone().unwrap_or_else(|| crate::mail::RecordId::new([0; 16])),
+        record: listed.record.unwrap_or_else(|| crate::mail::RecordId::new([0; 16])),
         created: listed.first_seen.unwrap_or_else(Timestamp::now),
     };
     let limits = queue.limits().await?;

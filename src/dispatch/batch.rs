@@ -98,7 +98,7 @@ async fn feed_group(
             set_aside(lane, claim, fingerprint, Fate::Held { reason: Reason::AlreadyAccepted }, None);
             continue;
         }
-        let stamp = Stamp { record: claim.record().clone(), created: claim.created() };
+        let stamp = Stamp { record: *claim.record(), created: claim.created() };
         match make_mail(shared, lane, columns, limits, stamp).await {
             Ok(mail) => jobs.extend(job(shared, lane, claim, fingerprint, mail, share)),
             Err(Unreadable { reason, detail }) => {

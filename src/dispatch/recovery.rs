@@ -32,7 +32,7 @@ pub async fn run(shared: &Shared, lane: &Lane) -> Result<(), Trouble> {
     }
     let mut entries: HashMap<RecordId, Vec<OpenEntry>> = HashMap::new();
     for entry in shared.ledger.open_entries(lane.name()).await? {
-        entries.entry(entry.transmission.record.clone()).or_default().push(entry);
+        entries.entry(entry.transmission.record).or_default().push(entry);
     }
 
     let mut settlements = Vec::new();

@@ -61,7 +61,7 @@ impl relay::Witness for Witness<'_> {
         let complete = job.mail.invalid.is_empty() && self.accepted + recipients.len() == everybody;
         let transmission = Transmission {
             id: job.id().clone(),
-            record: job.claim.record().clone(),
+            record: *job.claim.record(),
             fingerprint: job.fingerprint,
             message_id: job.mail.message_id.clone(),
             recipients: recipients.iter().map(Address::to_string).collect(),

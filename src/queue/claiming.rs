@@ -26,7 +26,7 @@ impl Inner {
         for group in found.chunks(GROUP) {
             let token = token();
             let rows: Vec<_> = group.iter().map(|&row| (RecordId::new(rand::random()), row)).collect();
-            doubts.push((Arc::clone(&token), rows.iter().map(|(id, row)| (row.mid, id.clone())).collect()));
+            doubts.push((Arc::clone(&token), rows.iter().map(|(id, row)| (row.mid, *id)).collect()));
             let mut first = true;
             let ours = persist!(self, self.claim_once(&rows, &token, now, std::mem::take(&mut first)))?;
             doubts.pop();
@@ -65,7 +65,7 @@ impl Inner {
         }
         let made = link.execute(&sql, args).await?;
         if first && made == rows.len() as u64 {
-            return Ok(rows.iter().map(|(id, _)| id.clone()).collect());
+            return Ok(rows.iter().map(|(id, _)| *id).collect());
         }
         self.ours(&mut link, &rows.iter().map(|(id, row)| (row.mid, id)).collect::<Vec<_>>(), token).await
     }
@@ -86,7 +86,7 @@ impl Inner {
         while !due.is_empty() {
             let mut group: Vec<Record> = due.drain(..due.len().min(GROUP)).collect();
             let token = token();
-            doubts.push((Arc::clone(&token), group.iter().map(|record| (record.mid, record.id.clone())).collect()));
+            doubts.push((Arc::clone(&token), group.iter().map(|record| (record.mid, record.id)).collect()));
             let ours = persist!(self, self.claim_due_once(&mut group, &token, now))?;
             doubts.pop();
             let won = group.into_iter().filter(|record| ours.contains(&record.id));
@@ -140,7 +140,7 @@ impl Inner {
             ours.push(Record { bytes, ..Record::read(&line, 0)? });
         }
         histories(&mut link, &mut ours).await?;
-        let mut ours: HashMap<RecordId, Record> = ours.into_iter().map(|record| (record.id.clone(), record)).collect();
+        let mut ours: HashMap<RecordId, Record> = ours.into_iter().map(|record| (record.id, record)).collect();
         let won = ours.keys().cloned().collect();
         for record in group {
             if let Some(fresh) = ours.remove(&record.id) {
@@ -185,7 +185,7 @@ impl Inner {
                 let content = found.remove(&claim.id.mid).map(|columns| (Fingerprint::of(&columns), columns));
                 match content {
                     Some((fingerprint, columns)) if claim.fingerprint.is_none_or(|made| made == fingerprint) => {
-                        contents.insert(claim.record.clone(), (columns, fingerprint));
+                        contents.insert(claim.record, (columns, fingerprint));
                     }
                     _ => void.push(claim),
                 }

@@ -24,7 +24,7 @@ impl Inner {
             let contents = persist!(self, async { self.fingerprints(&mut self.link().await?, &mids).await })?;
             chosen.extend(group.iter().filter_map(|row| {
                 let content = row.content.or(contents.get(&row.id.mid).copied())?;
-                let seen = Seen { state: row.state, reason: row.reason, record: row.record.clone(), content };
+                let seen = Seen { state: row.state, reason: row.reason, record: row.record, content };
                 Some(Chosen { mid: row.id.mid, seen: Some(seen) })
             }));
         }

@@ -100,7 +100,7 @@ pub(super) fn clock(greeting: &str) -> Option<Timestamp> {
 /// turn the line around is replaced, and the rest is cut off behind `limit` bytes.
 pub(super) fn printable(bytes: &[u8], limit: usize) -> String {
     let bytes = &bytes[..bytes.len().min(4 * limit)];
-    let mut text = String::new();
+    let mut text = String::with_capacity(bytes.len().min(limit));
     for word in String::from_utf8_lossy(bytes).split([' ', '\r', '\n', '\t']).filter(|word| !word.is_empty()) {
         if !text.is_empty() {
             text.push(' ');

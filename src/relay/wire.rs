@@ -188,9 +188,11 @@ impl Wire {
             match reply::frame(&self.input) {
                 Ok(Some(length)) => {
                     let frame = self.input.split_to(length);
-                    let most = if self.secret { CODE } else { 500 };
-                    let said = reply::printable(&frame[..frame.len().min(most)], most);
-                    debug!(target: super::LOG, peer = %self.peer, "S: {}", (self.shown)(&said));
+                    if tracing::enabled!(target: super::LOG, tracing::Level::DEBUG) {
+                        let most = if self.secret { CODE } else { 500 };
+                        let said = reply::printable(&frame[..frame.len().min(most)], most);
+                        debug!(target: super::LOG, peer = %self.peer, "S: {}", (self.shown)(&said));
+                    }
                     return Ok(frame);
                 }
                 Ok(None) => {}

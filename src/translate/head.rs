@@ -54,7 +54,9 @@ pub fn compose(
     let in_block =
         fields.iter().find(|field| field.is("Subject")).map(|field| words::one_line(&words::decode(&field.value)));
     let subject = if own_subject.is_empty() { in_block.unwrap_or_default() } else { own_subject };
-    let mut writer = Writer { out: String::new(), done: Vec::new(), message_id: String::new(), subject };
+    let out =
+        String::with_capacity(fields.iter().map(|field| field.name.len() + field.value.len()).sum::<usize>() + 512);
+    let mut writer = Writer { out, done: Vec::new(), message_id: String::new(), subject };
     writer.once("To", |out| write_to(out, parties));
     writer.subject();
     for field in fields {

@@ -63,6 +63,6 @@ pub fn split(line: &[u8]) -> Option<Field> {
         return None;
     }
     let value = decode::utf8_or_windows_1252(&line[colon + 1..]);
-    let value: String = value.chars().map(|c| if c < ' ' || c == '\x7f' { ' ' } else { c }).collect();
+    let value = value.replace(|c: char| c < ' ' || c == '\x7f', " ");
     Some(Field { name: String::from_utf8_lossy(name).into_owned(), value: value.trim_matches(' ').to_owned() })
 }

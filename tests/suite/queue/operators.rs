@@ -32,7 +32,7 @@ on_each_database! {
         let mids = place.mails(2).await;
         let queue = place.dispatcher("a");
         let row = take_all(&queue).await.remove(0);
-        let (record, content) = (row.claim.record().clone(), row.fingerprint);
+        let (record, content) = (*row.claim.record(), row.fingerprint);
         let recipients = [recipient("b@example.org", RecipientState::Refused), recipient("a@example.org", RecipientState::Accepted)];
         settle(&queue, row, verdict(Fate::Failed { reason: Reason::Refused }, &recipients)).await;
         let (listed, columns) = queue.look(mids[0]).await.unwrap().unwrap();

@@ -147,7 +147,7 @@ on_each_database! {
         let queue = place.dispatcher("a");
         let rows = take_all(&queue).await;
         send(&queue, &rows).await;
-        let ids: Vec<_> = rows.iter().map(|row| (row.claim.record().clone(), row.fingerprint)).collect();
+        let ids: Vec<_> = rows.iter().map(|row| (*row.claim.record(), row.fingerprint)).collect();
         let accepted = [recipient("x@example.org", RecipientState::Accepted)];
         let queue = place.dispatcher("a");
         let (record, content) = &ids[0];
