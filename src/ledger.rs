@@ -79,7 +79,7 @@ pub struct OpenEntry {
     pub accepted: Option<(String, Timestamp)>,
 }
 
-/// The open ledger. Cheap to clone; all clones write through one thread, in groups.
+/// The open ledger. Cheap to clone; all clones write over one connection, in groups.
 #[derive(Clone, Debug)]
 pub struct Ledger {
     writer: Writer,

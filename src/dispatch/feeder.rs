@@ -151,7 +151,7 @@ async fn pass(shared: &Shared, lane: &Arc<Lane>, recovered: &mut bool, wait: &mu
         let mut next = pin!(next_claims(shared, lane, &mut cursor, started));
         let next = loop {
             tokio::select! {
-                Some(fed) = feeding.next() => outcome = outcome.and(fed),
+                Some(fed) = feeding.next() => outcome = outcome.and(noted(fed, wait)),
                 next = &mut next => break next,
             }
         };
@@ -163,17 +163,22 @@ async fn pass(shared: &Shared, lane: &Arc<Lane>, recovered: &mut bool, wait: &mu
         if feeding.len() == FEEDING
             && let Some(fed) = feeding.next().await
         {
-            outcome = outcome.and(fed);
-        }
-        if outcome.is_ok() {
-            *wait = FIRST_WAIT;
+            outcome = outcome.and(noted(fed, wait));
         }
     }
     // What is under way comes to its end, so that no claim is forgotten.
     while let Some(fed) = feeding.next().await {
-        outcome = outcome.and(fed);
+        outcome = outcome.and(noted(fed, wait));
     }
     outcome
+}
+
+/// The database does all that is asked of it: the next wait for it is a short one again.
+fn noted(fed: Result<(), Trouble>, wait: &mut Duration) -> Result<(), Trouble> {
+    if fed.is_ok() {
+        *wait = FIRST_WAIT;
+    }
+    fed
 }
 
 /// The next batch, as soon as it is wanted; `None` where there is no more, or none is wanted in this pass. It can be

@@ -1,7 +1,8 @@
 //! The ledger: what it remembers, what it gives away, and what it says when it cannot.
 
 use std::path::Path;
-use std::time::Duration;
+use std::pin::pin;
+use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
 use mailqueue::ledger::{Error, FILE, Ledger, Query, StateDir, Tracer, Transmission};
@@ -58,6 +59,48 @@ async fn what_a_crash_leaves_open_is_found_at_the_next_start() {
     assert_eq!(open[1].transmission.recipients, ["b@x.at", "c@x.at"]);
     assert_eq!(open[1].transmission.fingerprint, content("body"));
     assert!(ledger.open_entries("admidio").await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_ledger_that_another_program_is_writing_to_is_waited_for_beside_everything_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = Ledger::open(&take(dir.path())).unwrap();
+    let first = ledger.transmitting(transmission(1, &["a@x.at"], true)).await.unwrap();
+    let other = rusqlite::Connection::open(dir.path().join(FILE)).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+
+    // Each takes its place in the order, and none of these calls waits itself.
+    let begun = Instant::now();
+    let on_file = ledger.accepted(first, "250 Ok".to_owned(), now());
+    let second = ledger.transmitting(transmission(2, &["b@x.at"], true));
+    let first = [first];
+    let settled = ledger.settled(&first);
+    let mut all = pin!(async { tokio::join!(on_file, second, settled) });
+    assert!(futures_util::poll!(&mut all).is_pending());
+    tokio::task::yield_now().await;
+    assert!(futures_util::poll!(&mut all).is_pending());
+    assert!(begun.elapsed() < Duration::from_secs(2), "the program stood still for {:?}", begun.elapsed());
+
+    other.execute_batch("ROLLBACK").unwrap();
+    let (on_file, second, settled) = all.await;
+    assert!(on_file.is_ok() && second.is_ok() && settled.is_ok());
+    let open: Vec<_> = ledger.open_entries("newsletter").await.unwrap();
+    assert_eq!(open.iter().map(|entry| entry.transmission.id.mid).collect::<Vec<_>>(), [2]);
+}
+
+#[tokio::test]
+async fn the_log_of_the_ledger_does_not_grow_with_what_is_sent() {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = Ledger::open(&take(dir.path())).unwrap();
+    for mid in 0..5_000 {
+        // Refused at the dot: what is written on the spot, and nothing else.
+        let entry = ledger.transmitting(transmission(mid, &["a@x.at"], true)).await.unwrap();
+        ledger.refused(entry);
+    }
+    ledger.flush();
+    assert_eq!(ledger.open_count(), 0);
+    let log = std::fs::metadata(dir.path().join(format!("{FILE}-wal"))).unwrap().len();
+    assert!(log < 16 << 20, "{log} bytes");
 }
 
 #[tokio::test]
