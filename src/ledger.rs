@@ -183,21 +183,24 @@ impl Ledger {
         self.writer.read(look).await
     }
 
-    /// Which of these rows were accepted as a whole before, with this very content, and when: a restored dump, or a
-    /// row that somebody put back.
-    pub async fn recognise(&self, rows: &[(MailId, Fingerprint)]) -> Result<Vec<(MailId, Timestamp)>, Error> {
-        let rows = rows.to_vec();
+    /// Which of these rows of `queue` were accepted as a whole before, with this very content, and when: a restored dump,
+    /// or a row that somebody put back.
+    pub async fn recognise(&self, queue: &str, rows: &[(i64, Fingerprint)]) -> Result<Vec<(i64, Timestamp)>, Error> {
+        let Some(first) = rows.iter().map(|(mid, _)| *mid).min() else { return Ok(Vec::new()) };
+        let last = rows.iter().map(|(mid, _)| *mid).max();
+        let (queue, rows) = (queue.to_owned(), rows.to_vec());
         let look = move |ledger: &Connection| {
             let mut open = ledger.prepare_cached(schema::ACCEPTED_OPEN)?;
-            let read = |row: &Row<'_>| Ok(((row.get(0)?, row.get(1)?, row.get(2)?), row.get(3)?));
-            let open: HashMap<(String, i64, String), i64> = open.query_map([], read)?.collect::<Result<_, _>>()?;
+            let read = |row: &Row<'_>| Ok(((row.get(0)?, row.get(1)?), row.get(2)?));
+            let open = open.query_map(params![queue, first, last], read)?;
+            let open: HashMap<(i64, String), i64> = open.collect::<Result<_, _>>()?;
             let mut settled = ledger.prepare_cached(schema::ACCEPTED_SETTLED)?;
             let mut known = Vec::new();
-            for (id, content) in rows {
-                let place = (id.queue.to_string(), id.mid, content.to_hex());
-                let at = settled.query_row(params![place.0, place.1, place.2], |row| row.get::<_, Option<i64>>(0))?;
-                if let Some(at) = at.max(open.get(&place).copied()) {
-                    known.push((id, Timestamp::from_millisecond(at).unwrap_or(Timestamp::UNIX_EPOCH)));
+            for (mid, content) in rows {
+                let content = content.to_hex();
+                let at = settled.query_row(params![queue, mid, content], |row| row.get::<_, Option<i64>>(0))?;
+                if let Some(at) = at.max(open.get(&(mid, content)).copied()) {
+                    known.push((mid, Timestamp::from_millisecond(at).unwrap_or(Timestamp::UNIX_EPOCH)));
                 }
             }
             Ok(known)

@@ -113,12 +113,12 @@ async fn feed_group(
 /// Rows that were accepted before, number and content: a restored dump, or a row that somebody put back.
 async fn restored(shared: &Shared, lane: &Lane, rows: &[Row]) -> Result<HashSet<i64>, Trouble> {
     let is_new = |row: &&Row| row.claim.history() == &History::default() && row.claim.fingerprint().is_none();
-    let new: Vec<_> = rows.iter().filter(is_new).map(|row| (row.claim.id().clone(), row.fingerprint)).collect();
+    let new: Vec<_> = rows.iter().filter(is_new).map(|row| (row.claim.id().mid, row.fingerprint)).collect();
     if new.is_empty() || lane.queue.reuses_numbers().await? {
         return Ok(HashSet::new());
     }
-    let known = shared.ledger.recognise(&new).await?;
-    Ok(known.into_iter().map(|(id, _)| id.mid).collect())
+    let known = shared.ledger.recognise(lane.name(), &new).await?;
+    Ok(known.into_iter().map(|(mid, _)| mid).collect())
 }
 
 async fn make_mail(

@@ -157,14 +157,16 @@ async fn a_row_that_was_accepted_before_is_recognised_by_number_and_content() {
     for entry in [whole, part] {
         ledger.accepted(entry, "250 Ok".to_owned(), now()).await.unwrap();
     }
-    let id = |mid| MailId::new("newsletter", mid);
+    let known = async |queue, rows: &[(i64, Fingerprint)]| ledger.recognise(queue, rows).await.unwrap();
+    let rows = [(1, content("body")), (2, content("body")), (3, content("body"))];
     // Also between the row's deletion and the word of it.
-    assert_eq!(ledger.recognise(&[(id(1), content("body"))]).await.unwrap(), [(id(1), now())]);
+    assert_eq!(known("newsletter", &rows).await, [(1, now())]);
+    assert_eq!(known("press", &rows).await, []);
     ledger.settled(&[whole, part]).await.unwrap();
-    let rows = [(id(1), content("body")), (id(2), content("body")), (id(3), content("body"))];
-    assert_eq!(ledger.recognise(&rows).await.unwrap(), [(id(1), now())]);
-    assert_eq!(ledger.recognise(&[(id(1), content("another"))]).await.unwrap(), []);
-    assert_eq!(ledger.recognise(&[(MailId::new("press", 1), content("body"))]).await.unwrap(), []);
+    assert_eq!(known("newsletter", &rows).await, [(1, now())]);
+    assert_eq!(known("newsletter", &[(1, content("another"))]).await, []);
+    assert_eq!(known("press", &rows).await, []);
+    assert_eq!(known("newsletter", &[]).await, []);
 }
 
 #[tokio::test]
