@@ -210,10 +210,10 @@ impl Book {
         let _ = self.connection.busy_timeout(patience);
     }
 
-    /// Begins a transaction, unless another process is writing or it is time for a checkpoint: those waits are the
-    /// thread's.
+    /// Begins a transaction, unless another process is writing, or a checkpoint is due, or was made just now, so that the
+    /// log begins anew and its head is brought to the disk: those waits are the thread's.
     fn begin_now(&self) -> bool {
-        self.commits < CHECKPOINT && self.begin().is_ok()
+        (1..CHECKPOINT).contains(&self.commits) && self.begin().is_ok()
     }
 
     fn begin(&self) -> rusqlite::Result<()> {
