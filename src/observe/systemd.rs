@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use sd_notify::NotifyState;
+use libsystemd::daemon::{self, NotifyState};
+use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::watch;
 use tokio::time::interval;
 
@@ -65,7 +66,7 @@ fn moment(at: Timestamp) -> String {
 /// Tells the service manager until it is dropped. `health` is the newest picture.
 pub async fn run(subject: impl Subject, health: watch::Receiver<Health>) {
     if std::env::var_os("NOTIFY_SOCKET").is_some() {
-        tell_all(subject, health, sd_notify::watchdog_enabled(), tell).await;
+        tell_all(subject, health, daemon::watchdog_enabled(false), tell).await;
     }
 }
 
@@ -75,7 +76,7 @@ pub async fn tell_all(
     subject: impl Subject,
     mut health: watch::Receiver<Health>,
     watchdog: Option<Duration>,
-    mut tell: impl FnMut(&[NotifyState<'_>]),
+    mut tell: impl FnMut(&[NotifyState]),
 ) {
     let mut starting = interval(WHILE_STARTING);
     while !subject.look().started() {
@@ -94,7 +95,7 @@ pub async fn tell_all(
         let counted = health.borrow_and_update().clone();
         let text = status_text(&Health { relay: look.relay.clone(), ..counted });
         if text != told {
-            tell(&[NotifyState::Status(&text)]);
+            tell(&[NotifyState::Status(text.clone())]);
             told = text;
         }
         if watchdog.is_some() {
@@ -112,11 +113,10 @@ pub async fn tell_all(
 
 /// A SIGHUP is being obeyed. Afterwards, [`ready`].
 pub fn reloading() {
-    // The time is what Type=notify-reload wants beside it.
-    match NotifyState::monotonic_usec_now() {
-        Ok(now) => tell(&[NotifyState::Reloading, now]),
-        Err(_) => tell(&[NotifyState::Reloading]),
-    }
+    // Type=notify-reload wants the time beside it.
+    let now = clock_gettime(ClockId::Monotonic);
+    let microseconds = now.tv_sec * 1_000_000 + now.tv_nsec / 1_000;
+    tell(&[NotifyState::Reloading, NotifyState::Other(format!("MONOTONIC_USEC={microseconds}"))]);
 }
 
 pub fn ready() {
@@ -125,11 +125,11 @@ pub fn ready() {
 
 /// SIGTERM: what is on the wire is finished.
 pub fn stopping() {
-    tell(&[NotifyState::Stopping, NotifyState::Status("finishing what is on the wire")]);
+    tell(&[NotifyState::Stopping, NotifyState::Status("finishing what is on the wire".to_owned())]);
 }
 
-fn tell(states: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(states) {
+fn tell(states: &[NotifyState]) {
+    if let Err(error) = daemon::notify(false, states) {
         tracing::debug!(target: "mailqueue::systemd", %error, "the service manager does not listen");
     }
 }
