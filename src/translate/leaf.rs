@@ -183,7 +183,7 @@ fn plain_text(kind: &Value, encoding: Encoding, said: &str, shape: Shape, body: 
 /// what had to be guessed.
 pub fn text<'a>(body: &'a [u8], label: Option<&str>) -> (Cow<'a, str>, Option<String>) {
     if body.is_ascii() && label.and_then(decode::charset).is_none_or(|charset| charset.is_ascii_compatible()) {
-        return (String::from_utf8_lossy(body), None);
+        return (decode::utf8_or_windows_1252(body), None);
     }
     let Some(charset) = label.and_then(decode::charset) else {
         let guess = if std::str::from_utf8(body).is_ok() { "UTF-8" } else { "Windows-1252" };
