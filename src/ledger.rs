@@ -7,19 +7,19 @@
 
 mod ops;
 mod outage;
+mod recognise;
 mod schema;
 mod state_dir;
 mod trace;
 mod writer;
 
-use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use rusqlite::{Connection, Row, params};
+use rusqlite::Connection;
 
 use crate::mail::{Fingerprint, MailId, RecordId};
 
@@ -160,7 +160,12 @@ impl Ledger {
 
     /// The database says it too now. Addresses become keyed hashes.
     pub async fn settled(&self, entries: &[EntryId]) -> Result<(), Error> {
-        self.close(entries, Op::Settled(entries.iter().map(|entry| entry.0).collect())).await
+        for some in entries.chunks(writer::BRIEFLY) {
+            self.close(some, Op::Settled(some.iter().map(|entry| entry.0).collect())).await?;
+            // Whoever has a mail on the wire comes first.
+            tokio::task::yield_now().await;
+        }
+        Ok(())
     }
 
     async fn close(&self, entries: &[EntryId], op: Op) -> Result<(), Error> {
@@ -186,26 +191,22 @@ impl Ledger {
     /// Which of these rows of `queue` were accepted as a whole before, with this very content, and when: a restored dump,
     /// or a row that somebody put back.
     pub async fn recognise(&self, queue: &str, rows: &[(i64, Fingerprint)]) -> Result<Vec<(i64, Timestamp)>, Error> {
-        let Some(first) = rows.iter().map(|(mid, _)| *mid).min() else { return Ok(Vec::new()) };
-        let last = rows.iter().map(|(mid, _)| *mid).max();
-        let (queue, rows) = (queue.to_owned(), rows.to_vec());
-        let look = move |ledger: &Connection| {
-            let mut open = ledger.prepare_cached(schema::ACCEPTED_OPEN)?;
-            let read = |row: &Row<'_>| Ok(((row.get(0)?, row.get(1)?), row.get(2)?));
-            let open = open.query_map(params![queue, first, last], read)?;
-            let open: HashMap<(i64, String), i64> = open.collect::<Result<_, _>>()?;
-            let mut settled = ledger.prepare_cached(schema::ACCEPTED_SETTLED)?;
-            let mut known = Vec::new();
-            for (mid, content) in rows {
-                let content = content.to_hex();
-                let at = settled.query_row(params![queue, mid, content], |row| row.get::<_, Option<i64>>(0))?;
-                if let Some(at) = at.max(open.get(&(mid, content)).copied()) {
-                    known.push((mid, Timestamp::from_millisecond(at).unwrap_or(Timestamp::UNIX_EPOCH)));
-                }
-            }
-            Ok(known)
+        let (Some(first), Some(last)) = (rows.iter().map(|row| row.0).min(), rows.iter().map(|row| row.0).max()) else {
+            return Ok(Vec::new());
         };
-        self.writer.read(look).await
+        let rows: Vec<_> = rows.iter().map(|(mid, content)| (*mid, content.to_hex())).collect();
+        let name = queue.to_owned();
+        let (mut known, highest) =
+            self.writer.glance(move |ledger| recognise::open_and_highest(ledger, &name, first..=last)).await?;
+        // Most numbers are new.
+        let old: Vec<_> = rows.iter().filter(|(mid, _)| Some(*mid) <= highest).cloned().collect();
+        if !old.is_empty() {
+            let name = queue.to_owned();
+            let settled = self.writer.read(move |ledger| recognise::settled(ledger, &name, old)).await?;
+            known.extend(settled);
+        }
+        let time = |at| Timestamp::from_millisecond(at).unwrap_or(Timestamp::UNIX_EPOCH);
+        Ok(rows.iter().filter_map(|row| Some((row.0, time(*known.get(row)?)))).collect())
     }
 
     /// Whether it can be written; writes nothing that stays.

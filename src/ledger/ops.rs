@@ -2,7 +2,7 @@
 
 use hmac::{Hmac, KeyInit, Mac};
 use jiff::Timestamp;
-use rusqlite::types::{ToSqlOutput, Type};
+use rusqlite::functions::FunctionFlags;
 use rusqlite::{Connection, params};
 use sha2::Sha256;
 
@@ -21,8 +21,8 @@ pub enum Op {
     Try,
 }
 
-/// Inside a transaction. `key` is for the hashes of addresses.
-pub fn perform(connection: &Connection, key: &[u8; 32], op: Op) -> rusqlite::Result<()> {
+/// Inside a transaction, on a connection that [`define`] has seen.
+pub fn perform(connection: &Connection, op: Op) -> rusqlite::Result<()> {
     match op {
         Op::Transmitting(id, t) => connection
             .prepare_cached(
@@ -45,7 +45,7 @@ pub fn perform(connection: &Connection, key: &[u8; 32], op: Op) -> rusqlite::Res
             .prepare_cached("UPDATE open_entry SET reply = ?2, accepted = ?3 WHERE id = ?1 AND accepted IS NULL")?
             .execute(params![id, reply, at.as_millisecond()])
             .map(drop),
-        Op::Settled(ids) => ids.into_iter().try_for_each(|id| settle(connection, key, id)),
+        Op::Settled(ids) => settle(connection, &ids),
         Op::Forget(ids) => {
             let mut delete = connection.prepare_cached("DELETE FROM open_entry WHERE id = ?")?;
             ids.into_iter().try_for_each(|id| delete.execute([id]).map(drop))
@@ -63,42 +63,36 @@ pub fn perform(connection: &Connection, key: &[u8; 32], op: Op) -> rusqlite::Res
     }
 }
 
-/// Hashes the recipients, takes addresses out of the reply, and puts the entry with the settled ones. Value by value: for
-/// an INSERT … SELECT, SQLite would keep each page that it touches for a way back.
-fn settle(connection: &Connection, key: &[u8; 32], id: i64) -> rusqlite::Result<()> {
-    let mut open = connection.prepare_cached(
-        "SELECT recipients, reply, queue, mid, record, fingerprint, message_id, complete, begun, accepted
-         FROM open_entry WHERE id = ? AND accepted IS NOT NULL",
-    )?;
-    let mut rows = open.query([id])?;
-    let Some(row) = rows.next()? else { return Ok(()) };
-    let recipients: Vec<String> = serde_json::from_str(row.get_ref(0)?.as_str()?)
-        .map_err(|error| rusqlite::Error::FromSqlConversionFailure(0, Type::Text, Box::new(error)))?;
-    let hashed: Vec<String> = recipients.iter().map(|address| hash_address(key, address)).collect();
-    let reply = row.get_ref(1)?.as_str_or_null()?.map(without_addresses);
-    let as_it_was = |column| row.get_ref(column).map(ToSqlOutput::Borrowed);
-    let mut settled = connection.prepare_cached(
-        "INSERT INTO settled_entry (id, recipients, reply, queue, mid, record, fingerprint, message_id, complete, begun,
-         accepted) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-    )?;
-    let [queue, mid, record, fingerprint] = [as_it_was(2)?, as_it_was(3)?, as_it_was(4)?, as_it_was(5)?];
-    let [message_id, complete, begun, accepted] = [as_it_was(6)?, as_it_was(7)?, as_it_was(8)?, as_it_was(9)?];
-    let recipients = json(&hashed)?;
-    settled.execute(params![
-        id,
-        recipients,
-        reply,
-        queue,
-        mid,
-        record,
-        fingerprint,
-        message_id,
-        complete,
-        begun,
-        accepted
-    ])?;
-    drop(rows);
-    connection.prepare_cached("DELETE FROM open_entry WHERE id = ?")?.execute([id]).map(drop)
+/// Puts entries with the settled ones, the recipients hashed and addresses taken out of the reply. `OR FAIL`: whoever
+/// meets an error takes the whole transaction back, so that SQLite need not keep a way back of its own.
+fn settle(connection: &Connection, ids: &[i64]) -> rusqlite::Result<()> {
+    let ids = format!("{ids:?}");
+    connection
+        .prepare_cached(
+            "INSERT OR FAIL INTO settled_entry (id, queue, mid, record, fingerprint, message_id, recipients, complete,
+             begun, reply, accepted)
+             SELECT id, queue, mid, record, fingerprint, message_id, hashed(recipients), complete, begun,
+             without_addresses(reply), accepted
+             FROM open_entry WHERE id IN (SELECT value FROM json_each(?)) AND accepted IS NOT NULL",
+        )?
+        .execute([&ids])?;
+    connection
+        .prepare_cached("DELETE FROM open_entry WHERE id IN (SELECT value FROM json_each(?)) AND accepted IS NOT NULL")?
+        .execute([&ids])
+        .map(drop)
+}
+
+/// What [`settle`] calls in its statements. `key` is for the hashes of addresses.
+pub fn define(connection: &Connection, key: [u8; 32]) -> rusqlite::Result<()> {
+    let flags = FunctionFlags::SQLITE_UTF8 | FunctionFlags::SQLITE_DETERMINISTIC;
+    connection.create_scalar_function("hashed", 1, flags, move |call| {
+        let recipients: Vec<String> = serde_json::from_str(call.get_raw(0).as_str()?)
+            .map_err(|error| rusqlite::Error::UserFunctionError(error.into()))?;
+        json(&recipients.iter().map(|address| hash_address(&key, address)).collect::<Vec<_>>())
+    })?;
+    connection.create_scalar_function("without_addresses", 1, flags, |call| {
+        Ok(call.get_raw(0).as_str_or_null()?.map(without_addresses))
+    })
 }
 
 fn json(texts: &[String]) -> rusqlite::Result<String> {

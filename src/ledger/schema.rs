@@ -62,15 +62,6 @@ pub const OPEN_ENTRIES: &str = "SELECT * FROM open_entry WHERE queue = ? ORDER B
 
 pub const KNOWN_QUEUE: &str = "SELECT EXISTS (SELECT 1 FROM known_queue WHERE name = ?)";
 
-/// Rows of a queue, from one number to another, that were accepted as a whole and whose deletion is not noted yet. There
-/// are few open entries, so that they need no index.
-pub const ACCEPTED_OPEN: &str = "SELECT mid, fingerprint, accepted FROM open_entry
-    WHERE queue = ? AND mid BETWEEN ? AND ? AND complete = 1 AND accepted IS NOT NULL";
-
-/// The last time a row of this number and content was accepted as a whole, and settled.
-pub const ACCEPTED_SETTLED: &str = "SELECT max(accepted) FROM settled_entry
-    WHERE queue = ? AND mid = ? AND fingerprint = ? AND complete = 1";
-
 /// Opens the file for the dispatcher, makes the tables, and looks whether it is sound.
 pub fn open(path: &Path) -> Result<Connection, Error> {
     make_private(path)?;

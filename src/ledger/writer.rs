@@ -8,7 +8,7 @@ use rusqlite::Connection;
 use tokio::sync::oneshot;
 
 use super::Error;
-use super::ops::{Op, perform};
+use super::ops::{Op, define, perform};
 
 /// Different statements that are kept prepared: more than there are here.
 const STATEMENTS: usize = 32;
@@ -16,13 +16,19 @@ const STATEMENTS: usize = 32;
 /// How long the thread waits for another process that is writing.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// After so many commits the write-ahead log goes into the file, which waits for the disk: some 4 MB.
-const CHECKPOINT: u32 = 500;
+/// After so many commits the write-ahead log goes into the file, and nobody writes until the disk has it: some 16 MB.
+const CHECKPOINT: u32 = 2000;
+
+/// So many entries can be settled on the spot: a fifth of a millisecond, in which no reply is read.
+pub const BRIEFLY: usize = 64;
 
 enum Request {
     Write(Op, oneshot::Sender<Result<(), Error>>),
     /// Looks, and answers whoever asked.
-    Read(Box<dyn FnOnce(&Connection) + Send>),
+    Read {
+        look: Box<dyn FnOnce(&Connection) + Send>,
+        brief: bool,
+    },
     Shut(oneshot::Sender<()>),
 }
 
@@ -30,7 +36,12 @@ impl Request {
     /// Whether it can be carried out on the spot: a page or two, which the operating system takes without a disk. To hand
     /// it to the thread and to be woken by it costs more than the write.
     fn is_brief(&self) -> bool {
-        matches!(self, Self::Write(Op::Transmitting(..) | Op::Accepted(..) | Op::Forget(_), _))
+        match self {
+            Self::Write(Op::Transmitting(..) | Op::Accepted(..) | Op::Forget(_), _) => true,
+            Self::Write(Op::Settled(entries), _) => entries.len() <= BRIEFLY,
+            Self::Read { brief, .. } => *brief,
+            Self::Write(..) | Self::Shut(_) => false,
+        }
     }
 }
 
@@ -57,8 +68,6 @@ enum Place {
 
 struct Book {
     connection: Connection,
-    /// For the hashes of addresses.
-    key: [u8; 32],
     /// Since the last checkpoint.
     commits: u32,
 }
@@ -73,7 +82,8 @@ impl Writer {
     pub fn start(connection: Connection, key: [u8; 32]) -> Result<Self, Error> {
         connection.set_prepared_statement_cache_capacity(STATEMENTS);
         connection.execute_batch("PRAGMA wal_autocheckpoint = 0").map_err(failed)?;
-        let mut book = Book { connection, key, commits: 0 };
+        define(&connection, key).map_err(failed)?;
+        let mut book = Book { connection, commits: 0 };
         book.wait_for_others(Duration::ZERO);
         let desk = Arc::new(Mutex::new(Desk { held: Vec::new(), place: Place::Here(book) }));
         let (thread, work) = mpsc::channel();
@@ -115,7 +125,7 @@ impl Writer {
         match &mut desk.place {
             Place::Closed => {}
             Place::AtThread(waiting) => waiting.extend(requests),
-            Place::Here(book) if requests.iter().all(Request::is_brief) && book.begin_now() => {
+            Place::Here(book) if requests.iter().all(Request::is_brief) && book.begin_now(&requests) => {
                 book.carry_out(requests, true);
             }
             here => {
@@ -143,12 +153,28 @@ impl Writer {
         &self,
         look: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, Error> {
+        self.look(look, false).await
+    }
+
+    /// The same on the spot, for a look at a few pages that are seldom on the disk alone.
+    pub async fn glance<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, Error> {
+        self.look(look, true).await
+    }
+
+    async fn look<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+        brief: bool,
+    ) -> Result<T, Error> {
         let (answer, answered) = oneshot::channel();
         let look = move |connection: &Connection| {
             // Whoever asked may have been cancelled.
             let _ = answer.send(look(connection).map_err(failed));
         };
-        self.desk().held.push(Request::Read(Box::new(look)));
+        self.desk().held.push(Request::Read { look: Box::new(look), brief });
         self.flush();
         answered.await.unwrap_or_else(|_| Err(stopped()))
     }
@@ -210,10 +236,11 @@ impl Book {
         let _ = self.connection.busy_timeout(patience);
     }
 
-    /// Begins a transaction, unless another process is writing, or a checkpoint is due, or was made just now, so that the
-    /// log begins anew and its head is brought to the disk: those waits are the thread's.
-    fn begin_now(&self) -> bool {
-        (1..CHECKPOINT).contains(&self.commits) && self.begin().is_ok()
+    /// Begins a transaction, where one is needed for these, unless another process is writing, or a checkpoint is due, or
+    /// was made just now, so that the log begins anew and its head is brought to the disk: those waits are the thread's.
+    fn begin_now(&self, requests: &[Request]) -> bool {
+        let writes = requests.iter().any(|request| matches!(request, Request::Write(..)));
+        !writes || (1..CHECKPOINT).contains(&self.commits) && self.begin().is_ok()
     }
 
     fn begin(&self) -> rusqlite::Result<()> {
@@ -229,21 +256,21 @@ impl Book {
         for request in requests {
             match request {
                 Request::Write(op, answer) => group.push((op, answer)),
-                Request::Read(look) => {
-                    self.write(&mut group, begun.take());
+                Request::Read { look, .. } => {
+                    self.write(&mut group, &mut begun);
                     look(&self.connection);
                 }
                 Request::Shut(answer) => shut = Some(answer),
             }
         }
-        self.write(&mut group, begun.take());
+        self.write(&mut group, &mut begun);
         shut
     }
 
     fn write(
         &mut self,
         group: &mut Vec<(Op, oneshot::Sender<Result<(), Error>>)>,
-        begun: Option<rusqlite::Result<()>>,
+        begun: &mut Option<rusqlite::Result<()>>,
     ) {
         if group.is_empty() {
             return;
@@ -251,8 +278,9 @@ impl Book {
         let (ops, answers): (Vec<_>, Vec<_>) = group.drain(..).unzip();
         let connection = &self.connection;
         let written = begun
+            .take()
             .unwrap_or_else(|| self.begin())
-            .and_then(|()| ops.into_iter().try_for_each(|op| perform(connection, &self.key, op)))
+            .and_then(|()| ops.into_iter().try_for_each(|op| perform(connection, op)))
             .and_then(|()| connection.prepare_cached("COMMIT")?.execute([]));
         if written.is_err() && !connection.is_autocommit() {
             // The first error is the one that tells; without a transaction there is nothing to take back.
