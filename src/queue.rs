@@ -72,11 +72,11 @@ impl Inner {
     }
 
     /// The producers' table as our records name it. `public` is where PostgreSQL looks unasked.
-    fn key(&self) -> link::Value {
+    fn key(&self) -> link::Value<'_> {
         self.settings.table.strip_prefix("public.").unwrap_or(&self.settings.table).into()
     }
 
-    fn owner(&self) -> link::Value {
+    fn owner(&self) -> link::Value<'_> {
         self.dispatcher.as_str().into()
     }
 }
@@ -114,7 +114,12 @@ impl Queue {
 
     // --- what the dispatcher does ---
 
-    /// Ends when no claim of this queue is in anybody's hands in this process.
+    /// How many claims of this queue are in anybody's hands in this process.
+    pub fn claims(&self) -> usize {
+        self.inner.claims.len()
+    }
+
+    /// Ends when there are none.
     pub async fn all_settled(&self) {
         self.inner.claims.wait().await;
     }
@@ -151,9 +156,9 @@ impl Queue {
         self.inner.limits().await
     }
 
-    /// Marks rows `sending` before any of their dots may go out, with fingerprint and Message-ID. Answers for each row,
-    /// in order, whether the claim is still ours; one that is not must not be sent.
-    pub async fn sending(&self, rows: &[(&Claim, Fingerprint, &str)]) -> Result<Vec<bool>, Error> {
+    /// Marks rows `sending` before any of their dots may go out, with the fingerprint of what will be sent. Answers for
+    /// each row, in order, whether the claim is still ours; one that is not must not be sent.
+    pub async fn sending(&self, rows: &[(&Claim, Fingerprint)]) -> Result<Vec<bool>, Error> {
         self.inner.sending(rows).await
     }
 

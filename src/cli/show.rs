@@ -250,7 +250,10 @@ impl<'a> Object<'a> {
                 Some(mail) => recipients(mail, listed),
                 None => listed.history.recipients.iter().map(Recipient::of).collect(),
             },
-            message_id: listed.message_id.as_deref(),
+            message_id: listed.message_id.as_deref().or_else(|| {
+                // Not written down before the first attempt has ended, but always the same for this record.
+                readable.filter(|_| listed.record.is_some()).map(|mail| mail.message_id.as_str())
+            }),
             owner: listed.owner.as_deref(),
             unknown_outcomes: listed.history.unknowns,
             stored_bytes,

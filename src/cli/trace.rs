@@ -127,7 +127,12 @@ async fn matching(query: &Query, queue: &queue::Queue, found: &mut Vec<Listed>) 
         return Ok(());
     }
     let fits = |listed: &Listed| match query {
-        Query::MessageId(id) => listed.message_id.as_deref().is_some_and(|known| bare(known) == bare(id)),
+        Query::MessageId(id) => match (&listed.message_id, &listed.record) {
+            (Some(known), _) => bare(known) == bare(id),
+            // Not written down before the first attempt has ended; but ours name the record.
+            (None, Some(record)) => bare(id).split('@').next() == Some(record.as_str()),
+            (None, None) => false,
+        },
         Query::Recipient(to) => listed.history.recipients.iter().any(|known| known.address.eq_ignore_ascii_case(to)),
         Query::Id(_) => false,
     };

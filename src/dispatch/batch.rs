@@ -12,7 +12,7 @@ use super::lane::{Done, Job, Lane, Notes};
 use super::worker::{relay_trouble, with_remedy};
 use super::{BUDGET_UNIT, Shared, events, jitter};
 use crate::mail::{Address, ColumnLimits, Columns, Fingerprint, Mail};
-use crate::outcome::{Attempt, Fate, History, Reason, RecipientRecord, RecipientState, Verdict};
+use crate::outcome::{Attempt, Fate, Reason, RecipientRecord, RecipientState, Verdict};
 use crate::queue::{Claim, Row, Settlement};
 use crate::relay::Announced;
 use crate::retry;
@@ -112,8 +112,8 @@ async fn feed_group(
 
 /// Rows that were accepted before, number and content: a restored dump, or a row that somebody put back.
 async fn restored(shared: &Shared, lane: &Lane, rows: &[Row]) -> Result<HashSet<i64>, Trouble> {
-    let is_new = |row: &&Row| row.claim.history() == &History::default() && row.claim.fingerprint().is_none();
-    let new: Vec<_> = rows.iter().filter(is_new).map(|row| (row.claim.id().mid, row.fingerprint)).collect();
+    let new: Vec<_> =
+        rows.iter().filter(|row| row.claim.is_new()).map(|row| (row.claim.id().mid, row.fingerprint)).collect();
     if new.is_empty() || lane.queue.reuses_numbers().await? {
         return Ok(HashSet::new());
     }
@@ -233,7 +233,7 @@ async fn push(shared: &Shared, lane: &Lane, jobs: Vec<Job>) -> Result<(), Troubl
         return Ok(());
     }
     let confirmed = Instant::now();
-    let marks: Vec<_> = jobs.iter().map(|job| (&job.claim, job.fingerprint, job.mail.message_id.as_str())).collect();
+    let marks: Vec<_> = jobs.iter().map(|job| (&job.claim, job.fingerprint)).collect();
     let ours = match lane.queue.sending(&marks).await {
         Ok(ours) => ours,
         Err(error) => {

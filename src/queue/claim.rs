@@ -17,6 +17,8 @@ pub struct Found {
     pub mid: i64,
     /// Of its columns, as they are stored.
     pub bytes: u64,
+    /// Of its content, where the database can tell and the row is small.
+    pub fingerprint: Option<Fingerprint>,
 }
 
 /// The right to handle one row, from [`Queue::claim`](super::Queue::claim) until [`Queue::settle`](super::Queue::settle). Made only here; settling consumes it.
@@ -28,8 +30,10 @@ pub struct Claim {
     /// Random, new with every claim: a claim that was lost and won back by the same dispatcher is another claim.
     pub(super) token: Arc<str>,
     pub(super) created: Timestamp,
-    /// From an earlier attempt.
+    /// Of the content that the record was made for, as far as the record says it.
     pub(super) fingerprint: Option<Fingerprint>,
+    /// The record was made with this claim: nothing was known of the row before.
+    pub(super) new: bool,
     pub(super) history: History,
     /// Of the row's columns when it was found; 0 where the row was not looked at, or was gone.
     pub(super) bytes: u64,
@@ -57,6 +61,11 @@ impl Claim {
 
     pub fn fingerprint(&self) -> Option<Fingerprint> {
         self.fingerprint
+    }
+
+    /// Nothing was known of the row before.
+    pub fn is_new(&self) -> bool {
+        self.new
     }
 
     pub fn history(&self) -> &History {

@@ -35,7 +35,8 @@ impl Inner {
                 record,
                 token: Arc::clone(&token),
                 created: now,
-                fingerprint: None,
+                fingerprint: row.fingerprint,
+                new: true,
                 history: History::default(),
                 bytes: row.bytes,
                 _alive: self.claims.token(),
@@ -55,13 +56,14 @@ impl Inner {
         let padded = padded(rows.to_vec());
         let (insert, skip) = self.dialect().skip;
         let sql = format!(
-            "{insert} mailqueue_delivery (id, queue_table, mid, state, created, owner, claim) VALUES {} {skip}",
-            tuples(padded.len(), "?, ?, ?, 'claimed', ?, ?, ?")
+            "{insert} mailqueue_delivery (id, queue_table, mid, fingerprint, state, created, owner, claim) \
+             VALUES {} {skip}",
+            tuples(padded.len(), "?, ?, ?, ?, 'claimed', ?, ?, ?")
         );
-        let mut args = Vec::with_capacity(padded.len() * 6);
+        let mut args = Vec::with_capacity(padded.len() * 7);
         for (id, row) in &padded {
-            args.extend([id.as_str().into(), self.key(), row.mid.into(), now.as_millisecond().into()]);
-            args.extend([self.owner(), token.into()]);
+            args.extend([id.as_str().into(), self.key(), row.mid.into(), row.fingerprint.into()]);
+            args.extend([now.as_millisecond().into(), self.owner(), token.into()]);
         }
         let made = link.execute(&sql, args).await?;
         if first && made == rows.len() as u64 {
@@ -202,9 +204,9 @@ impl Inner {
         Ok(contents)
     }
 
-    pub(super) async fn sending(&self, rows: &[(&Claim, Fingerprint, &str)]) -> Result<Vec<bool>, Error> {
+    pub(super) async fn sending(&self, rows: &[(&Claim, Fingerprint)]) -> Result<Vec<bool>, Error> {
         let mut acts: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
-        for (index, (claim, ..)) in rows.iter().enumerate() {
+        for (index, (claim, _)) in rows.iter().enumerate() {
             acts.entry(&claim.token).or_default().push(index);
         }
         let mut ours = vec![false; rows.len()];
@@ -219,32 +221,32 @@ impl Inner {
     }
 
     /// For rows that were claimed in one act.
-    async fn sending_once(&self, token: &str, rows: &[(&Claim, Fingerprint, &str)]) -> Result<Vec<bool>, Failure> {
+    async fn sending_once(&self, token: &str, rows: &[(&Claim, Fingerprint)]) -> Result<Vec<bool>, Failure> {
         let mut link = self.link().await?;
-        let keys: Vec<_> = rows.iter().map(|(claim, ..)| claim.key()).collect();
+        let keys: Vec<_> = rows.iter().map(|(claim, _)| claim.key()).collect();
         let (these, mut here_args) = self.claimed("mailqueue_delivery", &keys);
         let here = format!("{these} AND owner = ? AND claim = ?");
         here_args.extend([self.owner(), token.into()]);
 
-        let padded = padded(rows.to_vec());
-        let whens = "WHEN ? THEN ? ".repeat(padded.len());
+        // Most records know their content.
+        let open = padded(rows.iter().filter(|(claim, _)| claim.fingerprint.is_none()).collect());
+        let content = match open.len() {
+            0 => String::new(),
+            _ => format!(", fingerprint = CASE mid {}ELSE fingerprint END", "WHEN ? THEN ? ".repeat(open.len())),
+        };
         let sql = format!(
-            "UPDATE mailqueue_delivery{} SET state = 'sending', fingerprint = CASE mid {whens}END, \
-             message_id = CASE mid {whens}END WHERE {here} AND state IN ('claimed', 'sending')",
+            "UPDATE mailqueue_delivery{} SET state = 'sending'{content} \
+             WHERE {here} AND state IN ('claimed', 'sending')",
             self.by_key()
         );
-        let pairs = |of: fn(&(&Claim, Fingerprint, &str)) -> Value| {
-            padded.iter().flat_map(move |row| [row.0.id.mid.into(), of(row)]).collect::<Vec<Value>>()
-        };
-        let mut args = pairs(|(_, fingerprint, _)| fingerprint.to_hex().as_str().into());
-        args.extend(pairs(|(.., message_id)| (*message_id).into()));
-        args.extend(here_args.clone());
+        let contents = open.iter().flat_map(|(claim, content)| [claim.id.mid.into(), Some(*content).into()]);
+        let args = contents.chain(here_args.clone()).collect();
         if link.execute(&sql, args).await? == rows.len() as u64 {
             return Ok(vec![true; rows.len()]);
         }
         let sql = format!("SELECT mid, id FROM mailqueue_delivery{} WHERE {here} AND state = 'sending'", self.by_key());
         let marked = ids_of(link.fetch(&sql, here_args).await?)?;
-        Ok(rows.iter().map(|(claim, ..)| marked.contains(&claim.record)).collect())
+        Ok(rows.iter().map(|(claim, _)| marked.contains(&claim.record)).collect())
     }
 
     /// The columns of rows, as they stand now.

@@ -9,6 +9,7 @@ use super::Inner;
 use super::claim::Found;
 use super::error::{Error, Failure, persist};
 use super::link::Line;
+use crate::mail::Fingerprint;
 
 /// A look at the head of the table that takes longer is one at very many records.
 const QUICK: Duration = Duration::from_millis(100);
@@ -16,6 +17,10 @@ const QUICK: Duration = Duration::from_millis(100);
 /// Such looks get one part in so many of the time, but none is put off for longer than [`LONGEST`].
 const SHARE: u32 = 20;
 const LONGEST: Duration = Duration::from_secs(60);
+
+/// Of so many bytes at most the content's fingerprint is read with the number, and goes into the record with the claim: to
+/// mark a batch `sending` then takes half as long. Of larger ones it would hold up the search.
+const SMALL: u64 = 64 * 1024;
 
 /// The numbers up to `end`, which all had records when they were last looked at. Rows that come to stand among them, as
 /// late commits do, are found by the next look at the head, at `again`; all others at once.
@@ -66,16 +71,26 @@ impl Inner {
         let schema = self.schema(&mut link).await?;
         // The lengths apart from the search: where a table keeps long columns elsewhere, they are read for what is found
         // only, and not for all that is looked at.
+        let fingerprint = match &schema.fingerprint {
+            Some(fingerprint) => format!("CASE WHEN {} <= {SMALL} THEN {fingerprint} END", schema.size),
+            None => "NULL".to_owned(),
+        };
         let sql = format!(
-            "SELECT {}, {size} FROM (SELECT q.mid FROM {table} q LEFT JOIN mailqueue_delivery d ON d.queue_table = ? \
-             AND d.mid = q.mid WHERE q.mid > ? AND d.mid IS NULL ORDER BY q.mid LIMIT ?) f \
+            "SELECT {}, {size}, {fingerprint} FROM (SELECT q.mid FROM {table} q LEFT JOIN mailqueue_delivery d \
+             ON d.queue_table = ? AND d.mid = q.mid WHERE q.mid > ? AND d.mid IS NULL ORDER BY q.mid LIMIT ?) f \
              JOIN {table} q ON q.mid = f.mid ORDER BY f.mid",
             self.dialect().mid,
             size = schema.size,
             table = schema.table
         );
         let lines = link.fetch(&sql, vec![self.key(), cursor.into(), i64::from(limit).into()]).await?;
-        let found = |line: &Line| Ok(Found { mid: line.some_int(0)?, bytes: line.some_int(1)?.unsigned_abs() });
+        let found = |line: &Line| {
+            Ok(Found {
+                mid: line.some_int(0)?,
+                bytes: line.some_int(1)?.unsigned_abs(),
+                fingerprint: line.text(2)?.and_then(|text| Fingerprint::from_hex(&text)),
+            })
+        };
         lines.iter().map(found).collect()
     }
 }

@@ -1,5 +1,6 @@
 //! One connection to a database, whichever it is: texts and values in, lines out.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use futures_util::TryStreamExt;
@@ -11,44 +12,54 @@ use tokio::time::timeout;
 
 use super::connect::Lent;
 use super::error::Failure;
+use crate::mail::Fingerprint;
 
 /// How long we wait for a statement's answer, or for its next line. Longer than any lock wait.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What a statement takes in place of a `?`.
+/// What a statement takes in place of a `?`. Texts are borrowed: a batch has thousands.
 #[derive(Clone, Debug)]
-pub(super) enum Value {
+pub(super) enum Value<'a> {
     Int(Option<i64>),
-    Text(Option<String>),
+    Text(Option<Cow<'a, str>>),
 }
 
-impl From<i64> for Value {
+impl From<i64> for Value<'_> {
     fn from(value: i64) -> Self {
         Self::Int(Some(value))
     }
 }
 
-impl From<Option<i64>> for Value {
+impl From<Option<i64>> for Value<'_> {
     fn from(value: Option<i64>) -> Self {
         Self::Int(value)
     }
 }
 
-impl From<&str> for Value {
-    fn from(value: &str) -> Self {
+impl<'a> From<&'a str> for Value<'a> {
+    fn from(value: &'a str) -> Self {
         Self::Text(Some(storable(value)))
     }
 }
 
-impl From<Option<&str>> for Value {
-    fn from(value: Option<&str>) -> Self {
+impl<'a> From<Option<&'a str>> for Value<'a> {
+    fn from(value: Option<&'a str>) -> Self {
         Self::Text(value.map(storable))
     }
 }
 
+impl From<Option<Fingerprint>> for Value<'_> {
+    fn from(value: Option<Fingerprint>) -> Self {
+        Self::Text(value.map(|content| content.to_hex().into()))
+    }
+}
+
 /// PostgreSQL has no NUL in texts.
-fn storable(text: &str) -> String {
-    text.replace('\0', "\u{fffd}")
+fn storable(text: &str) -> Cow<'_, str> {
+    match text.contains('\0') {
+        true => text.replace('\0', "\u{fffd}").into(),
+        false => text.into(),
+    }
 }
 
 /// A native connection.
@@ -82,8 +93,8 @@ macro_rules! query {
         let mut query = sqlx::query::<$db>(AssertSqlSafe($sql));
         for arg in $args {
             query = match arg {
-                Value::Int(value) => query.bind(value),
-                Value::Text(value) => query.bind(value),
+                Value::Int(value) => query.bind(*value),
+                Value::Text(value) => query.bind(value.as_deref()),
             };
         }
         query
@@ -152,18 +163,18 @@ impl Link {
     }
 
     /// Answers how many rows the statement changed (on MySQL: found, changed or not).
-    pub(super) async fn execute(&mut self, sql: &str, args: Vec<Value>) -> Result<u64, Failure> {
+    pub(super) async fn execute(&mut self, sql: &str, args: Vec<Value<'_>>) -> Result<u64, Failure> {
         self.lent.reusable = false;
         let done = timeout(PATIENCE, async {
             match self.lent.raw() {
                 Raw::MySql(raw) => {
-                    query!(MySql, sql.to_owned(), args).execute(&mut **raw).await.map(|done| done.rows_affected())
+                    query!(MySql, sql.to_owned(), &args).execute(&mut **raw).await.map(|done| done.rows_affected())
                 }
                 Raw::Postgres(raw) => {
-                    query!(Postgres, numbered(sql), args).execute(&mut **raw).await.map(|done| done.rows_affected())
+                    query!(Postgres, numbered(sql), &args).execute(&mut **raw).await.map(|done| done.rows_affected())
                 }
                 Raw::Sqlite(raw) => {
-                    query!(Sqlite, sql.to_owned(), args).execute(&mut **raw).await.map(|done| done.rows_affected())
+                    query!(Sqlite, sql.to_owned(), &args).execute(&mut **raw).await.map(|done| done.rows_affected())
                 }
             }
         });
@@ -171,7 +182,7 @@ impl Link {
         self.judge(done)
     }
 
-    pub(super) async fn fetch(&mut self, sql: &str, args: Vec<Value>) -> Result<Vec<Line>, Failure> {
+    pub(super) async fn fetch(&mut self, sql: &str, args: Vec<Value<'_>>) -> Result<Vec<Line>, Failure> {
         self.lent.reusable = false;
         macro_rules! lines {
             ($query:expr, $raw:expr, $kind:path) => {{
@@ -188,9 +199,9 @@ impl Link {
             }};
         }
         let done = match self.lent.raw() {
-            Raw::MySql(raw) => lines!(query!(MySql, sql.to_owned(), args), raw, Line::MySql),
-            Raw::Postgres(raw) => lines!(query!(Postgres, numbered(sql), args), raw, Line::Postgres),
-            Raw::Sqlite(raw) => lines!(query!(Sqlite, sql.to_owned(), args), raw, Line::Sqlite),
+            Raw::MySql(raw) => lines!(query!(MySql, sql.to_owned(), &args), raw, Line::MySql),
+            Raw::Postgres(raw) => lines!(query!(Postgres, numbered(sql), &args), raw, Line::Postgres),
+            Raw::Sqlite(raw) => lines!(query!(Sqlite, sql.to_owned(), &args), raw, Line::Sqlite),
         };
         self.judge(done)
     }

@@ -79,6 +79,7 @@ impl Record {
             token: Arc::clone(token),
             created: self.created,
             fingerprint: self.fingerprint,
+            new: false,
             history: self.history,
             bytes: self.bytes,
             _alive: alive.token(),
@@ -175,7 +176,7 @@ impl Inner {
     }
 
     /// Which records, in a statement that calls their table `of`. Ids are for ever, and numbers come back.
-    pub(super) fn these(&self, of: &str, keys: &[Key<'_>]) -> (String, Vec<Value>) {
+    pub(super) fn these<'a>(&'a self, of: &str, keys: &[Key<'a>]) -> (String, Vec<Value<'a>>) {
         let ids = padded(keys.iter().map(|(_, id)| Value::from(id.as_str())).collect());
         let by_id = format!("{of}.id IN ({})", places(ids.len()));
         if !self.dialect().by_number {
@@ -187,7 +188,7 @@ impl Inner {
     }
 
     /// The same, where the claim that is asked for as well tells which records are meant.
-    pub(super) fn claimed(&self, of: &str, keys: &[Key<'_>]) -> (String, Vec<Value>) {
+    pub(super) fn claimed<'a>(&'a self, of: &str, keys: &[Key<'a>]) -> (String, Vec<Value<'a>>) {
         match self.dialect().by_number {
             true => self.numbered(of, keys.iter().map(|&(mid, _)| mid)),
             false => self.these(of, keys),
@@ -195,7 +196,7 @@ impl Inner {
     }
 
     /// Whichever records stand for these rows.
-    pub(super) fn numbered(&self, of: &str, mids: impl Iterator<Item = i64>) -> (String, Vec<Value>) {
+    pub(super) fn numbered(&self, of: &str, mids: impl Iterator<Item = i64>) -> (String, Vec<Value<'_>>) {
         let mids = padded(mids.map(Value::from).collect());
         let sql = format!("{of}.queue_table = ? AND {of}.mid IN ({})", places(mids.len()));
         (sql, [self.key()].into_iter().chain(mids).collect())

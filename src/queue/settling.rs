@@ -79,8 +79,8 @@ impl Inner {
             return Ok(false);
         }
         crash::point("in-settle");
-        // A record of this attempt's own has no recipients yet.
-        let known = group.iter().map(|settlement| &settlement.claim).filter(|claim| claim.fingerprint.is_some());
+        // A record that was made with its claim has no recipients yet.
+        let known = group.iter().map(|settlement| &settlement.claim).filter(|claim| !claim.new);
         self.drop_recipients(&mut link, &known.map(Claim::key).collect::<Vec<_>>()).await?;
         link.commit().await?;
         Ok(true)
@@ -198,7 +198,7 @@ impl Inner {
                 };
                 args.extend([claim.record.as_str().into(), self.key(), claim.id.mid.into()]);
                 args.push(claim.created.as_millisecond().into());
-                args.push(settlement.content().map(Fingerprint::to_hex).as_deref().into());
+                args.push(settlement.content().into());
                 args.push(settlement.message_id.as_deref().into());
                 args.extend([state.into(), reason.as_str().into(), detail.into()]);
                 args.push(next_attempt.map(|time| time.as_millisecond()).into());
@@ -237,7 +237,9 @@ impl Inner {
                     );
                     let mut args: Vec<Value> = padded.iter().map(|&(mid, _)| mid.into()).collect();
                     args.extend(
-                        padded.iter().map(|(mid, content)| format!("{mid}:{}", content.to_hex()).as_str().into()),
+                        padded
+                            .iter()
+                            .map(|(mid, content)| Value::Text(Some(format!("{mid}:{}", content.to_hex()).into()))),
                     );
                     link.execute(&sql, args).await?
                 }

@@ -112,10 +112,16 @@ impl Inner {
             "{insert} mailqueue_delivery (id, queue_table, mid, fingerprint, state, reason, created) VALUES {} {skip}",
             tuples(rows.len(), "?, ?, ?, ?, 'held', 'operator', ?")
         );
+        let ids: Vec<_> = rows.iter().map(|_| RecordId::new(rand::random())).collect();
         let mut args: Vec<Value> = Vec::with_capacity(rows.len() * 5);
-        for (mid, content) in rows {
-            args.extend([RecordId::new(rand::random()).as_str().into(), self.key(), (*mid).into()]);
-            args.extend([content.to_hex().as_str().into(), now.as_millisecond().into()]);
+        for (id, &(mid, content)) in ids.iter().zip(rows) {
+            args.extend([
+                id.as_str().into(),
+                self.key(),
+                mid.into(),
+                Some(content).into(),
+                now.as_millisecond().into(),
+            ]);
         }
         link.execute(&sql, args).await.map(drop)
     }

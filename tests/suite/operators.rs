@@ -5,6 +5,7 @@ use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::process::{Output, Stdio};
 
+use jiff::Timestamp;
 use mailqueue::mail::Columns;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
@@ -94,6 +95,25 @@ async fn trace_knows_a_mail_that_was_never_accepted_by_id_message_id_and_recipie
     assert!(waiting.contains("the row stands in its table: waiting, 0 attempts"), "{waiting}");
     let nothing = house.run(&["trace", "newsletter/99"]).await;
     assert_eq!((said(&nothing).trim(), nothing.status.code()), ("nothing is known of it", Some(1)));
+}
+
+#[tokio::test]
+async fn a_mail_on_the_wire_of_another_dispatcher_is_known_by_its_message_id() {
+    let house = House::build(database::sqlite(), 1, "", "").await;
+    assert_eq!(house.once().await, 0, "it makes a ledger");
+    house.newsletter.insert(&mail("new@example.org", "Einladung")).await.expect("INSERT");
+    let found = house.newsletter.find(i64::MIN, 1).await.expect("find");
+    let claims = house.newsletter.claim(&found, Timestamp::now()).await.expect("claim");
+    let rows = house.newsletter.load(claims).await.expect("load");
+    assert_eq!(house.newsletter.sending(&[(&rows[0].claim, rows[0].fingerprint)]).await.expect("sending"), [true]);
+    let message_id = format!("<{}@partei.example.at>", rows[0].claim.record());
+    let told = said(&house.run(&["trace", &message_id]).await);
+    assert!(told.contains("the row stands in its table: sending"), "{told}");
+    let shown: Value =
+        serde_json::from_slice(&house.run(&["show", "newsletter/1", "--json"]).await.stdout).expect("JSON");
+    assert_eq!(shown["message_id"], message_id);
+    let nothing = house.run(&["trace", "<somebody.else@partei.example.at>"]).await;
+    assert_eq!(nothing.status.code(), Some(1));
 }
 
 /// Runs a command with its output on a terminal of 160 columns.

@@ -23,7 +23,7 @@ on_every_server!(
 /// A part of each statement of claim, load, sending, settle and beat, in the words of both databases.
 const STATEMENTS: [&str; 10] = [
     "IS NULL ORDER BY q.mid",
-    "mailqueue_delivery (id, queue_table, mid, state, created, owner, claim)",
+    "mailqueue_delivery (id, queue_table, mid, fingerprint, state, created, owner, claim)",
     " AS q ",
     "SET state = 'sending'",
     "SELECT d.id, d.owner, d.claim FROM mailqueue_delivery",

@@ -81,6 +81,42 @@ on_each_database! {
         assert_eq!(place.session().await.number(&format!("SELECT COUNT(*) FROM {TABLE}")).await, 0);
     }
 
+    async fn a_row_that_changes_before_its_claim_is_never_taken_for_what_it_was(place: Place) {
+        let mid = place.mails(1).await[0];
+        let queue = place.dispatcher("a");
+        let found = queue.find(i64::MIN, 10).await.unwrap();
+        place.session().await.run(&format!("UPDATE {TABLE} SET mto = 'YUBiLmM='")).await.unwrap();
+        let claims = queue.claim(&found, at(0)).await.unwrap();
+        let mut rows = queue.load(claims).await.unwrap();
+        if found[0].fingerprint.is_some() {
+            // The record was made for the old content.
+            assert_eq!((rows.len(), place.state(mid).await.as_str()), (0, "waiting"));
+            rows = take_all(&queue).await;
+        }
+        assert_eq!(rows[0].columns.mto.as_deref(), Some(b"YUBiLmM=".as_slice()));
+        assert_eq!(send(&queue, &rows).await, [true]);
+        let fingerprint = rows[0].fingerprint;
+        assert_eq!(place.listed(mid).await.unwrap().fingerprint, Some(fingerprint));
+        assert_eq!(settle(&queue, rows.remove(0), delivered()).await, Settled::Done);
+    }
+
+    async fn a_record_knows_its_content_before_a_dot_may_go_out_however_the_row_was_found(place: Place) {
+        let mids = place.mails(3).await;
+        let queue = place.dispatcher("a");
+        let mut found = queue.find(i64::MIN, 10).await.unwrap();
+        assert_eq!(found.iter().all(|row| row.fingerprint.is_some()), !place.is_sqlite());
+        // As of a row that is too large to be read by the search.
+        found[1].fingerprint = None;
+        let claims = queue.claim(&found, at(0)).await.unwrap();
+        let rows = queue.load(claims).await.unwrap();
+        assert_eq!(send(&queue, &rows).await, [true; 3]);
+        for (mid, row) in mids.iter().zip(&rows) {
+            assert_eq!(place.listed(*mid).await.unwrap().fingerprint, Some(row.fingerprint));
+        }
+        let settled = queue.settle(rows.into_iter().map(|row| settlement(row, delivered())).collect()).await.unwrap();
+        assert!(settled.iter().all(|(_, settled)| *settled == Settled::Done));
+    }
+
     async fn the_limits_are_those_of_the_schema(place: Place) {
         let mut session = place.session().await;
         session.run(&place.odd_table()).await.unwrap();

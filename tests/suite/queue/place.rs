@@ -188,9 +188,9 @@ pub async fn find(queue: &Queue, cursor: i64, limit: u32) -> Vec<i64> {
     queue.find(cursor, limit).await.unwrap().into_iter().map(|row| row.mid).collect()
 }
 
-/// Claims waiting rows, however long they may be.
+/// Claims waiting rows, however long they may be, and whatever is in them.
 pub async fn claim(queue: &Queue, mids: &[i64], now: Timestamp) -> Result<Vec<Claim>, Error> {
-    let found: Vec<_> = mids.iter().map(|&mid| Found { mid, bytes: 0 }).collect();
+    let found: Vec<_> = mids.iter().map(|&mid| Found { mid, bytes: 0, fingerprint: None }).collect();
     queue.claim(&found, now).await
 }
 
@@ -203,8 +203,7 @@ pub async fn take_all(queue: &Queue) -> Vec<Row> {
 
 /// Marks rows as sending.
 pub async fn send(queue: &Queue, rows: &[Row]) -> Vec<bool> {
-    let rows: Vec<(&Claim, Fingerprint, &str)> =
-        rows.iter().map(|row| (&row.claim, row.fingerprint, "<m@x>")).collect();
+    let rows: Vec<(&Claim, Fingerprint)> = rows.iter().map(|row| (&row.claim, row.fingerprint)).collect();
     queue.sending(&rows).await.unwrap()
 }
 
