@@ -18,6 +18,11 @@ use crate::{ledger, queue};
 /// The most rows of one claim. Deferred ones get half of it while there are new ones too, so that neither starves.
 const BATCH: u32 = 256;
 
+/// The first batch of a pass is smaller, so that the smarthost has something to do while the next is read; each further
+/// one is so many times larger.
+const FIRST_BATCH: u32 = 32;
+const GROWTH: u32 = 4;
+
 /// So many batches are made into mails at once, while a further one is claimed: the database marks one and reads another.
 const FEEDING: usize = 2;
 
@@ -145,10 +150,11 @@ async fn pass(shared: &Shared, lane: &Arc<Lane>, recovered: &mut bool, wait: &mu
     let limits = lane.queue.limits().await?;
     let started = Timestamp::now();
     let mut cursor = i64::MIN;
+    let mut batch = FIRST_BATCH;
     let mut feeding = FuturesUnordered::new();
     let mut outcome = Ok(());
     while outcome.is_ok() {
-        let mut next = pin!(next_claims(shared, lane, &mut cursor, started));
+        let mut next = pin!(next_claims(shared, lane, &mut cursor, batch, started));
         let next = loop {
             tokio::select! {
                 Some(fed) = feeding.next() => outcome = outcome.and(noted(fed, wait)),
@@ -156,7 +162,10 @@ async fn pass(shared: &Shared, lane: &Arc<Lane>, recovered: &mut bool, wait: &mu
             }
         };
         match next {
-            Ok(Some(claims)) => feeding.push(batch::feed(shared, lane, claims, limits)),
+            Ok(Some(claims)) => {
+                batch = (batch * GROWTH).min(BATCH);
+                feeding.push(batch::feed(shared, lane, claims, limits));
+            }
             Ok(None) => break,
             Err(error) => outcome = outcome.and(Err(error)),
         }
@@ -187,6 +196,7 @@ async fn next_claims(
     shared: &Shared,
     lane: &Lane,
     cursor: &mut i64,
+    batch: u32,
     started: Timestamp,
 ) -> Result<Option<Vec<Claim>>, Trouble> {
     if !opened(shared, lane).await {
@@ -198,9 +208,9 @@ async fn next_claims(
         outage::account(shared, lane).await?;
     }
     let now = if shared.once { started } else { Timestamp::now() };
-    let due = lane.queue.claim_due(now, BATCH / 2).await?;
+    let due = lane.queue.claim_due(now, batch / 2).await?;
     let new = async {
-        let found = lane.queue.find(*cursor, BATCH - due.len() as u32).await?;
+        let found = lane.queue.find(*cursor, batch - due.len() as u32).await?;
         *cursor = found.last().map_or(*cursor, |row| row.mid);
         let claims = lane.queue.claim(&found, Timestamp::now()).await?;
         Ok((found, claims))

@@ -30,7 +30,9 @@ pub async fn run(shared: Arc<Shared>, lane: Arc<Lane>, mut inbox: mpsc::Unbounde
     let mut group = Vec::with_capacity(GROUP);
     while inbox.recv_many(&mut group, GROUP).await > 0 {
         if group.len() < GROUP && !inbox.is_closed() {
-            let more = async { while group.len() < GROUP && inbox.recv_many(&mut group, 1).await > 0 {} };
+            // Where all of the queue's claims are in the group, nobody else can come.
+            let full = |group: &Vec<Done>| group.len() >= GROUP.min(lane.queue.claims());
+            let more = async { while !full(&group) && inbox.recv_many(&mut group, 1).await > 0 {} };
             // Whether the group filled up or the time ran out, it goes now.
             let _ = tokio::time::timeout(LINGER, more).await;
         }
