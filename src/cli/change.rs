@@ -3,6 +3,7 @@
 use std::io::{self, BufRead, IsTerminal, Write};
 
 use jiff::Timestamp;
+use serde::Serialize;
 
 use super::output::{Out, count, safe};
 use super::select::{self, Filters};
@@ -20,6 +21,9 @@ pub struct Args {
     /// Say which rows are meant, and change nothing
     #[arg(long)]
     dry_run: bool,
+    /// For programs: an object a line, with `outcome` one of done, would-be-done, left-alone, no-such-row
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     filters: Filters,
 }
@@ -103,22 +107,47 @@ impl Args {
                     answers
                 };
                 for (mid, granted) in answers {
-                    let id = MailId::new(queue.name().clone(), mid);
-                    match granted {
-                        Granted::Done if self.dry_run => writeln!(out, "{id}: would be {}", word(wish))?,
-                        Granted::Done => writeln!(out, "{id}: {}", word(wish))?,
-                        Granted::NoSuchRow => writeln!(out, "{id}: there is no such row")?,
-                        Granted::NotNow(ref why) => writeln!(out, "{id}: left alone: {}", safe(why))?,
-                    }
+                    self.tell(wish, &MailId::new(queue.name().clone(), mid), &granted, out)?;
                     if granted == Granted::Done { done += 1 } else { left += 1 }
                 }
             }
         }
-        if done + left == 0 {
+        if done + left == 0 && !self.json {
             writeln!(out, "no row fits")?;
         }
         Ok(if left == 0 { Ending::Done } else { Ending::LeftOver })
     }
+
+    /// What became of one row.
+    fn tell(&self, wish: &Wish, id: &MailId, granted: &Granted, out: &mut Out) -> anyhow::Result<()> {
+        if self.json {
+            let (outcome, why) = match granted {
+                Granted::Done if self.dry_run => ("would-be-done", None),
+                Granted::Done => ("done", None),
+                Granted::NoSuchRow => ("no-such-row", None),
+                Granted::NotNow(why) => ("left-alone", Some(why.as_str())),
+            };
+            writeln!(out, "{}", serde_json::to_string(&Line { id: id.to_string(), outcome, why })?)?;
+            return Ok(());
+        }
+        match granted {
+            Granted::Done if self.dry_run => writeln!(out, "{id}: would be {}", word(wish))?,
+            Granted::Done => writeln!(out, "{id}: {}", word(wish))?,
+            Granted::NoSuchRow => writeln!(out, "{id}: there is no such row")?,
+            Granted::NotNow(why) => writeln!(out, "{id}: left alone: {}", safe(why))?,
+        }
+        Ok(())
+    }
+}
+
+/// A line for programs.
+#[derive(Serialize)]
+struct Line<'a> {
+    id: String,
+    outcome: &'static str,
+    /// Why it was left alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    why: Option<&'a str>,
 }
 
 fn word(wish: &Wish) -> &'static str {

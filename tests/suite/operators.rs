@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use mailqueue::mail::Columns;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::support::catcher::{Catcher, Step};
 use crate::support::database;
@@ -95,6 +95,27 @@ async fn trace_knows_a_mail_that_was_never_accepted_by_id_message_id_and_recipie
     assert!(waiting.contains("the row stands in its table: waiting, 0 attempts"), "{waiting}");
     let nothing = house.run(&["trace", "newsletter/99"]).await;
     assert_eq!((said(&nothing).trim(), nothing.status.code()), ("nothing is known of it", Some(1)));
+}
+
+#[tokio::test]
+async fn changes_are_told_to_programs_as_an_object_a_line() {
+    let (house, _catcher) = rows_in_all_states().await;
+    let lines = async |arguments: &[&str]| -> Vec<Value> {
+        let output = house.run(&[arguments, &["--json"]].concat()).await;
+        let text = String::from_utf8(output.stdout).expect("UTF-8");
+        text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("{text}"))).collect()
+    };
+    let held = lines(&["hold", "newsletter/1", "newsletter/99"]).await;
+    let told = json!([{"id": "newsletter/1", "outcome": "done"}, {"id": "newsletter/99", "outcome": "no-such-row"}]);
+    assert_eq!(Value::from(held), told);
+    let alone = lines(&["retry", "newsletter/1"]).await;
+    let told = json!([{"id": "newsletter/1", "outcome": "left-alone", "why": "it is held; `release` it"}]);
+    assert_eq!(Value::from(alone), told);
+    let dry = lines(&["delete", "--dry-run", "--state", "held"]).await;
+    let id = |line: &Value| (line["id"].clone(), line["outcome"].clone());
+    let each = ["newsletter/1", "newsletter/4"].map(|id| (Value::from(id), Value::from("would-be-done")));
+    assert_eq!(dry.iter().map(id).collect::<Vec<_>>(), each);
+    assert_eq!(lines(&["release", "--state", "claimed"]).await, [Value::Null; 0]);
 }
 
 #[tokio::test]
