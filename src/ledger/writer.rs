@@ -16,8 +16,9 @@ const STATEMENTS: usize = 32;
 /// How long the thread waits for another process that is writing.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// After so many commits the write-ahead log goes into the file, and nobody writes until the disk has it: some 16 MB.
-const CHECKPOINT: u32 = 2000;
+/// After so many commits the write-ahead log goes into the file, and nobody writes until the disk has it: some 4 MB. More
+/// at a time would take as much longer, since it is the disk that is waited for.
+const CHECKPOINT: u32 = 500;
 
 /// So many entries can be settled on the spot: a fifth of a millisecond, in which no reply is read.
 pub const BRIEFLY: usize = 64;
