@@ -69,12 +69,12 @@ impl Inner {
     async fn find_once(&self, cursor: i64, limit: u32) -> Result<Vec<Found>, Failure> {
         let mut link = self.link().await?;
         let schema = self.schema(&mut link).await?;
-        // The lengths apart from the search: where a table keeps long columns elsewhere, they are read for what is found
-        // only, and not for all that is looked at.
         let fingerprint = match &schema.fingerprint {
             Some(fingerprint) => format!("CASE WHEN {} <= {SMALL} THEN {fingerprint} END", schema.size),
             None => "NULL".to_owned(),
         };
+        // Length and fingerprint apart from the search: where a table keeps long columns elsewhere, they are read for what
+        // is found only, and not for all that is looked at.
         let sql = format!(
             "SELECT {}, {size}, {fingerprint} FROM (SELECT q.mid FROM {table} q LEFT JOIN mailqueue_delivery d \
              ON d.queue_table = ? AND d.mid = q.mid WHERE q.mid > ? AND d.mid IS NULL ORDER BY q.mid LIMIT ?) f \
