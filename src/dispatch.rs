@@ -313,8 +313,10 @@ impl Dispatcher {
         }
         background.cancel();
         join_all(&mut keepers).await;
-        if timeout(MARGIN, shared.ledger.shut()).await.is_err() {
-            tracing::warn!(target: events::MAIL, "the ledger was not closed in time; the next start finds all of it");
+        let closed = timeout(MARGIN, shared.ledger.shut()).await;
+        if let Err(why) = closed.map_err(|_| "not in time".to_owned()).and_then(|done| done.map_err(|e| e.to_string()))
+        {
+            tracing::warn!(target: events::MAIL, why, "the ledger was not closed; the next start finds all of it");
         }
         pass.relay = shared.progress.relay_trouble();
         pass.tally = shared.progress.tally();

@@ -1,36 +1,37 @@
-//! What was accepted, in an SQLite file of this dispatcher's own: the one place that knows between the smarthost's
-//! 250 and the row's deletion that a mail is on its way.
+//! What was accepted, in two files of this dispatcher's own: the one place that knows between the smarthost's 250 and the
+//! row's deletion that a mail is on its way.
 //!
 //! An entry stands for one transaction, that is one final dot. It is `transmitting` before the dot may go out, `accepted`
-//! after the 250, and `settled` once the row says so too. A dot that was refused leaves no entry. What a crash leaves
-//! open is answered by [`Ledger::open_entries`] and settled before anything is sent.
+//! after the 250, and `settled` once the row says so too. A dot that was refused leaves no entry. What is open stands in
+//! the [daybook](daybook::Daybook); what is settled is posted to an SQLite file. What a crash leaves open is answered by
+//! [`Ledger::open_entries`] and settled before anything is sent.
 
-mod ops;
+mod address;
+mod book;
+mod daybook;
 mod outage;
 mod recognise;
 mod schema;
 mod state_dir;
 mod trace;
-mod writer;
 
+use std::collections::HashMap;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use rusqlite::Connection;
 
 use crate::mail::{Fingerprint, MailId, RecordId};
 
-use ops::Op;
-pub use ops::hash_address;
+pub use address::hash_address;
+use book::Book;
+use daybook::Daybook;
 pub use outage::OutageNote;
 pub use state_dir::StateDir;
 pub use trace::{Query, Traced, Tracer};
-use writer::Writer;
 
-/// The file's name below `state_dir`.
+/// The name of the settled entries' file below `state_dir`.
 pub const FILE: &str = "ledger.sqlite";
 
 #[derive(Debug, thiserror::Error)]
@@ -79,12 +80,14 @@ pub struct OpenEntry {
     pub accepted: Option<(String, Timestamp)>,
 }
 
-/// The open ledger. Cheap to clone; all clones write over one connection, in groups.
+/// The open ledger. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Ledger {
-    writer: Writer,
-    next: Arc<AtomicI64>,
-    open: Arc<AtomicU64>,
+    daybook: Arc<Mutex<Daybook>>,
+    settled: Book,
+    key: [u8; 32],
+    /// The highest number of each queue's rows that are settled.
+    highest: Arc<Mutex<HashMap<String, i64>>>,
 }
 
 impl Ledger {
@@ -92,12 +95,14 @@ impl Ledger {
     pub fn open(dir: &StateDir) -> Result<Self, Error> {
         let path = dir.path().join(FILE);
         let connection = schema::open(&path)?;
-        let (last, open) = schema::last_and_open(&connection).map_err(|error| schema::damaged(&path, &error))?;
         let key = schema::key(dir.path(), &connection)?;
+        let daybook = open_daybook(dir.path(), &connection)?;
+        let highest = schema::highest_numbers(&connection).map_err(|error| schema::damaged(&path, &error))?;
         Ok(Self {
-            writer: Writer::start(connection, key).map_err(|error| schema::damaged(&path, &error))?,
-            next: Arc::new(AtomicI64::new(last + 1)),
-            open: Arc::new(AtomicU64::new(open)),
+            daybook: Arc::new(Mutex::new(daybook)),
+            settled: Book::start(connection)?,
+            key,
+            highest: Arc::new(Mutex::new(highest)),
         })
     }
 
@@ -105,126 +110,140 @@ impl Ledger {
     /// of rows that this dispatcher was sending, another ledger has been lost; starting once more does not change that.
     pub async fn knows(&self, queue: &str) -> Result<bool, Error> {
         let queue = queue.to_owned();
-        self.writer.read(move |ledger| ledger.query_row(schema::KNOWN_QUEUE, [queue], |row| row.get(0))).await
+        self.settled.ask(move |book| schema::knows(book, &queue)).await
     }
 
     /// From now on this ledger knows `queue`.
     pub async fn know(&self, queue: &str) -> Result<(), Error> {
-        self.writer.write(Op::Know(queue.to_owned())).await
+        let queue = queue.to_owned();
+        self.settled.ask(move |book| schema::know(book, &queue)).await
     }
 
     /// Entries that are not settled yet.
     pub fn open_count(&self) -> u64 {
-        self.open.load(Ordering::Relaxed)
+        self.daybook().entries().len() as u64
     }
 
     /// Notes a transaction before its dot. No dot may go out unless this came back well; when it does, everything
     /// that was handed to [`Ledger::accepted`] before is on file too.
     pub async fn transmitting(&self, transmission: Transmission) -> Result<EntryId, Error> {
-        let entry = EntryId(self.next.fetch_add(1, Ordering::Relaxed));
-        let on_file = self.writer.note(Op::Transmitting(entry.0, transmission));
-        // Whoever else has a reply to deal with adds his entry: one commit for all.
+        let entry = self.daybook().begin(transmission);
+        // Whoever else has a reply to deal with adds his entry: one write for all.
         tokio::task::yield_now().await;
-        on_file.await?;
-        self.open.fetch_add(1, Ordering::Relaxed);
-        Ok(entry)
+        let mut daybook = self.daybook();
+        // What keeps it from being written is said when it is asked for.
+        let _ = daybook.write();
+        daybook.is_on_file(entry).map_err(Error::Write)?;
+        Ok(EntryId(entry))
     }
 
-    /// Notes the 250. It is written with the next [`Ledger::transmitting`], or at [`Ledger::flush`]; the future sees to
-    /// that too and tells when it is on file, which must be awaited before the row is deleted.
-    pub fn accepted(
-        &self,
-        entry: EntryId,
-        reply: String,
-        now: Timestamp,
-    ) -> impl Future<Output = Result<(), Error>> + Send + use<> {
-        self.writer.note(Op::Accepted(entry.0, reply, now))
-    }
-
-    /// Has everything written that was only noted. To be called when no further dot is about to follow.
-    pub fn flush(&self) {
-        self.writer.flush();
+    /// Notes the 250. It is written with the next [`Ledger::transmitting`], or at [`Ledger::flush`].
+    pub fn accepted(&self, entry: EntryId, reply: String, now: Timestamp) {
+        self.daybook().accept(entry.0, reply, now);
     }
 
     /// Notes that a transaction's dot was refused or never sent, so that it can be forgotten; written as acceptances are.
     pub fn refused(&self, entry: EntryId) {
         // Should it stay on file, the next start takes the outcome for unknown: too careful, and no harm.
-        drop(self.writer.note(Op::Forget(vec![entry.0])));
-        let _ = self.open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |open| Some(open.saturating_sub(1)));
+        self.daybook().close([entry.0]);
+    }
+
+    /// Has everything written that was noted: must have come back well before an accepted row is deleted, and is to be
+    /// called when no further dot is about to follow.
+    pub fn flush(&self) -> Result<(), Error> {
+        self.daybook().write().map_err(Error::Write)
     }
 
     /// Forgets transactions whose dot was refused or never sent, or whose mail is settled as of unknown outcome.
-    pub async fn forget(&self, entries: &[EntryId]) -> Result<(), Error> {
-        self.close(entries, Op::Forget(entries.iter().map(|entry| entry.0).collect())).await
+    pub fn forget(&self, entries: &[EntryId]) -> Result<(), Error> {
+        self.daybook().close(entries.iter().map(|entry| entry.0));
+        self.flush()
     }
 
     /// The database says it too now. Addresses become keyed hashes.
     pub async fn settled(&self, entries: &[EntryId]) -> Result<(), Error> {
-        for some in entries.chunks(writer::BRIEFLY) {
-            self.close(some, Op::Settled(some.iter().map(|entry| entry.0).collect())).await?;
-            // Whoever has a mail on the wire comes first.
-            tokio::task::yield_now().await;
-        }
-        Ok(())
-    }
-
-    async fn close(&self, entries: &[EntryId], op: Op) -> Result<(), Error> {
-        if entries.is_empty() {
+        let find = |open: &daybook::Open| {
+            entries.iter().filter_map(|id| Some((id.0, Arc::clone(open.get(&id.0)?)))).collect::<Vec<_>>()
+        };
+        let posted = find(self.daybook().entries());
+        if posted.is_empty() {
             return Ok(());
         }
-        self.writer.write(op).await?;
-        let closed = entries.len() as u64;
-        // Two entries of one mail can be closed twice when a database comes back; the count must not wrap.
-        let _ = self.open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |open| Some(open.saturating_sub(closed)));
-        Ok(())
+        for (_, entry) in &posted {
+            let MailId { queue, mid } = &entry.transmission.id;
+            let mut numbers = self.highest();
+            match numbers.get_mut(&**queue) {
+                Some(highest) => *highest = (*highest).max(*mid),
+                None => drop(numbers.insert(queue.to_string(), *mid)),
+            }
+        }
+        let key = self.key;
+        self.settled.ask(move |book| schema::post(book, &key, &posted)).await?;
+        self.forget(entries)
     }
 
     /// All entries of `queue` that are not settled, oldest first. Only while none of its mails is being sent.
-    pub async fn open_entries(&self, queue: &str) -> Result<Vec<OpenEntry>, Error> {
-        let queue = queue.to_owned();
-        let look = move |ledger: &Connection| {
-            ledger.prepare(schema::OPEN_ENTRIES)?.query_map([queue], schema::open_entry)?.collect()
-        };
-        self.writer.read(look).await
+    pub fn open_entries(&self, queue: &str) -> Vec<OpenEntry> {
+        let daybook = self.daybook();
+        let of_queue = daybook.entries().iter().filter(|(_, entry)| *entry.transmission.id.queue == *queue);
+        let open = of_queue.map(|(id, entry)| OpenEntry {
+            entry: EntryId(*id),
+            transmission: entry.transmission.clone(),
+            accepted: entry.accepted.clone(),
+        });
+        open.collect()
     }
 
     /// Which of these rows of `queue` were accepted as a whole before, with this very content, and when: a restored dump,
     /// or a row that somebody put back.
     pub async fn recognise(&self, queue: &str, rows: &[(i64, Fingerprint)]) -> Result<Vec<(i64, Timestamp)>, Error> {
-        let (Some(first), Some(last)) = (rows.iter().map(|row| row.0).min(), rows.iter().map(|row| row.0).max()) else {
-            return Ok(Vec::new());
-        };
-        let rows: Vec<_> = rows.iter().map(|(mid, content)| (*mid, content.to_hex())).collect();
-        let name = queue.to_owned();
-        let (mut known, highest) =
-            self.writer.glance(move |ledger| recognise::open_and_highest(ledger, &name, first..=last)).await?;
+        let mut known = recognise::open(self.daybook().entries(), queue, rows);
         // Most numbers are new.
-        let old: Vec<_> = rows.iter().filter(|(mid, _)| Some(*mid) <= highest).cloned().collect();
+        let highest = self.highest().get(queue).copied();
+        let old: Vec<_> = rows.iter().filter(|(mid, _)| Some(*mid) <= highest).copied().collect();
         if !old.is_empty() {
-            let name = queue.to_owned();
-            let settled = self.writer.read(move |ledger| recognise::settled(ledger, &name, old)).await?;
-            known.extend(settled);
+            let queue = queue.to_owned();
+            known.extend(self.settled.ask(move |book| recognise::settled(book, &queue, &old)).await?);
         }
-        let time = |at| Timestamp::from_millisecond(at).unwrap_or(Timestamp::UNIX_EPOCH);
-        Ok(rows.iter().filter_map(|row| Some((row.0, time(*known.get(row)?)))).collect())
+        Ok(known)
     }
 
     /// Whether it can be written; writes nothing that stays.
     pub async fn is_writable(&self) -> Result<(), Error> {
-        self.writer.write(Op::Try).await
+        self.daybook().probe().map_err(Error::Write)?;
+        self.settled.ask(schema::probe).await
     }
 
-    /// Writes what was handed over, and closes the file so that nothing of its write-ahead log is left. Everything that
-    /// is asked of any clone afterwards is refused.
-    pub async fn shut(&self) {
-        self.writer.shut().await;
+    /// Writes what was handed over, and closes the files so that nothing of a write-ahead log is left. Nothing is settled
+    /// any more afterwards.
+    pub async fn shut(&self) -> Result<(), Error> {
+        self.settled.shut().await;
+        self.flush()
     }
 
     /// Drops settled entries that are older than `keep`.
     pub async fn expire(&self, now: Timestamp, keep: Duration) -> Result<(), Error> {
         let before = now.checked_sub(keep).unwrap_or(Timestamp::MIN);
-        self.writer.write(Op::Expire(before)).await
+        self.settled.ask(move |book| schema::expire(book, before)).await
     }
+
+    fn daybook(&self) -> MutexGuard<'_, Daybook> {
+        self.daybook.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn highest(&self) -> MutexGuard<'_, HashMap<String, i64>> {
+        self.highest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Without what was posted: a process that was killed need not have come to write so.
+fn open_daybook(dir: &Path, settled: &rusqlite::Connection) -> Result<Daybook, Error> {
+    let (path, daybook) = (dir.join(FILE), dir.join(daybook::FILE));
+    let mut open = daybook::read(dir).map_err(|error| schema::damaged(&daybook, &error))?;
+    let posted = schema::settled_among(settled, &open).map_err(|error| schema::damaged(&path, &error))?;
+    posted.iter().for_each(|id| drop(open.remove(id)));
+    let last = schema::last_settled(settled).map_err(|error| schema::damaged(&path, &error))?;
+    Daybook::start(dir, open, last).map_err(|error| schema::damaged(&daybook, &error))
 }
 
 /// Whether there is a ledger in this directory.

@@ -5,12 +5,11 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::Instant;
 
 use super::Shared;
-use crate::ledger::{self, EntryId};
+use crate::ledger::EntryId;
 use crate::mail::{Address, Fingerprint, Mail, MailId};
 use crate::outcome::{Attempt, History, Verdict};
 use crate::queue::{Claim, Queue, Settlement};
@@ -64,8 +63,6 @@ pub struct Done {
 /// What the ledger knows of an attempt.
 #[derive(Default)]
 pub struct Notes {
-    /// Ends when the acceptances are on file.
-    pub on_file: Vec<BoxFuture<'static, Result<(), ledger::Error>>>,
     pub accepted: Vec<EntryId>,
     /// Refused, or of unknown outcome: forgotten once the row's record says so.
     pub other: Vec<EntryId>,

@@ -31,7 +31,7 @@ pub async fn run(shared: &Shared, lane: &Lane) -> Result<(), Trouble> {
         }));
     }
     let mut entries: HashMap<RecordId, Vec<OpenEntry>> = HashMap::new();
-    for entry in shared.ledger.open_entries(lane.name()).await? {
+    for entry in shared.ledger.open_entries(lane.name()) {
         entries.entry(entry.transmission.record).or_default().push(entry);
     }
 
@@ -53,7 +53,7 @@ pub async fn run(shared: &Shared, lane: &Lane) -> Result<(), Trouble> {
         replay(lane, entry).await?;
     }
     shared.ledger.settled(&closed.accepted).await?;
-    shared.ledger.forget(&closed.other).await?;
+    shared.ledger.forget(&closed.other)?;
     if !lane.was_recovered() {
         shared.ledger.know(lane.name()).await?;
     }

@@ -53,12 +53,10 @@ async fn settle(shared: &Shared, lane: &Lane, group: impl Iterator<Item = Done>)
         memory.extend(notes.memory);
         accepted.extend(notes.accepted);
         other.extend(notes.other);
-        for on_file in notes.on_file {
-            if let Err(error) = on_file.await {
-                // The row is deleted all the same: the database then is what remembers the acceptance.
-                tracing::error!(target: events::MAIL, queue = %lane.name(), %error, "acceptance is not in the ledger");
-            }
-        }
+    }
+    if let Err(error) = shared.ledger.flush() {
+        // The rows are deleted all the same: the database then is what remembers the acceptances.
+        tracing::error!(target: events::MAIL, queue = %lane.name(), %error, "acceptances are not in the ledger");
     }
     crash::point("after-ledger");
     let stories: Vec<_> = settlements.iter().map(|settlement| events::story(shared, settlement)).collect();
@@ -115,7 +113,7 @@ fn plain(settlement: &mut Settlement) {
 
 /// The database knows everything now; the ledger need not hold it open.
 async fn close_entries(shared: &Shared, accepted: &[EntryId], other: &[EntryId]) {
-    for closed in [shared.ledger.settled(accepted).await, shared.ledger.forget(other).await] {
+    for closed in [shared.ledger.settled(accepted).await, shared.ledger.forget(other)] {
         if let Err(error) = closed {
             // Harmless: replay at the next start finds that the row is settled.
             tracing::warn!(target: events::MAIL, %error, "settled entries stay open in the ledger");

@@ -94,8 +94,7 @@ impl relay::Witness for Witness<'_> {
         match answer {
             Ok(reply) => {
                 crash::point("after-250");
-                let on_file = self.shared.ledger.accepted(entry, reply.to_string(), Timestamp::now());
-                self.notes.on_file.push(Box::pin(on_file));
+                self.shared.ledger.accepted(entry, reply.to_string(), Timestamp::now());
                 self.notes.accepted.push(entry);
                 self.accepted += recipients;
             }

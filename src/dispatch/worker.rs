@@ -99,7 +99,8 @@ async fn offer(shared: &Shared, connection: usize, worker: &mut Worker, job: Job
     let (notes, stopped) = witness.into_notes();
     if ahead.is_none() {
         // Else it goes on file with the next mail's transaction, which cannot come to its dot without.
-        shared.ledger.flush();
+        // Who depends on it asks again: the next dot, and the settler.
+        let _ = shared.ledger.flush();
     }
     events::attempted(shared, &job, &attempt, begun.elapsed());
     judge_relay(shared, &attempt, stopped.as_ref());
@@ -192,11 +193,8 @@ pub fn relay_trouble(shared: &Shared, reason: &str) {
 
 /// Likewise, because of our own disk: nothing is sent that cannot be written down.
 pub fn ledger_trouble(shared: &Shared, error: &ledger::Error) {
-    let path = shared.settings.state_dir.join(ledger::FILE);
-    let reason = format!(
-        "{error} ({}): make room on its disk, or mend its rights; until then nothing is sent, and nothing is lost",
-        path.display()
-    );
+    let reason =
+        format!("{error}: make room on its disk, or mend its rights; until then nothing is sent, and nothing is lost");
     pause(shared, &reason, "sending paused", "the ledger cannot be written: the pass ends here");
 }
 

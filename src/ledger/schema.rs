@@ -1,66 +1,49 @@
-//! The ledger's file: how it is opened, what stands in it.
+//! The settled entries' file: how it is opened, what stands in it.
 
+use std::collections::HashMap;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use rusqlite::types::Type;
-use rusqlite::{Connection, OpenFlags, Row, params};
+use rusqlite::Error::ToSqlConversionFailure;
+use rusqlite::{Connection, OpenFlags, params};
 
-use super::ops::hash_address;
-use super::writer::failed;
-use super::{EntryId, Error, OpenEntry, Transmission};
-use crate::mail::{Fingerprint, MailId, RecordId};
+use super::Error;
+use super::address::{hash_address, without_addresses};
+use super::book::failed;
+use super::daybook::{Entry, Open};
 
-/// How long a look waits for somebody who is writing.
+/// How long somebody else who is writing is waited for.
 const BUSY: Duration = Duration::from_secs(5);
 
 const KEY_FILE: &str = "ledger.key";
 
-/// Raised with every change of [`tables`].
-const VERSION: i64 = 2;
+/// Raised with every change of [`TABLES`].
+const VERSION: i64 = 3;
 
-/// Of an entry, in the same order in both tables: one is copied into the other.
-const COLUMNS: &str = "
+const TABLES: &str = "
+CREATE TABLE IF NOT EXISTS settled_entry (
     id          INTEGER PRIMARY KEY,
     queue       TEXT    NOT NULL,
     mid         INTEGER NOT NULL,
     record      TEXT    NOT NULL,
     fingerprint TEXT    NOT NULL,
     message_id  TEXT    NOT NULL,
-    recipients  TEXT    NOT NULL, -- JSON array of addresses, or of keyed hashes of them once settled
-    complete    INTEGER NOT NULL, -- 1: with these accepted the row waits for nobody any more
+    recipients  TEXT    NOT NULL, -- JSON array of keyed hashes of addresses
+    complete    INTEGER NOT NULL, -- 1: with these accepted the row waited for nobody any more
     begun       INTEGER NOT NULL, -- milliseconds since 1970, like every time here
-    reply       TEXT,             -- without addresses once settled
-    accepted    INTEGER           -- NULL: nobody knows whether the dot was answered
-";
-
-/// A commit goes with every mail, so that what is open stands in a table of its own: it is a few pages long, and has no
-/// index to keep.
-fn tables() -> String {
-    format!(
-        "CREATE TABLE IF NOT EXISTS open_entry ({COLUMNS}) STRICT;
-         CREATE TABLE IF NOT EXISTS settled_entry ({COLUMNS}, CHECK (accepted IS NOT NULL)) STRICT;
-         {MORE}"
-    )
-}
-
-const MORE: &str = "
+    reply       TEXT,             -- without addresses
+    accepted    INTEGER NOT NULL
+) STRICT;
 CREATE INDEX IF NOT EXISTS settled_entry_row ON settled_entry (queue, mid);
-CREATE VIEW IF NOT EXISTS entry AS
-    SELECT *, 'settled' AS state FROM settled_entry UNION ALL
-    SELECT *, iif(accepted IS NULL, 'transmitting', 'accepted') FROM open_entry;
 -- Queues for which this ledger has been there since its dispatcher's first claim.
 CREATE TABLE IF NOT EXISTS known_queue (name TEXT PRIMARY KEY) STRICT;
 -- Keys that addresses were hashed with, by which each can be told again. lost: it came in place of another.
 CREATE TABLE IF NOT EXISTS hash_key (proof TEXT PRIMARY KEY, since INTEGER NOT NULL, lost INTEGER NOT NULL) STRICT;
 ";
-
-pub const OPEN_ENTRIES: &str = "SELECT * FROM open_entry WHERE queue = ? ORDER BY id";
-
-pub const KNOWN_QUEUE: &str = "SELECT EXISTS (SELECT 1 FROM known_queue WHERE name = ?)";
 
 /// Opens the file for the dispatcher, makes the tables, and looks whether it is sound.
 pub fn open(path: &Path) -> Result<Connection, Error> {
@@ -75,18 +58,27 @@ pub fn open(path: &Path) -> Result<Connection, Error> {
             return Ok(Err(damaged(path, &verdict)));
         }
         let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
-        if version != 0 && version != VERSION {
+        let from_before = version == 2 && !has_open_entries(&connection)?;
+        if version != 0 && version != VERSION && !from_before {
             return Ok(Err(of_version(path, version)));
         }
-        // A ledger that can be read but not written must be noticed now, not at the first dot.
-        let tables = tables();
-        connection.execute_batch(&format!("BEGIN IMMEDIATE; {tables} PRAGMA user_version = {VERSION}; COMMIT"))?;
+        let drop_old = if from_before { OPEN_ENTRIES_ELSEWHERE } else { "" };
+        // A ledger that can be read but not written must be noticed now, not when the first mail is settled.
+        connection
+            .execute_batch(&format!("BEGIN IMMEDIATE; {drop_old} {TABLES} PRAGMA user_version = {VERSION}; COMMIT"))?;
         Ok(Ok(connection))
     };
     match look() {
         Ok(answer) => answer,
         Err(error) => Err(damaged(path, &error)),
     }
+}
+
+/// Up to version 2 open entries stood in this file too.
+const OPEN_ENTRIES_ELSEWHERE: &str = "DROP VIEW entry; DROP TABLE open_entry;";
+
+fn has_open_entries(connection: &Connection) -> rusqlite::Result<bool> {
+    connection.query_row("SELECT EXISTS (SELECT 1 FROM open_entry)", [], |row| row.get(0))
 }
 
 /// Opens the file to look only, beside a dispatcher that may be writing.
@@ -101,42 +93,78 @@ pub fn open_read_only(path: &Path) -> Result<Connection, Error> {
     look().map_err(|error| damaged(path, &error))
 }
 
-/// The highest id ever given, and the number of open entries.
-pub fn last_and_open(connection: &Connection) -> rusqlite::Result<(i64, u64)> {
+/// The highest id of a settled entry; 0 where there is none.
+pub fn last_settled(book: &Connection) -> rusqlite::Result<i64> {
+    book.query_row("SELECT coalesce(max(id), 0) FROM settled_entry", [], |row| row.get(0))
+}
+
+/// Which of these entries are settled.
+pub fn settled_among(book: &Connection, open: &Open) -> rusqlite::Result<Vec<i64>> {
+    let mut settled = book.prepare("SELECT EXISTS (SELECT 1 FROM settled_entry WHERE id = ?)")?;
+    let mut is_settled = |id: &i64| settled.query_row([id], |row| row.get::<_, bool>(0));
+    open.keys().filter_map(|id| is_settled(id).map(|settled| settled.then_some(*id)).transpose()).collect()
+}
+
+/// The highest number of each queue's rows that are settled.
+pub fn highest_numbers(book: &Connection) -> rusqlite::Result<HashMap<String, i64>> {
     let sql =
-        "SELECT max(coalesce((SELECT max(id) FROM open_entry), 0), coalesce((SELECT max(id) FROM settled_entry), 0)),
-                      (SELECT count(*) FROM open_entry)";
-    connection.query_row(sql, [], |row| Ok((row.get(0)?, row.get::<_, i64>(1)?.unsigned_abs())))
+        "SELECT name, highest FROM (SELECT name, (SELECT max(mid) FROM settled_entry WHERE queue = name) AS highest
+               FROM known_queue) WHERE highest IS NOT NULL";
+    book.prepare(sql)?.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
 }
 
-pub fn open_entry(row: &Row<'_>) -> rusqlite::Result<OpenEntry> {
-    let text = |name: &str| row.get::<_, String>(name);
-    let accepted = match row.get::<_, Option<i64>>("accepted")? {
-        Some(at) => Some((row.get::<_, Option<String>>("reply")?.unwrap_or_default(), time(at)?)),
-        None => None,
-    };
-    Ok(OpenEntry {
-        entry: EntryId(row.get("id")?),
-        transmission: Transmission {
-            id: MailId::new(text("queue")?, row.get("mid")?),
-            record: RecordId::parse(&text("record")?).ok_or_else(|| bad("record id"))?,
-            fingerprint: Fingerprint::from_hex(&text("fingerprint")?).ok_or_else(|| bad("fingerprint"))?,
-            message_id: text("message_id")?,
-            recipients: serde_json::from_str(&text("recipients")?).map_err(|_| bad("recipients"))?,
-            complete: row.get("complete")?,
-            begun: time(row.get("begun")?)?,
-        },
-        accepted,
-    })
+pub fn knows(book: &Connection, queue: &str) -> rusqlite::Result<bool> {
+    book.query_row("SELECT EXISTS (SELECT 1 FROM known_queue WHERE name = ?)", [queue], |row| row.get(0))
 }
 
-fn time(millis: i64) -> rusqlite::Result<Timestamp> {
-    Timestamp::from_millisecond(millis).map_err(|_| bad("time"))
+pub fn know(book: &Connection, queue: &str) -> rusqlite::Result<()> {
+    book.execute("INSERT OR IGNORE INTO known_queue (name) VALUES (?)", [queue]).map(drop)
 }
 
-fn bad(what: &str) -> rusqlite::Error {
-    let what = format!("an entry's {what} is not what mailqueue writes");
-    rusqlite::Error::FromSqlConversionFailure(0, Type::Text, what.into())
+/// Puts accepted entries with the settled ones, the recipients hashed and addresses taken out of the reply.
+pub fn post(book: &Connection, key: &[u8; 32], entries: &[(i64, Arc<Entry>)]) -> rusqlite::Result<()> {
+    let transaction = book.unchecked_transaction()?;
+    let mut insert = transaction.prepare_cached(
+        "INSERT OR IGNORE INTO settled_entry (id, queue, mid, record, fingerprint, message_id, recipients, complete, begun,
+         reply, accepted) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+    )?;
+    for (id, entry) in entries {
+        let Entry { transmission: t, accepted: Some((reply, at)) } = &**entry else { continue };
+        let hashed: Vec<_> = t.recipients.iter().map(|address| hash_address(key, address)).collect();
+        let recipients = serde_json::to_string(&hashed).map_err(|error| ToSqlConversionFailure(error.into()))?;
+        insert.execute(params![
+            id,
+            &*t.id.queue,
+            t.id.mid,
+            t.record.as_str(),
+            t.fingerprint.to_hex(),
+            t.message_id,
+            recipients,
+            t.complete,
+            t.begun.as_millisecond(),
+            without_addresses(reply),
+            at.as_millisecond()
+        ])?;
+    }
+    drop(insert);
+    transaction.commit()
+}
+
+/// Drops entries that began before this.
+pub fn expire(book: &Connection, before: Timestamp) -> rusqlite::Result<()> {
+    book.execute("DELETE FROM settled_entry WHERE begun < ?", [before.as_millisecond()]).map(drop)
+}
+
+/// Whether anything can be written: takes a page or two of the write-ahead log, and leaves nothing.
+pub fn probe(book: &Connection) -> rusqlite::Result<()> {
+    book.execute_batch(
+        "BEGIN; INSERT OR IGNORE INTO known_queue VALUES (''); DELETE FROM known_queue WHERE name = ''; COMMIT",
+    )
+}
+
+/// Milliseconds since 1970.
+pub fn time(millis: i64) -> Timestamp {
+    Timestamp::from_millisecond(millis).unwrap_or(Timestamp::UNIX_EPOCH)
 }
 
 /// The key for the hashes of addresses, in a file of its own, so that a copy of the ledger alone gives none away. Makes
@@ -144,7 +172,7 @@ fn bad(what: &str) -> rusqlite::Error {
 pub fn key(dir: &Path, connection: &Connection) -> Result<[u8; 32], Error> {
     let path = dir.join(KEY_FILE);
     let (key, fresh) = any_key(dir)?;
-    if note_key(connection, &hash_address(&key, ""), fresh).map_err(failed)? {
+    if note_key(connection, &hash_address(&key, ""), fresh).map_err(|error| failed(connection, &error))? {
         tracing::warn!(target: "mailqueue::ledger", file = %path.display(),
             "the key of the ledger was lost and is a new one now: `trace --to` no longer finds the mails that were \
              settled before (by id and Message-ID it does); to find them, stop mailqueue and put the old file back");

@@ -78,6 +78,6 @@ async fn dies_at(point: &str, database: TestDatabase) -> usize {
     until_empty(&house.newsletter).await;
     lines.extend(stop(daemon).await);
     let repeated = mails.audit(&catcher.received(), &lines);
-    assert_eq!(house.ledger_open().await, 0, "{point}");
+    assert_eq!(house.ledger_open(), 0, "{point}");
     repeated
 }

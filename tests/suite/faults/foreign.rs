@@ -94,7 +94,7 @@ impl Scene {
         eventually("all mails", || Some(()).filter(|()| catcher.received().len() >= mails.len())).await;
         let lines = stop(daemon).await;
         assert_eq!(mails.audit(&catcher.received(), &lines), 0);
-        assert_eq!(house.ledger_open().await, 0);
+        assert_eq!(house.ledger_open(), 0);
         assert_eq!(house.once().await, 0, "one more pass sweeps what stands for nothing");
         assert_eq!(session.number("SELECT COUNT(*) FROM mailqueue_delivery").await.unwrap(), 0);
     }

@@ -50,7 +50,7 @@ async fn a_stalled_dispatcher_is_taken_over_from_and_sends_nothing_when_it_wakes
     let repeated = mails.audit(&catcher.received(), &lines);
     // Two were on the wire, and their connections had each one more behind it.
     assert!(repeated <= CONNECTIONS, "{repeated} came twice:\n{}", story(&lines, &["unknown", "took over", "lost"]));
-    assert_eq!(house.ledger_open().await, 0);
+    assert_eq!(house.ledger_open(), 0);
 }
 
 /// Stops the process. On SQLite not while it holds the lock on the file, with which nobody else could write either: a
@@ -95,7 +95,7 @@ async fn a_killed_dispatcher_is_taken_over_from(database: TestDatabase) {
     lines.extend(stop(again).await);
     let repeated = mails.audit(&catcher.received(), &lines);
     assert!(repeated <= CONNECTIONS, "{repeated} came twice");
-    assert_eq!(house.ledger_open().await, 0);
+    assert_eq!(house.ledger_open(), 0);
 }
 
 async fn a_slow_dispatcher_that_shows_signs_of_life_keeps_its_claims(database: TestDatabase) {

@@ -5,6 +5,7 @@ use std::process::Output;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
+use mailqueue::ledger::Tracer;
 use mailqueue::mail::Columns;
 use mailqueue::queue::{self, Filter, Listed, Queue};
 use sqlx::Connection;
@@ -45,11 +46,10 @@ impl House {
         std::fs::write(self.installation.configuration(), text).expect("configuration");
     }
 
-    /// Entries of the ledger that are not settled. Only while the program does not run.
-    pub async fn ledger_open(&self) -> i64 {
-        let url = format!("sqlite:{}/state/ledger.sqlite", self.installation.path().display());
-        let mut ledger = super::session::Session::on(&url.parse().expect("URL")).await;
-        ledger.number("SELECT COUNT(*) FROM entry WHERE state <> 'settled'").await.expect("ledger")
+    /// Entries of the ledger that are not settled.
+    pub fn ledger_open(&self) -> u64 {
+        let ledger = Tracer::open(&self.installation.path().join("state")).expect("ledger");
+        ledger.summary().expect("ledger").0
     }
 
     /// A second installation on the same tables, with a `state_dir` of its own.
