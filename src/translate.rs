@@ -98,7 +98,7 @@ pub fn translate(
     let mut mendings = Mendings::default();
     let fields = headers::parse(&mheaders, &mut mendings);
     let parties = envelope::Parties::of(&mto, &mparams, &fields, wire, settings, &mut mendings)?;
-    let first = |name: &str| fields.iter().find(|field| field.is(name)).map(|field| field.value.as_str());
+    let first = |name: &str| fields.iter().find(|field| field.is(name)).map(|field| field.value.as_ref());
     let attached = first("Content-Disposition").is_some_and(|value| {
         let value = mime::Value::parse(value);
         value.main == "attachment" || value.names_a_file()

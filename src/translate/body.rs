@@ -1,5 +1,7 @@
 //! The whole body: what it is, by a Content-Type that may be missing, cut off or untrue, and how it goes out.
 
+use std::borrow::Cow;
+
 use super::leaf::{self, Plan};
 use super::lines::{LONGEST_LINE, Shape, is_blank, lines, write_crlf};
 use super::mime::{Param, Value};
@@ -175,7 +177,7 @@ fn is_latin_1_with_more(kind: &Value, body: &[u8]) -> bool {
 struct Lost<'a> {
     params: Vec<Param>,
     /// A Content-Transfer-Encoding that stood there too.
-    label: Option<String>,
+    label: Option<Cow<'a, str>>,
     /// The body behind it all.
     body: &'a [u8],
 }

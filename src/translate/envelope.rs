@@ -6,7 +6,7 @@ use lettre::message::Mailbox;
 
 use super::address::{self, Entry};
 use super::headers::Field;
-use super::lines::lines;
+use super::lines::{lines, unfold};
 use super::{Mendings, Settings, Unreadable, Wire, words};
 use crate::decode;
 use crate::mail::{Address, Envelope, InvalidRecipient};
@@ -29,7 +29,7 @@ impl Parties {
     pub fn of(
         mto: &[u8],
         mparams: &[u8],
-        fields: &[Field],
+        fields: &[Field<'_>],
         wire: Wire,
         settings: &Settings,
         mendings: &mut Mendings,
@@ -103,34 +103,19 @@ const NO_SMTPUTF8: &str = "its local part needs SMTPUTF8, which the smarthost do
 /// The list in `mto`. A fold is legal. A line end with no blank behind it is an attempt to add a header, or a list that was
 /// put together wrongly; either way nobody behind it gets the mail, and the row does not count as delivered.
 fn mto_list(mto: &[u8], mendings: &mut Mendings, invalid: &mut Vec<InvalidRecipient>) -> Vec<Entry> {
-    let mto = mto.trim_ascii();
-    let mut logical: Vec<Vec<u8>> = Vec::new();
-    for line in lines(mto) {
-        match logical.last_mut() {
-            Some(last) if line.content.is_empty() || matches!(line.content[0], b' ' | b'\t') => {
-                last.extend(line.content)
-            }
-            _ => logical.push(line.content.to_vec()),
-        }
-    }
-    let mut logical = logical.into_iter();
-    let first = logical.next().unwrap_or_default();
-    for line in logical {
+    let mut unfolded = unfold(lines(mto.trim_ascii())).into_iter();
+    let first = unfolded.next().unwrap_or_default();
+    for line in unfolded {
         let written = super::for_people(&decode::utf8_or_windows_1252(&line));
         mendings.add(format!("mto held a line end and more behind it: `{written}` was left out"));
         let why = "it stands behind a line end in mto, as headers do that are smuggled in".to_owned();
         invalid.push(InvalidRecipient { written, why });
     }
-    address::list(&without_controls(&decode::utf8_or_windows_1252(&first)))
-}
-
-/// A NUL must not end an address early: as a blank it is one that no address has inside.
-fn without_controls(text: &str) -> String {
-    text.chars().map(|c| if c < ' ' || c == '\x7f' { ' ' } else { c }).collect()
+    address::list(&words::without_controls(decode::utf8_or_windows_1252(&first)))
 }
 
 struct Reader<'a> {
-    fields: &'a [Field],
+    fields: &'a [Field<'a>],
     wire: Wire,
     invalid: Vec<InvalidRecipient>,
 }
@@ -179,7 +164,7 @@ impl Reader<'_> {
         fields.flat_map(|field| self.usable(field, mendings)).collect()
     }
 
-    fn usable(&self, field: &Field, mendings: &mut Mendings) -> Vec<Mailbox> {
+    fn usable(&self, field: &Field<'_>, mendings: &mut Mendings) -> Vec<Mailbox> {
         let mut mailboxes = Vec::new();
         for entry in address::list(&field.value) {
             match entry.and_then(|mailbox| self.reachable(mailbox)) {
@@ -214,7 +199,7 @@ impl Reader<'_> {
 /// `envelope_from`, else `-f`, else Return-Path, else Sender, else From; but nothing in place of the null sender.
 fn envelope_sender(
     mparams: &[u8],
-    fields: &[Field],
+    fields: &[Field<'_>],
     visible: &Mailbox,
     wire: Wire,
     settings: &Settings,

@@ -38,7 +38,7 @@ const LONGEST_WORD: usize = 64;
 /// Puts the block together: To and Subject first, the row's own headers in their order, and behind them what it lacked.
 pub fn compose(
     msubject: &str,
-    fields: &[Field],
+    fields: &[Field<'_>],
     parties: &Parties,
     body: &Body,
     stamp: &Stamp,
@@ -126,8 +126,8 @@ impl Writer {
         }
     }
 
-    fn field(&mut self, field: &Field, parties: &Parties, body: &Body, mendings: &mut Mendings) {
-        let name = field.name.as_str();
+    fn field(&mut self, field: &Field<'_>, parties: &Parties, body: &Body, mendings: &mut Mendings) {
+        let name = field.name.as_ref();
         if LEFT_OUT.iter().any(|left_out| field.is(left_out)) {
             return;
         }
@@ -184,8 +184,8 @@ impl Writer {
     }
 
     /// Headers of which there is one (RFC 5322 §3.6), and that hold nothing but ASCII.
-    fn single(&mut self, field: &Field, mendings: &mut Mendings) {
-        let name = field.name.as_str();
+    fn single(&mut self, field: &Field<'_>, mendings: &mut Mendings) {
+        let name = field.name.as_ref();
         let good = match field.is("Message-ID") {
             true => is_message_id(&field.value),
             false => !field.value.is_empty() && field.value.bytes().all(|byte| matches!(byte, b' '..=b'~')),
@@ -198,7 +198,7 @@ impl Writer {
         if !first {
             mendings.add(format!("a further {name} header was left out"));
         } else if field.is("Message-ID") {
-            self.message_id = field.value.clone();
+            self.message_id = field.value.clone().into_owned();
         }
     }
 

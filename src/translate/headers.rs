@@ -1,43 +1,40 @@
 //! A stored header block, taken apart without believing anything about it.
 
-use super::Mendings;
-use super::lines::{is_blank, lines};
+use std::borrow::Cow;
+
+use super::lines::{is_blank, lines, unfold};
+use super::{Mendings, words};
 use crate::decode;
 
 /// A header: its name as written, its value unfolded, as text, without blanks at its ends. Controls have become blanks;
 /// encoded words are still encoded.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Field {
-    pub name: String,
-    pub value: String,
+pub struct Field<'a> {
+    pub name: Cow<'a, str>,
+    pub value: Cow<'a, str>,
 }
 
-impl Field {
+impl Field<'_> {
     pub fn is(&self, name: &str) -> bool {
         self.name.eq_ignore_ascii_case(name)
+    }
+
+    fn into_owned(self) -> Field<'static> {
+        Field { name: self.name.into_owned().into(), value: self.value.into_owned().into() }
     }
 }
 
 /// The headers of a block in their order. Blank lines before the first are passed over; what follows an inner blank line
 /// is no header, nor is a line that has no colon.
-pub fn parse(block: &[u8], mendings: &mut Mendings) -> Vec<Field> {
-    let mut unfolded: Vec<Vec<u8>> = Vec::new();
+pub fn parse<'a>(block: &'a [u8], mendings: &mut Mendings) -> Vec<Field<'a>> {
     let mut rest = lines(block).skip_while(|line| is_blank(line.content));
-    for line in rest.by_ref() {
-        if is_blank(line.content) {
-            break;
-        }
-        match unfolded.last_mut() {
-            Some(last) if matches!(line.content[0], b' ' | b'\t') => last.extend_from_slice(line.content),
-            _ => unfolded.push(line.content.to_vec()),
-        }
-    }
+    let unfolded = unfold(rest.by_ref().take_while(|line| !is_blank(line.content)));
     if rest.any(|line| !is_blank(line.content)) {
         mendings.add("mheaders held a blank line and more behind it: what follows the blank line was left out");
     }
     let mut fields = Vec::with_capacity(unfolded.len());
     for line in unfolded {
-        match split(&line) {
+        match split_unfolded(&line) {
             Some(field) => {
                 if !line.is_ascii() {
                     let read = if std::str::from_utf8(&line).is_ok() { "UTF-8" } else { "Windows-1252" };
@@ -56,13 +53,23 @@ pub fn parse(block: &[u8], mendings: &mut Mendings) -> Vec<Field> {
 }
 
 /// Takes a header apart at its colon (RFC 5322 §2.2; blanks before the colon are the obsolete form of §4.5.3).
-pub fn split(line: &[u8]) -> Option<Field> {
-    let colon = line.iter().position(|byte| *byte == b':')?;
-    let name = line[..colon].trim_ascii_end();
-    if name.is_empty() || !name.iter().all(|byte| byte.is_ascii_graphic()) {
+pub fn split(line: &[u8]) -> Option<Field<'_>> {
+    let (name, value) = line.split_at(memchr::memchr(b':', line)?);
+    let name = name.trim_ascii_end();
+    if name.is_empty() || !name.iter().all(u8::is_ascii_graphic) {
         return None;
     }
-    let value = decode::utf8_or_windows_1252(&line[colon + 1..]);
-    let value = value.replace(|c: char| c < ' ' || c == '\x7f', " ");
-    Some(Field { name: String::from_utf8_lossy(name).into_owned(), value: value.trim_matches(' ').to_owned() })
+    let value = match words::without_controls(decode::utf8_or_windows_1252(&value[1..])) {
+        Cow::Borrowed(value) => value.trim_matches(' ').into(),
+        Cow::Owned(value) => value.trim_matches(' ').to_owned().into(),
+    };
+    Some(Field { name: String::from_utf8_lossy(name), value })
+}
+
+/// The same for lines that [`unfold`] has put together.
+pub fn split_unfolded<'a>(line: &Cow<'a, [u8]>) -> Option<Field<'a>> {
+    match line {
+        Cow::Borrowed(line) => split(line),
+        Cow::Owned(line) => split(line).map(Field::into_owned),
+    }
 }

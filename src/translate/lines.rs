@@ -1,5 +1,7 @@
 //! Lines of bytes that end in CRLF, LF or CR, all of which the producers write, often mixed.
 
+use std::borrow::Cow;
+
 use memchr::memchr2;
 
 /// One line: its content without the line end, and where the next one begins.
@@ -35,6 +37,20 @@ pub fn lines(bytes: &[u8]) -> impl Iterator<Item = Line<'_>> {
 /// No more than blanks.
 pub fn is_blank(line: &[u8]) -> bool {
     line.iter().all(|byte| matches!(byte, b' ' | b'\t' | b'\x0b' | b'\x0c'))
+}
+
+/// Lines with those joined to each that continue it, as a blank at their start says (RFC 5322 §2.2.3).
+pub fn unfold<'a>(lines: impl Iterator<Item = Line<'a>>) -> Vec<Cow<'a, [u8]>> {
+    let mut unfolded: Vec<Cow<'a, [u8]>> = Vec::new();
+    for line in lines {
+        match unfolded.last_mut() {
+            Some(last) if matches!(line.content.first(), None | Some(b' ' | b'\t')) => {
+                last.to_mut().extend_from_slice(line.content);
+            }
+            _ => unfolded.push(line.content.into()),
+        }
+    }
+    unfolded
 }
 
 /// Appends `bytes` with every line end made CRLF. Adds none at the end.

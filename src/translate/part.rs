@@ -1,5 +1,7 @@
 //! The inside of a multipart body: passed on byte for byte, but for the parts that do not fit the wire.
 
+use std::borrow::Cow;
+
 use super::headers::{self, Field};
 use super::leaf;
 use super::lines::{Shape, is_blank, lines, write_crlf};
@@ -129,12 +131,12 @@ pub fn write_sealed(out: &mut Vec<u8>, part: &[u8], binary: bool, place: &Place)
 /// One header of a part: as it stands, folds and all, and taken apart.
 struct Line<'a> {
     raw: &'a [u8],
-    field: Option<Field>,
+    field: Option<Field<'a>>,
 }
 
 /// A part's headers, and its body. A line that can be no header begins the body (as readers have it), as does a blank one.
 fn open(part: &[u8]) -> (Vec<Line<'_>>, &[u8]) {
-    let mut headers: Vec<(usize, usize, Vec<u8>)> = Vec::new();
+    let mut headers: Vec<(usize, usize, Cow<'_, [u8]>)> = Vec::new();
     let mut body = part.len();
     for line in lines(part) {
         if line.content.is_empty() {
@@ -145,10 +147,10 @@ fn open(part: &[u8]) -> (Vec<Line<'_>>, &[u8]) {
         match headers.last_mut() {
             Some(last) if matches!(line.content[0], b' ' | b'\t') => {
                 last.1 = end;
-                last.2.extend_from_slice(line.content);
+                last.2.to_mut().extend_from_slice(line.content);
             }
             _ if headers::split(line.content).is_some() || line.content.starts_with(b"From ") => {
-                headers.push((line.start, end, line.content.to_vec()));
+                headers.push((line.start, end, line.content.into()));
             }
             _ => {
                 body = if is_blank(line.content) { line.next } else { line.start };
@@ -156,8 +158,9 @@ fn open(part: &[u8]) -> (Vec<Line<'_>>, &[u8]) {
             }
         }
     }
-    let lines =
-        headers.into_iter().map(|(start, end, line)| Line { raw: &part[start..end], field: headers::split(&line) });
+    let lines = headers
+        .iter()
+        .map(|(start, end, line)| Line { raw: &part[*start..*end], field: headers::split_unfolded(line) });
     (lines.collect(), &part[body..])
 }
 
@@ -166,7 +169,7 @@ pub fn write_part(out: &mut Vec<u8>, part: &[u8], place: &Place, mendings: &mut 
     let (headers, body) = open(part);
     let field = |name: &str| {
         let mut fields = headers.iter().filter_map(|line| line.field.as_ref());
-        fields.find(|field| field.is(name)).map(|field| field.value.as_str())
+        fields.find(|field| field.is(name)).map(|field| field.value.as_ref())
     };
     let kind = Value::parse(field("Content-Type").unwrap_or("text/plain"));
     let disposition = Value::parse(field("Content-Disposition").unwrap_or_default());
@@ -314,7 +317,7 @@ fn write_header(out: &mut Vec<u8>, line: &Line<'_>, place: &Place, mendings: &mu
         let detail = format!("mbody: {} has a header that cannot be folded under 998 bytes", place.name());
         return Err(Unreadable::new(Reason::HeaderInvalid, detail));
     }
-    let name = line.field.as_ref().map_or("a line of its header", |field| field.name.as_str());
+    let name = line.field.as_ref().map_or("a line of its header", |field| field.name.as_ref());
     mendings.add(format!(
         "{}: {} was written anew, as it held what no header may",
         place.name(),

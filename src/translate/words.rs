@@ -1,5 +1,6 @@
 //! Encoded words (RFC 2047) and header lines of at most 76 characters.
 
+use std::borrow::Cow;
 use std::fmt::Write;
 
 use email_encoding::headers::rfc2047;
@@ -9,6 +10,14 @@ use crate::decode;
 
 /// Header lines are folded here where they can be (RFC 2047 §2, RFC 5322 §2.1.1).
 const FOLD: usize = 76;
+
+/// Each control becomes a blank. A NUL must not end an address early: as a blank it is one that no address has inside.
+pub fn without_controls(text: Cow<'_, str>) -> Cow<'_, str> {
+    match text.bytes().any(|byte| byte.is_ascii_control()) {
+        true => text.replace(|c: char| c.is_ascii_control(), " ").into(),
+        false => text,
+    }
+}
 
 /// Controls and blanks in a row become one blank, and none is left at the ends.
 pub fn one_line(text: &str) -> String {
