@@ -74,6 +74,9 @@ fn is_base64(byte: u8) -> bool {
 /// Base64 as it comes in mail (RFC 2045 §6.8, RFC 2047 §4.1): characters outside the alphabet are skipped, missing padding
 /// is no error, and a last character that stands alone is dropped.
 pub fn loose_base64(text: &[u8]) -> Vec<u8> {
+    if let Ok(bytes) = base64_simd::STANDARD.decode_to_vec(text) {
+        return bytes;
+    }
     let mut digits: Vec<u8> = text.iter().copied().filter(|byte| is_base64(*byte) && *byte != b'=').collect();
     if digits.len() % 4 == 1 {
         digits.pop();

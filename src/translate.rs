@@ -160,9 +160,9 @@ impl Mendings {
 fn for_people(text: &str) -> String {
     const LONGEST: usize = 120;
     let clean: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    let clean = words::one_line(&clean);
+    let clean = words::one_line(clean.into());
     match clean.char_indices().nth(LONGEST) {
         Some((end, _)) => format!("{}…", &clean[..end]),
-        None => clean,
+        None => clean.into_owned(),
     }
 }

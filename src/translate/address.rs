@@ -3,6 +3,8 @@
 //! RFC 5322 §3.4 is where this starts, not where it ends: quotes stand in the middle of names, commas outside of quotes.
 //! What stands before `<…>` is a name, whatever it holds, and only whole addresses are taken out of it.
 
+use std::borrow::Cow;
+
 use lettre::message::Mailbox;
 
 use super::words::{self, Line};
@@ -36,7 +38,7 @@ pub fn list(text: &str) -> Vec<Entry> {
         let name = rest[before..angle.open].trim_start_matches([' ', ',', ';']);
         let name = behind_group_name(name).filter(|_| group_ends).unwrap_or(name);
         entries.push(match parse(rest[angle.open + 1..angle.close].trim()) {
-            Ok(address) => Ok(Mailbox::new(Some(name_of(name)).filter(|name| !name.is_empty()), address)),
+            Ok(address) => Ok(Mailbox::new(name_of(name), address)),
             Err(why) => Err(invalid(&format!("{name}{}", &rest[angle.open..=angle.close]), why)),
         });
         rest = &rest[angle.next..];
@@ -188,7 +190,7 @@ fn bare(text: &str) -> Option<Entry> {
         return None;
     }
     Some(match parse(address) {
-        Ok(address) => Ok(Mailbox::new(Some(name_of(&comment)).filter(|name| !name.is_empty()), address)),
+        Ok(address) => Ok(Mailbox::new(name_of(&comment), address)),
         Err(why) => Err(invalid(text.trim(), why)),
     })
 }
@@ -220,22 +222,31 @@ fn without_comments(text: &str) -> (String, String) {
     if depth > 0 { (text.to_owned(), String::new()) } else { (outside, comment) }
 }
 
-/// The name that a person would read: the outer quotes off, backslashes undone, encoded words decoded.
-fn name_of(written: &str) -> String {
-    let written = words::one_line(written);
+/// The name that a person would read, if any: the outer quotes off, backslashes undone, encoded words decoded.
+fn name_of(written: &str) -> Option<String> {
+    let written = words::one_line(written.into());
     let inner = match written.strip_prefix('"') {
         Some(rest) => rest.strip_suffix('"').unwrap_or(if rest.is_empty() { rest } else { &written }),
         None => &written,
     };
-    let mut name = String::with_capacity(inner.len());
-    let mut chars = inner.chars();
+    let inner = without_backslashes(inner);
+    let name = words::one_line(words::decode(&inner));
+    (!name.is_empty()).then(|| name.into_owned())
+}
+
+fn without_backslashes(text: &str) -> Cow<'_, str> {
+    if !text.contains('\\') {
+        return text.into();
+    }
+    let mut plain = String::with_capacity(text.len());
+    let mut chars = text.chars();
     while let Some(c) = chars.next() {
         match c {
-            '\\' => name.push(chars.next().unwrap_or('\\')),
-            _ => name.push(c),
+            '\\' => plain.push(chars.next().unwrap_or('\\')),
+            _ => plain.push(c),
         }
     }
-    words::one_line(&words::decode(&name))
+    plain.into()
 }
 
 /// Checks one address (RFC 5321 §4.1.2) and puts its domain into punycode. Stricter than the grammar where mail between

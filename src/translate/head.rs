@@ -1,5 +1,7 @@
 //! The header block of the mail that goes out.
 
+use std::borrow::Cow;
+
 use jiff::Timestamp;
 use lettre::message::Mailbox;
 
@@ -50,10 +52,11 @@ pub fn compose(
     {
         mendings.add("msubject held a line end: it became a blank, and what follows it part of the subject");
     }
-    let own_subject = words::one_line(&words::decode(msubject));
-    let in_block =
-        fields.iter().find(|field| field.is("Subject")).map(|field| words::one_line(&words::decode(&field.value)));
-    let subject = if own_subject.is_empty() { in_block.unwrap_or_default() } else { own_subject };
+    let mut subject = words::one_line(words::decode(msubject));
+    if subject.is_empty() {
+        let in_block = fields.iter().find(|field| field.is("Subject"));
+        subject = in_block.map_or(subject, |field| words::one_line(words::decode(&field.value)));
+    }
     let out =
         String::with_capacity(fields.iter().map(|field| field.name.len() + field.value.len()).sum::<usize>() + 512);
     let mut writer = Writer { out, done: Vec::new(), message_id: String::new(), subject };
@@ -83,7 +86,7 @@ pub fn compose(
         return Err(Unreadable::new(Reason::HeaderInvalid, detail));
     }
     out.push_str("\r\n");
-    Ok(Head { text: out, message_id, subject })
+    Ok(Head { text: out, message_id, subject: subject.into_owned() })
 }
 
 fn write_to(out: &mut String, parties: &Parties) {
@@ -99,16 +102,16 @@ fn rfc_5322(time: Timestamp) -> String {
     time.to_zoned(jiff::tz::TimeZone::UTC).strftime("%a, %d %b %Y %H:%M:%S +0000").to_string()
 }
 
-struct Writer {
+struct Writer<'a> {
     out: String,
     /// Lower-case names of headers that may stand only once, and do.
     done: Vec<String>,
     message_id: String,
     /// Decoded.
-    subject: String,
+    subject: Cow<'a, str>,
 }
 
-impl Writer {
+impl Writer<'_> {
     /// Whether this was the first time.
     fn once(&mut self, name: &str, write: impl FnOnce(&mut String)) -> bool {
         let name = name.to_ascii_lowercase();
@@ -134,7 +137,7 @@ impl Writer {
         match name.to_ascii_lowercase().as_str() {
             "to" | "content-transfer-encoding" => {}
             "subject" => {
-                let value = words::one_line(&words::decode(&field.value));
+                let value = words::one_line(words::decode(&field.value));
                 if !value.is_empty() && value != self.subject {
                     mendings.add("mheaders held another Subject than msubject: it was left out");
                 }
@@ -218,7 +221,7 @@ impl Writer {
                 return address::write(&mut self.out, &field.name, &mailboxes);
             }
         }
-        let value = words::one_line(&words::decode(&field.value));
+        let value = words::one_line(words::decode(&field.value));
         words::write_text(&mut self.out, &field.name, &value, LONGEST_LINE);
     }
 }

@@ -39,7 +39,7 @@ pub fn is_blank(line: &[u8]) -> bool {
     line.iter().all(|byte| matches!(byte, b' ' | b'\t' | b'\x0b' | b'\x0c'))
 }
 
-/// Lines with those joined to each that continue it, as a blank at their start says (RFC 5322 §2.2.3).
+/// The lines, each with those behind it that continue it: they begin with a blank (RFC 5322 §2.2.3), or are empty.
 pub fn unfold<'a>(lines: impl Iterator<Item = Line<'a>>) -> Vec<Cow<'a, [u8]>> {
     let mut unfolded: Vec<Cow<'a, [u8]>> = Vec::new();
     for line in lines {

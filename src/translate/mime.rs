@@ -95,8 +95,7 @@ impl Value {
         });
         for param in &self.params {
             let value = &param.value;
-            let decoded =
-                if value.contains("=?") && !value.starts_with("=_") { words::decode(value) } else { value.clone() };
+            let decoded = if value.starts_with("=_") { value.into() } else { words::decode(value) };
             let extended = param.name.contains('*');
             line.stick(";");
             if decoded.len() > LONGEST_VALUE && !extended {

@@ -308,7 +308,7 @@ fn write_header(out: &mut Vec<u8>, line: &Line<'_>, place: &Place, mendings: &mu
     match (&parameters, &line.field) {
         (Some((field, value)), _) => value.write(&mut text, &field.name),
         (None, Some(field)) => {
-            let value = words::one_line(&words::decode(&field.value));
+            let value = words::one_line(words::decode(&field.value));
             words::write_text(&mut text, &field.name, &value, super::lines::LONGEST_LINE);
         }
         (None, None) => {}

@@ -11,6 +11,9 @@ use crate::decode;
 /// Header lines are folded here where they can be (RFC 2047 §2, RFC 5322 §2.1.1).
 const FOLD: usize = 76;
 
+/// How an encoded word begins.
+const WORD_BEGINS: &str = "=?";
+
 /// Each control becomes a blank. A NUL must not end an address early: as a blank it is one that no address has inside.
 pub fn without_controls(text: Cow<'_, str>) -> Cow<'_, str> {
     match text.bytes().any(|byte| byte.is_ascii_control()) {
@@ -20,20 +23,27 @@ pub fn without_controls(text: Cow<'_, str>) -> Cow<'_, str> {
 }
 
 /// Controls and blanks in a row become one blank, and none is left at the ends.
-pub fn one_line(text: &str) -> String {
+pub fn one_line(text: Cow<'_, str>) -> Cow<'_, str> {
+    let text = without_controls(text);
+    if !text.starts_with(' ') && !text.ends_with(' ') && !text.contains("  ") {
+        return text;
+    }
     let mut line = String::with_capacity(text.len());
-    for word in text.split(|c: char| c <= ' ' || c == '\x7f').filter(|word| !word.is_empty()) {
+    for word in text.split(' ').filter(|word| !word.is_empty()) {
         if !line.is_empty() {
             line.push(' ');
         }
         line.push_str(word);
     }
-    line
+    line.into()
 }
 
 /// Decodes encoded words wherever they stand, in quotes too. Neighbours of one charset are joined before they are decoded,
 /// because producers split them inside of characters.
-pub fn decode(text: &str) -> String {
+pub fn decode(text: &str) -> Cow<'_, str> {
+    if !text.contains(WORD_BEGINS) {
+        return text.into();
+    }
     let mut decoded = String::with_capacity(text.len());
     let mut pending: Option<(&str, Vec<u8>)> = None;
     let mut rest = text;
@@ -54,7 +64,7 @@ pub fn decode(text: &str) -> String {
     }
     flush(&mut pending, &mut decoded);
     decoded.push_str(rest);
-    decoded
+    decoded.into()
 }
 
 fn flush(pending: &mut Option<(&str, Vec<u8>)>, decoded: &mut String) {
@@ -73,15 +83,10 @@ struct Word<'a> {
 
 /// The next encoded word, with the text before and after it. Longer than RFC 2047 allows and with blanks inside is fine.
 fn next_word(text: &str) -> Option<(&str, Word<'_>, &str)> {
-    let mut from = 0;
-    while let Some(found) = text[from..].find("=?") {
-        let start = from + found;
-        if let Some((word, after)) = word_at(&text[start + 2..]) {
-            return Some((&text[..start], word, after));
-        }
-        from = start + 1;
-    }
-    None
+    text.match_indices(WORD_BEGINS).find_map(|(start, mark)| {
+        let (word, after) = word_at(&text[start + mark.len()..])?;
+        Some((&text[..start], word, after))
+    })
 }
 
 fn word_at(text: &str) -> Option<(Word<'_>, &str)> {
