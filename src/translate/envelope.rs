@@ -1,5 +1,6 @@
 //! Who sends and who receives: the address headers of a row, and the envelope that follows from them.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 
 use lettre::message::Mailbox;
@@ -38,9 +39,12 @@ impl Parties {
         let listed = mto_list(mto, mendings, &mut reader.invalid);
         let mut to = reader.recipients(listed);
         // Programs that name a recipient in both places mean one.
-        let listed: HashSet<_> = to.iter().map(same).collect();
-        let more = reader.recipients_of("To").into_iter().filter(|mailbox| !listed.contains(&same(mailbox)));
-        to.extend(more.collect::<Vec<_>>());
+        let mut more = reader.recipients_of("To");
+        if !more.is_empty() {
+            let listed: HashSet<&Mailbox> = to.iter().collect();
+            more.retain(|mailbox| !listed.contains(mailbox));
+            to.append(&mut more);
+        }
         let cc = reader.recipients_of("Cc");
         let bcc = reader.recipients_of("Bcc");
         let from = reader.from(settings, mendings)?;
@@ -74,13 +78,11 @@ impl Parties {
     }
 }
 
-fn same(mailbox: &Mailbox) -> (Option<String>, String) {
-    (mailbox.name.clone(), mailbox.email.to_string())
-}
-
 /// Domains are compared without case, local parts are not ours to interpret (RFC 5321 §2.4).
-fn identity(address: &Address) -> (String, String) {
-    (address.user().to_owned(), address.domain().to_ascii_lowercase())
+fn identity(address: &Address) -> (&str, Cow<'_, str>) {
+    let domain = address.domain();
+    let lower = domain.bytes().all(|byte| !byte.is_ascii_uppercase());
+    (address.user(), if lower { domain.into() } else { domain.to_ascii_lowercase().into() })
 }
 
 fn needs_smtputf8(address: &Address) -> bool {
@@ -128,14 +130,14 @@ impl Reader<'_> {
     }
 
     fn recipients(&mut self, entries: Vec<Entry>) -> Vec<Mailbox> {
-        let mut mailboxes = Vec::with_capacity(entries.len());
-        for entry in entries {
-            match entry.and_then(|mailbox| self.reachable(mailbox)) {
-                Ok(mailbox) => mailboxes.push(mailbox),
-                Err(invalid) => self.invalid.push(invalid),
+        let reachable = |entry: Entry| match entry.and_then(|mailbox| self.reachable(mailbox)) {
+            Ok(mailbox) => Some(mailbox),
+            Err(invalid) => {
+                self.invalid.push(invalid);
+                None
             }
-        }
-        mailboxes
+        };
+        entries.into_iter().filter_map(reachable).collect()
     }
 
     fn reachable(&self, mailbox: Mailbox) -> Entry {
@@ -165,16 +167,14 @@ impl Reader<'_> {
     }
 
     fn usable(&self, field: &Field<'_>, mendings: &mut Mendings) -> Vec<Mailbox> {
-        let mut mailboxes = Vec::new();
-        for entry in address::list(&field.value) {
-            match entry.and_then(|mailbox| self.reachable(mailbox)) {
-                Ok(mailbox) => mailboxes.push(mailbox),
-                Err(bad) => {
-                    mendings.add(format!("{}: `{}` was left out: {}", field.name, bad.written, bad.why));
-                }
+        let usable = |entry: Entry| match entry.and_then(|mailbox| self.reachable(mailbox)) {
+            Ok(mailbox) => Some(mailbox),
+            Err(bad) => {
+                mendings.add(format!("{}: `{}` was left out: {}", field.name, bad.written, bad.why));
+                None
             }
-        }
-        mailboxes
+        };
+        address::list(&field.value).into_iter().filter_map(usable).collect()
     }
 
     fn from(&self, settings: &Settings, mendings: &mut Mendings) -> Result<Vec<Mailbox>, Unreadable> {
