@@ -24,7 +24,7 @@ pub fn list(text: &str) -> Vec<Entry> {
             return entries;
         }
         let group_ends = text.len() - rest.len() < last_semicolon;
-        if let Some(members) = behind_group_name(rest).filter(|_| group_ends) {
+        if group_ends && let Some(members) = behind_group_name(rest) {
             rest = members;
             continue;
         }
@@ -36,7 +36,7 @@ pub fn list(text: &str) -> Vec<Entry> {
         let before = addresses_before_name(&rest[..angle.open], trusted);
         bare_entries(&rest[..before], trusted, group_ends, &mut entries);
         let name = rest[before..angle.open].trim_start_matches([' ', ',', ';']);
-        let name = behind_group_name(name).filter(|_| group_ends).unwrap_or(name);
+        let name = if group_ends { behind_group_name(name).unwrap_or(name) } else { name };
         entries.push(match parse(rest[angle.open + 1..angle.close].trim()) {
             Ok(address) => Ok(Mailbox::new(name_of(name), address)),
             Err(why) => Err(invalid(&format!("{name}{}", &rest[angle.open..=angle.close]), why)),
@@ -50,7 +50,7 @@ fn bare_entries(text: &str, trust_quotes: bool, group_ends: bool, entries: &mut 
     let mut start = 0;
     for end in separators(text, trust_quotes).chain([text.len()]) {
         let entry = text[start..end].trim_start();
-        entries.extend(bare(behind_group_name(entry).filter(|_| group_ends).unwrap_or(entry)));
+        entries.extend(bare(if group_ends { behind_group_name(entry).unwrap_or(entry) } else { entry }));
         start = (end + 1).min(text.len());
     }
 }
@@ -196,7 +196,10 @@ fn bare(text: &str) -> Option<Entry> {
 }
 
 /// Text without its comments (RFC 5322 §3.2.2), and the first comment. A bracket that is not closed is no comment.
-fn without_comments(text: &str) -> (String, String) {
+fn without_comments(text: &str) -> (Cow<'_, str>, String) {
+    if !text.contains('(') {
+        return (text.into(), String::new());
+    }
     let (mut outside, mut comment) = (String::new(), String::new());
     let (mut depth, mut quoted) = (0_usize, false);
     let mut chars = text.chars();
@@ -219,7 +222,7 @@ fn without_comments(text: &str) -> (String, String) {
         }
         if depth == 0 { outside.push(c) } else { comment.push(c) }
     }
-    if depth > 0 { (text.to_owned(), String::new()) } else { (outside, comment) }
+    if depth > 0 { (text.into(), String::new()) } else { (outside.into(), comment) }
 }
 
 /// The name that a person would read, if any: the outer quotes off, backslashes undone, encoded words decoded.
@@ -275,22 +278,22 @@ pub fn parse(text: &str) -> Result<Address, &'static str> {
         return Err("its local part is longer than 64 bytes");
     }
     let domain = ascii_domain(domain)?;
-    Address::new(local, domain).map_err(|_| "it is no address by RFC 5321")
+    Address::try_from([local, "@", &domain].concat()).map_err(|_| "it is no address by RFC 5321")
 }
 
+/// RFC 5322 §3.2.3, with the letters of RFC 6531.
 fn is_atom_char(c: char) -> bool {
-    c.is_ascii_alphanumeric()
-        || "!#$%&'*+/=?^_`{|}~-".contains(c)
-        || (!c.is_ascii() && !c.is_control() && !c.is_whitespace())
+    let mark = matches!(c, '!' | '#'..='\'' | '*' | '+' | '-' | '/' | '=' | '?' | '^'..='`' | '{'..='~');
+    mark || c.is_ascii_alphanumeric() || (!c.is_ascii() && !c.is_control() && !c.is_whitespace())
 }
 
-fn ascii_domain(domain: &str) -> Result<String, &'static str> {
+fn ascii_domain(domain: &str) -> Result<Cow<'_, str>, &'static str> {
     if domain.starts_with('[') {
         return Err("its domain is the number of a host, which a smarthost does not relay to");
     }
     let ascii = match domain.is_ascii() {
-        true => domain.to_owned(),
-        false => idna::domain_to_ascii(domain).map_err(|_| "its domain cannot be put into punycode")?,
+        true => domain.into(),
+        false => Cow::Owned(idna::domain_to_ascii(domain).map_err(|_| "its domain cannot be put into punycode")?),
     };
     if ascii.ends_with('.') {
         return Err("its domain ends in a dot");
@@ -316,19 +319,16 @@ fn ascii_domain(domain: &str) -> Result<String, &'static str> {
 
 /// Writes an address header, folded. Names go out as atoms, in quotes, or, where a naive reader could stumble over a
 /// character, as encoded words. `mailboxes` must not be empty.
-pub fn write(out: &mut String, header: &str, mailboxes: &[&Mailbox]) {
+pub fn write(out: &mut String, header: &str, mailboxes: &[Mailbox]) {
     let mut line = Line::new(out, header);
-    for (at, mailbox) in mailboxes.iter().enumerate() {
-        let address = mailbox.email.to_string();
-        let quoted_local = address.starts_with('"');
+    for (at, Mailbox { name, email }) in mailboxes.iter().enumerate() {
+        let address: &str = email.as_ref();
         let comma = if at + 1 < mailboxes.len() { "," } else { "" };
-        match &mailbox.name {
-            Some(name) => {
-                write_name(&mut line, name);
-                line.word(&format!("<{address}>{comma}"));
-            }
-            None if quoted_local => line.word(&format!("<{address}>{comma}")),
-            None => line.word(&format!("{address}{comma}")),
+        name.iter().for_each(|name| write_name(&mut line, name));
+        if name.is_some() || address.starts_with('"') {
+            line.joined(&["<", address, ">", comma]);
+        } else {
+            line.joined(&[address, comma]);
         }
     }
     line.end();
@@ -341,6 +341,6 @@ fn write_name(line: &mut Line<'_>, name: &str) {
     } else if name.chars().all(|c| safe(c, " '_-")) {
         name.split(' ').for_each(|word| line.word(word));
     } else {
-        line.word(&format!("\"{name}\""));
+        line.joined(&["\"", name, "\""]);
     }
 }

@@ -91,7 +91,7 @@ pub fn compose(
 
 fn write_to(out: &mut String, parties: &Parties) {
     if !parties.to.is_empty() {
-        address::write(out, "To", &parties.to.iter().collect::<Vec<_>>());
+        address::write(out, "To", &parties.to);
     } else if parties.cc.is_empty() {
         out.push_str("To: undisclosed-recipients:;\r\n");
     }
@@ -162,14 +162,14 @@ impl Writer<'_> {
 
     /// The headers of the envelope's people, at the place of the first of their kind.
     fn parties(&mut self, name: &str, parties: &Parties) {
-        let (name, mailboxes): (_, Vec<&Mailbox>) = match name.to_ascii_lowercase().as_str() {
-            "from" => ("From", parties.from.iter().collect()),
-            "sender" => ("Sender", parties.sender.iter().collect()),
-            "reply-to" => ("Reply-To", parties.reply_to.iter().collect()),
-            _ => ("Cc", parties.cc.iter().collect()),
+        let (name, mailboxes) = match name.to_ascii_lowercase().as_str() {
+            "from" => ("From", parties.from.as_slice()),
+            "sender" => ("Sender", parties.sender.as_slice()),
+            "reply-to" => ("Reply-To", parties.reply_to.as_slice()),
+            _ => ("Cc", parties.cc.as_slice()),
         };
         if !mailboxes.is_empty() {
-            self.once(name, |out| address::write(out, name, &mailboxes));
+            self.once(name, |out| address::write(out, name, mailboxes));
         }
     }
 
@@ -215,8 +215,7 @@ impl Writer<'_> {
             return write_words(&mut self.out, &field.name, &field.value);
         }
         if OTHER_ADDRESSES.iter().any(|name| field.is(name)) {
-            let entries = address::list(&field.value);
-            let mailboxes: Vec<&Mailbox> = entries.iter().flatten().collect();
+            let mailboxes: Vec<Mailbox> = address::list(&field.value).into_iter().flatten().collect();
             if !mailboxes.is_empty() && mailboxes.iter().all(|mailbox| mailbox.email.user().is_ascii()) {
                 return address::write(&mut self.out, &field.name, &mailboxes);
             }

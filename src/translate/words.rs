@@ -150,17 +150,25 @@ impl<'a> Line<'a> {
 
     /// A word that is never taken apart, behind a blank.
     pub fn word(&mut self, word: &str) {
+        self.joined(&[word]);
+    }
+
+    /// The same, of pieces that make one word.
+    pub fn joined(&mut self, pieces: &[&str]) {
+        let length: usize = pieces.iter().map(|piece| piece.len()).sum();
         if !self.fresh {
             self.writer.space();
+            if self.writer.projected_line_len() + length > FOLD {
+                // Writing into a String cannot fail, here and below.
+                let _ = self.writer.new_line();
+                self.quoted = false;
+            }
         }
-        if !self.fresh && self.writer.projected_line_len() + word.len() > FOLD {
-            // Writing into a String cannot fail, here and below.
-            let _ = self.writer.new_line();
-            self.quoted = false;
+        for piece in pieces {
+            let _ = self.writer.write_str(piece);
+            self.quoted |= piece.contains('"');
         }
-        let _ = self.writer.write_str(word);
         self.fresh = false;
-        self.quoted |= word.contains('"');
     }
 
     /// Text as encoded words, behind a blank. What fits into one word is not divided.
