@@ -1,8 +1,10 @@
 //! The header block of the mail that goes out.
 
 use std::borrow::Cow;
+use std::fmt::Write;
 
 use jiff::Timestamp;
+use jiff::tz::TimeZone;
 use lettre::message::Mailbox;
 
 use super::body::Body;
@@ -31,16 +33,20 @@ const OTHER_ADDRESSES: [&str; 7] = [
     "Resent-Cc",
 ];
 
-/// Never on the wire: hidden recipients, the envelope's own (RFC 5321 §4.4), and a length that no longer holds.
-const LEFT_OUT: [&str; 4] = ["Bcc", "Resent-Bcc", "Return-Path", "Content-Length"];
+/// Never on the wire: hidden recipients, the envelope's own (RFC 5321 §4.4), and a length that no longer holds. Nor do To
+/// and the encoding stay at their place: the first header is a To, and the encoding stands behind the Content-Type.
+const LEFT_OUT: [&str; 6] = ["Bcc", "Resent-Bcc", "Return-Path", "Content-Length", "To", "Content-Transfer-Encoding"];
+
+/// Headers of which there is one (RFC 5322 §3.6), and that hold nothing but ASCII.
+const SINGLE: [&str; 4] = ["Date", "Message-ID", "In-Reply-To", "References"];
 
 /// Words of a Subject that are longer than this are encoded, so that every line fits into 76 characters.
 const LONGEST_WORD: usize = 64;
 
 /// Puts the block together: To and Subject first, the row's own headers in their order, and behind them what it lacked.
-pub fn compose(
-    msubject: &str,
-    fields: &[Field<'_>],
+pub fn compose<'a>(
+    msubject: &'a str,
+    fields: &'a [Field<'_>],
     parties: &Parties,
     body: &Body,
     stamp: &Stamp,
@@ -59,28 +65,30 @@ pub fn compose(
     }
     let out =
         String::with_capacity(fields.iter().map(|field| field.name.len() + field.value.len()).sum::<usize>() + 512);
-    let mut writer = Writer { out, done: Vec::new(), message_id: String::new(), subject };
+    let mut writer = Writer { out, done: Vec::with_capacity(16), message_id: String::new(), subject };
     writer.once("To", |out| write_to(out, parties));
     writer.subject();
     for field in fields {
         writer.field(field, parties, body, mendings);
     }
-    for name in ["From", "Sender", "Reply-To", "Cc"] {
-        writer.parties(name, parties);
+    for (name, mailboxes) in people(parties) {
+        writer.people(name, mailboxes);
     }
-    writer.once("Date", |out| out.push_str(&format!("Date: {}\r\n", rfc_5322(stamp.created))));
+    writer.once("Date", |out| write_date(out, stamp.created));
     if writer.message_id.is_empty() {
-        let domain = parties.from[0].email.domain();
-        writer.message_id = format!("<{}@{domain}>", stamp.record);
-        let line = format!("Message-ID: {}\r\n", writer.message_id);
-        writer.once("Message-ID", |out| out.push_str(&line));
+        let id = ["<", stamp.record.as_str(), "@", parties.from[0].email.domain(), ">"].concat();
+        writer.once("Message-ID", |out| out.extend(["Message-ID: ", &id, "\r\n"]));
+        writer.message_id = id;
     }
     if writer.mime_version() {
         mendings.add("there was no MIME-Version: it was added");
     }
     writer.content(body);
     let Writer { mut out, message_id, subject, .. } = writer;
-    if let Some(line) = out.lines().find(|line| line.len() > LONGEST_LINE) {
+    // Most heads are shorter than that as a whole.
+    if out.len() > LONGEST_LINE
+        && let Some(line) = out.lines().find(|line| line.len() > LONGEST_LINE)
+    {
         let name = super::for_people(line.split(':').next().unwrap_or_default());
         let detail = format!("mheaders: a header line cannot be folded under 998 bytes; it begins with `{name}`");
         return Err(Unreadable::new(Reason::HeaderInvalid, detail));
@@ -97,25 +105,36 @@ fn write_to(out: &mut String, parties: &Parties) {
     }
 }
 
+/// The headers of the envelope's people behind To.
+fn people(parties: &Parties) -> [(&'static str, &[Mailbox]); 4] {
+    [
+        ("From", &parties.from),
+        ("Sender", parties.sender.as_slice()),
+        ("Reply-To", &parties.reply_to),
+        ("Cc", &parties.cc),
+    ]
+}
+
 /// RFC 5322 §3.3, in UTC.
-fn rfc_5322(time: Timestamp) -> String {
-    time.to_zoned(jiff::tz::TimeZone::UTC).strftime("%a, %d %b %Y %H:%M:%S +0000").to_string()
+fn write_date(out: &mut String, time: Timestamp) {
+    let time = time.to_zoned(TimeZone::UTC);
+    // Writing into a String cannot fail.
+    let _ = write!(out, "Date: {}\r\n", time.strftime("%a, %d %b %Y %H:%M:%S +0000"));
 }
 
 struct Writer<'a> {
     out: String,
-    /// Lower-case names of headers that may stand only once, and do.
-    done: Vec<String>,
+    /// Names of headers that may stand only once, and do.
+    done: Vec<&'a str>,
     message_id: String,
     /// Decoded.
     subject: Cow<'a, str>,
 }
 
-impl Writer<'_> {
+impl<'a> Writer<'a> {
     /// Whether this was the first time.
-    fn once(&mut self, name: &str, write: impl FnOnce(&mut String)) -> bool {
-        let name = name.to_ascii_lowercase();
-        let first = !self.done.contains(&name);
+    fn once(&mut self, name: &'a str, write: impl FnOnce(&mut String)) -> bool {
+        let first = !self.done.iter().any(|done| done.eq_ignore_ascii_case(name));
         if first {
             write(&mut self.out);
             self.done.push(name);
@@ -129,45 +148,35 @@ impl Writer<'_> {
         }
     }
 
-    fn field(&mut self, field: &Field<'_>, parties: &Parties, body: &Body, mendings: &mut Mendings) {
-        let name = field.name.as_ref();
-        if LEFT_OUT.iter().any(|left_out| field.is(left_out)) {
-            return;
-        }
-        match name.to_ascii_lowercase().as_str() {
-            "to" | "content-transfer-encoding" => {}
-            "subject" => {
-                let value = words::one_line(words::decode(&field.value));
-                if !value.is_empty() && value != self.subject {
-                    mendings.add("mheaders held another Subject than msubject: it was left out");
-                }
+    fn field(&mut self, field: &'a Field<'_>, parties: &Parties, body: &Body, mendings: &mut Mendings) {
+        if field.is_one_of(&LEFT_OUT) {
+            // It is not for the wire, or goes out elsewhere.
+        } else if field.is("Subject") {
+            let value = words::one_line(words::decode(&field.value));
+            if !value.is_empty() && value != self.subject {
+                mendings.add("mheaders held another Subject than msubject: it was left out");
             }
-            "from" | "sender" | "reply-to" | "cc" => self.parties(name, parties),
-            "mime-version" => {
-                self.mime_version();
+        } else if let Some((name, mailboxes)) = people(parties).into_iter().find(|(name, _)| field.is(name)) {
+            self.people(name, mailboxes);
+        } else if field.is("MIME-Version") {
+            self.mime_version();
+        } else if field.is("Content-Type") {
+            if !self.content(body) {
+                mendings.add("a further Content-Type header was left out");
             }
-            "content-type" => {
-                if !self.content(body) {
-                    mendings.add("a further Content-Type header was left out");
-                }
-            }
-            "date" | "message-id" | "in-reply-to" | "references" => self.single(field, mendings),
-            _ if field.value.is_empty() => {
-                mendings.add(format!("{}: it was empty and was left out", super::for_people(name)))
-            }
-            "content-disposition" => self.disposition(field),
-            _ => self.other(field),
+        } else if field.is_one_of(&SINGLE) {
+            self.single(field, mendings);
+        } else if field.value.is_empty() {
+            mendings.add(format!("{}: it was empty and was left out", super::for_people(&field.name)));
+        } else if field.is("Content-Disposition") {
+            self.disposition(field);
+        } else {
+            self.other(field);
         }
     }
 
-    /// The headers of the envelope's people, at the place of the first of their kind.
-    fn parties(&mut self, name: &str, parties: &Parties) {
-        let (name, mailboxes) = match name.to_ascii_lowercase().as_str() {
-            "from" => ("From", parties.from.as_slice()),
-            "sender" => ("Sender", parties.sender.as_slice()),
-            "reply-to" => ("Reply-To", parties.reply_to.as_slice()),
-            _ => ("Cc", parties.cc.as_slice()),
-        };
+    /// A header of the envelope's people, at the place of the first of its kind.
+    fn people(&mut self, name: &'static str, mailboxes: &[Mailbox]) {
         if !mailboxes.is_empty() {
             self.once(name, |out| address::write(out, name, mailboxes));
         }
@@ -181,13 +190,13 @@ impl Writer<'_> {
         self.once("Content-Type", |out| {
             body.kind.write(out, "Content-Type");
             if let Some(encoding) = body.encoding {
-                out.push_str(&format!("Content-Transfer-Encoding: {encoding}\r\n"));
+                out.extend(["Content-Transfer-Encoding: ", encoding, "\r\n"]);
             }
         })
     }
 
-    /// Headers of which there is one (RFC 5322 §3.6), and that hold nothing but ASCII.
-    fn single(&mut self, field: &Field<'_>, mendings: &mut Mendings) {
+    /// One of [`SINGLE`].
+    fn single(&mut self, field: &'a Field<'_>, mendings: &mut Mendings) {
         let name = field.name.as_ref();
         let good = match field.is("Message-ID") {
             true => is_message_id(&field.value),
@@ -205,16 +214,16 @@ impl Writer<'_> {
         }
     }
 
-    fn disposition(&mut self, field: &Field) {
+    fn disposition(&mut self, field: &'a Field<'_>) {
         self.once(&field.name, |out| Value::parse(&field.value).write(out, &field.name));
     }
 
-    fn other(&mut self, field: &Field) {
+    fn other(&mut self, field: &Field<'_>) {
         let plain = field.value.bytes().all(|byte| matches!(byte, b' '..=b'~')) && !field.value.contains("=?");
         if plain {
             return write_words(&mut self.out, &field.name, &field.value);
         }
-        if OTHER_ADDRESSES.iter().any(|name| field.is(name)) {
+        if field.is_one_of(&OTHER_ADDRESSES) {
             let mailboxes: Vec<Mailbox> = address::list(&field.value).into_iter().flatten().collect();
             if !mailboxes.is_empty() && mailboxes.iter().all(|mailbox| mailbox.email.user().is_ascii()) {
                 return address::write(&mut self.out, &field.name, &mailboxes);

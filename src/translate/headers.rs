@@ -19,6 +19,10 @@ impl Field<'_> {
         self.name.eq_ignore_ascii_case(name)
     }
 
+    pub fn is_one_of(&self, names: &[&str]) -> bool {
+        names.iter().any(|name| self.is(name))
+    }
+
     fn into_owned(self) -> Field<'static> {
         Field { name: self.name.into_owned().into(), value: self.value.into_owned().into() }
     }
