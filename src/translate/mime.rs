@@ -101,13 +101,13 @@ impl Value {
             if decoded.len() > LONGEST_VALUE && !extended {
                 write_extended(&mut line, &param.name, &decoded);
             } else if decoded.bytes().all(is_token) && !decoded.is_empty() {
-                line.word(&format!("{}={decoded}", param.name));
+                line.joined(&[&param.name, "=", &decoded]);
             } else if extended
                 || decoded.bytes().all(|byte| matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\'))
             {
                 let ascii: String =
                     decoded.chars().filter(|c| matches!(c, ' '..='~') && !matches!(c, '"' | '\\')).collect();
-                line.word(&format!("{}=\"{ascii}\"", param.name));
+                line.joined(&[&param.name, "=\"", &ascii, "\""]);
             } else {
                 write_extended(&mut line, &param.name, &decoded);
             }
@@ -140,8 +140,10 @@ fn write_extended(line: &mut Line<'_>, name: &str, value: &str) {
     }
 }
 
+/// RFC 2045 §5.1.
 fn is_token(byte: u8) -> bool {
-    byte.is_ascii_graphic() && !b"()<>@,;:\\\"/[]?=".contains(&byte)
+    let special = matches!(byte, b'"' | b'(' | b')' | b',' | b'/' | b':'..=b'@' | b'['..=b']');
+    byte.is_ascii_graphic() && !special
 }
 
 /// `name =`, and what follows.
