@@ -133,16 +133,18 @@ fn text(body: &[u8], mut kind: Value, label: Option<&str>, mut content: Vec<u8>,
     }
     let (text, why) = leaf::text(body, kind.param("charset"));
     why.into_iter().for_each(|why| mendings.add(why));
-    let shape = Shape::of(text.as_bytes());
-    let encoding = if shape.eight_bit || !shape.travels() {
-        transfer::write_quoted_printable(&mut content, text.as_bytes());
-        "quoted-printable"
-    } else {
-        write_crlf(&mut content, text.as_bytes());
+    // Most text may stay as it is, and is written while its lines are measured.
+    let plain = text.is_ascii() && memchr::memchr(0, &text).is_none();
+    let longest = if plain { write_crlf(&mut content, &text) } else { Shape::of(&text).longest };
+    let encoding = if plain && longest <= LONGEST_LINE {
         "7bit"
+    } else {
+        content.clear();
+        transfer::write_quoted_printable(&mut content, &text);
+        "quoted-printable"
     };
-    if shape.longest > LONGEST_LINE {
-        mendings.add(format!("a line of {} bytes was too long for the wire: sent as quoted-printable", shape.longest));
+    if longest > LONGEST_LINE {
+        mendings.add(format!("a line of {longest} bytes was too long for the wire: sent as quoted-printable"));
     }
     kind.set("charset", "utf-8");
     Body { kind, encoding: Some(encoding), content }

@@ -23,7 +23,7 @@ pub enum Body {
     /// As it is, with line ends made CRLF.
     AsItIs,
     /// This text as quoted-printable; `None` is the body itself.
-    QuotedPrintable(Option<String>),
+    QuotedPrintable(Option<Vec<u8>>),
     MendedQuotedPrintable,
     /// These bytes as base64; `None` is the body itself.
     Base64(Option<Vec<u8>>),
@@ -38,10 +38,10 @@ impl Plan {
     /// Appends the body to `out`.
     pub fn write(&self, out: &mut Vec<u8>, body: &[u8]) {
         match &self.body {
-            Body::AsItIs => write_crlf(out, body),
-            Body::QuotedPrintable(text) => {
-                transfer::write_quoted_printable(out, text.as_ref().map_or(body, |text| text.as_bytes()));
+            Body::AsItIs => {
+                write_crlf(out, body);
             }
+            Body::QuotedPrintable(text) => transfer::write_quoted_printable(out, text.as_deref().unwrap_or(body)),
             Body::MendedQuotedPrintable => transfer::write_mended_quoted_printable(out, body),
             Body::Base64(bytes) => transfer::write_base64(out, bytes.as_deref().unwrap_or(body)),
             Body::RewrappedBase64 => transfer::write_rewrapped_base64(out, body),
@@ -179,22 +179,33 @@ fn plain_text(kind: &Value, encoding: Encoding, said: &str, shape: Shape, body: 
 }
 
 /// Text by its declared charset (§3 of RFC 2046 for those without): UTF-8 or else Windows-1252 where none is declared or the
-/// label means nothing; where single bytes do not belong to the declared one, they alone are read as Windows-1252. With it
-/// what had to be guessed.
-pub fn text<'a>(body: &'a [u8], label: Option<&str>) -> (Cow<'a, str>, Option<String>) {
-    if body.is_ascii() && label.and_then(decode::charset).is_none_or(|charset| charset.is_ascii_compatible()) {
-        return (decode::utf8_or_windows_1252(body), None);
+/// label means nothing; where single bytes do not belong to the declared one, they alone are read as Windows-1252. As UTF-8,
+/// and with it what had to be guessed.
+pub fn text<'a>(body: &'a [u8], label: Option<&str>) -> (Cow<'a, [u8]>, Option<String>) {
+    let charset = label.and_then(decode::charset);
+    if body.is_ascii() && charset.is_none_or(|charset| charset.is_ascii_compatible()) {
+        return (body.into(), None);
     }
-    let Some(charset) = label.and_then(decode::charset) else {
+    let Some(charset) = charset else {
         let guess = if std::str::from_utf8(body).is_ok() { "UTF-8" } else { "Windows-1252" };
         let said = label.map_or("no charset".to_owned(), |label| format!("the charset `{}`", super::for_people(label)));
-        return (decode::utf8_or_windows_1252(body), Some(format!("the text named {said} and was read as {guess}")));
+        return (
+            bytes_of(decode::utf8_or_windows_1252(body)),
+            Some(format!("the text named {said} and was read as {guess}")),
+        );
     };
     match decode::strictly(body, charset) {
-        Some(text) => (text, None),
+        Some(text) => (bytes_of(text), None),
         None => {
             let why = format!("bytes that are not {} were read as Windows-1252", charset.name());
-            (decode::mostly(body, charset).into(), Some(why))
+            (decode::mostly(body, charset).into_bytes().into(), Some(why))
         }
+    }
+}
+
+fn bytes_of(text: Cow<'_, str>) -> Cow<'_, [u8]> {
+    match text {
+        Cow::Borrowed(text) => text.as_bytes().into(),
+        Cow::Owned(text) => text.into_bytes().into(),
     }
 }

@@ -53,14 +53,22 @@ pub fn unfold<'a>(lines: impl Iterator<Item = Line<'a>>) -> Vec<Cow<'a, [u8]>> {
     unfolded
 }
 
-/// Appends `bytes` with every line end made CRLF. Adds none at the end.
-pub fn write_crlf(out: &mut Vec<u8>, bytes: &[u8]) {
+/// Appends `bytes` with every line end made CRLF. Adds none at the end. Gives the length of the longest line, without its
+/// end.
+pub fn write_crlf(out: &mut Vec<u8>, bytes: &[u8]) -> usize {
+    let mut longest = 0;
+    let mut written = 0;
     for line in lines(bytes) {
-        out.extend_from_slice(line.content);
-        if line.start + line.content.len() < line.next {
+        longest = longest.max(line.content.len());
+        let end = line.start + line.content.len();
+        if matches!(&bytes[end..line.next], b"\n" | b"\r") {
+            out.extend_from_slice(&bytes[written..end]);
             out.extend_from_slice(b"\r\n");
+            written = line.next;
         }
     }
+    out.extend_from_slice(&bytes[written..]);
+    longest
 }
 
 /// What the wire wants to know of a piece of mail (RFC 5321 §2.3.8 and §4.5.3.1.6).
