@@ -16,7 +16,7 @@ pub type Entry = Result<Mailbox, InvalidRecipient>;
 /// The entries of a list in their order. `text` is unfolded and free of controls. Groups are flattened.
 pub fn list(text: &str) -> Vec<Entry> {
     let mut entries = Vec::new();
-    let last_semicolon = text.rfind(';').unwrap_or(0);
+    let last_semicolon = memchr::memrchr(b';', text.as_bytes()).unwrap_or(0);
     let mut rest = text;
     loop {
         rest = rest.trim_start_matches([' ', ',', ';']);
@@ -227,7 +227,7 @@ fn without_comments(text: &str) -> (Cow<'_, str>, String) {
 
 /// The name that a person would read, if any: the outer quotes off, backslashes undone, encoded words decoded.
 fn name_of(written: &str) -> Option<String> {
-    let written = words::one_line(written.into());
+    let written = words::one_line(written.trim_matches(' ').into());
     let inner = match written.strip_prefix('"') {
         Some(rest) => rest.strip_suffix('"').unwrap_or(if rest.is_empty() { rest } else { &written }),
         None => &written,

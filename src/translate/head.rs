@@ -219,7 +219,7 @@ impl<'a> Writer<'a> {
     }
 
     fn other(&mut self, field: &Field<'_>) {
-        let plain = field.value.bytes().all(|byte| matches!(byte, b' '..=b'~')) && !field.value.contains("=?");
+        let plain = field.value.bytes().all(|byte| matches!(byte, b' '..=b'~')) && !words::may_be_encoded(&field.value);
         if plain {
             return write_words(&mut self.out, &field.name, &field.value);
         }

@@ -11,9 +11,6 @@ use crate::decode;
 /// Header lines are folded here where they can be (RFC 2047 §2, RFC 5322 §2.1.1).
 const FOLD: usize = 76;
 
-/// How an encoded word begins.
-const WORD_BEGINS: &str = "=?";
-
 /// Each control becomes a blank. A NUL must not end an address early: as a blank it is one that no address has inside.
 pub fn without_controls(text: Cow<'_, str>) -> Cow<'_, str> {
     match text.bytes().any(|byte| byte.is_ascii_control()) {
@@ -25,7 +22,7 @@ pub fn without_controls(text: Cow<'_, str>) -> Cow<'_, str> {
 /// Controls and blanks in a row become one blank, and none is left at the ends.
 pub fn one_line(text: Cow<'_, str>) -> Cow<'_, str> {
     let text = without_controls(text);
-    if !text.starts_with(' ') && !text.ends_with(' ') && !text.contains("  ") {
+    if !text.starts_with(' ') && !text.ends_with(' ') && !has_pair(&text, b"  ") {
         return text;
     }
     let mut line = String::with_capacity(text.len());
@@ -38,10 +35,20 @@ pub fn one_line(text: Cow<'_, str>) -> Cow<'_, str> {
     line.into()
 }
 
+/// It holds what begins an encoded word.
+pub fn may_be_encoded(text: &str) -> bool {
+    has_pair(text, b"=?")
+}
+
+/// For the short texts of a header this is quicker than what searches for text of any length.
+fn has_pair(text: &str, pair: &[u8; 2]) -> bool {
+    text.as_bytes().windows(2).any(|two| two == pair)
+}
+
 /// Decodes encoded words wherever they stand, in quotes too. Neighbours of one charset are joined before they are decoded,
 /// because producers split them inside of characters.
 pub fn decode(text: &str) -> Cow<'_, str> {
-    if !text.contains(WORD_BEGINS) {
+    if !may_be_encoded(text) {
         return text.into();
     }
     let mut decoded = String::with_capacity(text.len());
@@ -83,7 +90,7 @@ struct Word<'a> {
 
 /// The next encoded word, with the text before and after it. Longer than RFC 2047 allows and with blanks inside is fine.
 fn next_word(text: &str) -> Option<(&str, Word<'_>, &str)> {
-    text.match_indices(WORD_BEGINS).find_map(|(start, mark)| {
+    text.match_indices("=?").find_map(|(start, mark)| {
         let (word, after) = word_at(&text[start + mark.len()..])?;
         Some((&text[..start], word, after))
     })
@@ -201,7 +208,7 @@ impl<'a> Line<'a> {
 pub fn write_text(out: &mut String, name: &str, text: &str, longest: usize) {
     let words: Vec<&str> = text.split(' ').filter(|word| !word.is_empty()).collect();
     let plain =
-        |word: &str| word.bytes().all(|byte| byte.is_ascii_graphic()) && !word.contains("=?") && word.len() <= longest;
+        |word: &str| word.bytes().all(|byte| byte.is_ascii_graphic()) && !may_be_encoded(word) && word.len() <= longest;
     // Beside an encoded word a quotation mark would seem to quote it.
     let all_plain = words.iter().all(|word| plain(word));
     let needs = |word: &&str| !plain(word) || word.contains('"');
