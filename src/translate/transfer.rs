@@ -61,6 +61,16 @@ fn quote(out: &mut Vec<u8>, text: &[u8], encoded_already: bool) {
         let mut column = 0;
         let mut at = 0;
         while at < content.len() {
+            // A soft line break must not make a delimiter of what was none.
+            let delimits = column == 0 && at > 0 && content[at] == b'-';
+            if !delimits {
+                // Most of it is letters, which go out together. One column is kept for the `=` of a soft line break.
+                let end = (at + LINE - 1 - column).min(content.len() - 1);
+                let letters = letters(&content[at..end]);
+                out.extend_from_slice(letters);
+                at += letters.len();
+                column += letters.len();
+            }
             let byte = content[at];
             let last = at + 1 == content.len();
             let triple = encoded_already && byte == b'=' && hex_pair(&content[at + 1..]).is_some();
@@ -72,12 +82,10 @@ fn quote(out: &mut Vec<u8>, text: &[u8], encoded_already: bool) {
             let plain = match byte {
                 b'=' => triple,
                 b' ' | b'\t' => !last,
-                // A soft line break must not make a delimiter of what was none.
-                b'-' => column > 0 || at == 0,
+                b'-' => !delimits,
                 _ => byte.is_ascii_graphic(),
             };
             let width = if triple || !plain { 3 } else { 1 };
-            // One column is kept for the `=` of a soft line break.
             if column + width > LINE - usize::from(!last) {
                 out.extend_from_slice(b"=\r\n");
                 column = 0;
@@ -97,6 +105,12 @@ fn quote(out: &mut Vec<u8>, text: &[u8], encoded_already: bool) {
             out.extend_from_slice(b"\r\n");
         }
     }
+}
+
+/// The bytes at the start that stand for themselves, unless they end a line.
+fn letters(bytes: &[u8]) -> &[u8] {
+    let end = bytes.iter().position(|byte| !matches!(byte, b'\t' | b' '..=b'<' | b'>'..=b'~'));
+    &bytes[..end.unwrap_or(bytes.len())]
 }
 
 /// What quoted-printable text means. Errors in it stand for themselves.
