@@ -7,6 +7,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::lane::{Done, Lane, Notes};
+use super::worker::ledger_trouble;
 use super::{Shared, events};
 use crate::crash;
 use crate::ledger::EntryId;
@@ -27,6 +28,7 @@ pub type Ended = (Arc<str>, Option<String>);
 
 pub async fn run(shared: Arc<Shared>, lane: Arc<Lane>, mut inbox: mpsc::UnboundedReceiver<Done>) -> Ended {
     let mut unsettled = None;
+    let mut closing = Closing::default();
     let mut group = Vec::with_capacity(GROUP);
     while inbox.recv_many(&mut group, GROUP).await > 0 {
         if group.len() < GROUP && !inbox.is_closed() {
@@ -36,23 +38,28 @@ pub async fn run(shared: Arc<Shared>, lane: Arc<Lane>, mut inbox: mpsc::Unbounde
             // Whether the group filled up or the time ran out, it goes now.
             let _ = tokio::time::timeout(LINGER, more).await;
         }
-        if let Err(error) = settle(&shared, &lane, group.drain(..)).await {
+        if let Err(error) = settle(&shared, &lane, group.drain(..), &mut closing).await {
             unsettled = Some(error.to_string());
         }
     }
+    closing.close(&shared).await;
     (lane.name().clone(), unsettled)
 }
 
-async fn settle(shared: &Shared, lane: &Lane, group: impl Iterator<Item = Done>) -> Result<(), queue::Error> {
+async fn settle(
+    shared: &Shared,
+    lane: &Lane,
+    group: impl Iterator<Item = Done>,
+    closing: &mut Closing,
+) -> Result<(), queue::Error> {
     let (mut settlements, notes): (Vec<Settlement>, Vec<Notes>) =
         group.map(|Done { settlement, notes }| (settlement, notes)).unzip();
-    let mut accepted = Vec::new();
-    let mut other = Vec::new();
+    let mut closable = Closing::default();
     let mut memory = Vec::new();
     for notes in notes {
         memory.extend(notes.memory);
-        accepted.extend(notes.accepted);
-        other.extend(notes.other);
+        closable.accepted.extend(notes.accepted);
+        closable.other.extend(notes.other);
     }
     if let Err(error) = shared.ledger.flush() {
         // The rows are deleted all the same: the database then is what remembers the acceptances.
@@ -92,7 +99,9 @@ async fn settle(shared: &Shared, lane: &Lane, group: impl Iterator<Item = Done>)
     for (story, (_, settled)) in stories.into_iter().zip(&results) {
         events::settled(shared, story, settled);
     }
-    close_entries(shared, &accepted, &other).await;
+    closing.accepted.append(&mut closable.accepted);
+    closing.other.append(&mut closable.other);
+    closing.close(shared).await;
     Ok(())
 }
 
@@ -111,12 +120,24 @@ fn plain(settlement: &mut Settlement) {
     }
 }
 
-/// The database knows everything now; the ledger need not hold it open.
-async fn close_entries(shared: &Shared, accepted: &[EntryId], other: &[EntryId]) {
-    for closed in [shared.ledger.settled(accepted).await, shared.ledger.forget(other)] {
-        if let Err(error) = closed {
-            // Harmless: replay at the next start finds that the row is settled.
-            tracing::warn!(target: events::MAIL, %error, "settled entries stay open in the ledger");
+/// Entries of which the database knows everything now, so that the ledger need not hold them open.
+#[derive(Default)]
+struct Closing {
+    accepted: Vec<EntryId>,
+    other: Vec<EntryId>,
+}
+
+impl Closing {
+    /// What cannot be closed now is tried again with the next group. Should it come to no next, that is no harm: replay at
+    /// the next start finds that the rows are settled.
+    async fn close(&mut self, shared: &Shared) {
+        match shared.ledger.settled(&self.accepted).await {
+            Ok(()) => self.accepted.clear(),
+            Err(error) => return ledger_trouble(shared, &error),
+        }
+        match shared.ledger.forget(&self.other) {
+            Ok(()) => self.other.clear(),
+            Err(error) => ledger_trouble(shared, &error),
         }
     }
 }

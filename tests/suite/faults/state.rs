@@ -63,6 +63,33 @@ async fn a_full_disk_under_the_ledger_stops_sending_and_loses_nothing(database: 
 }
 
 #[tokio::test]
+async fn settled_entries_that_cannot_be_written_stop_sending_and_are_written_later() {
+    let catcher = Catcher::start().await;
+    let house = House::build(database::sqlite(), catcher.port(), OFTEN, SOON).await;
+    let mut session = Session::on(&house.database.url).await;
+    let mut mails = Mails::default();
+    mails.fill(&mut session, "before", 5).await;
+    let daemon = house.start();
+    until_empty(&house.newsletter).await;
+    while house.ledger_open() > 0 {
+        tokio::task::yield_now().await;
+    }
+    let other = rusqlite::Connection::open(house.installation.path().join("state/ledger.sqlite")).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    mails.fill(&mut session, "locked", 5).await;
+    let line = daemon.wait_for_line("sending paused").await;
+    assert!(line.contains("ledger.sqlite: database is locked"), "{line}");
+    until_empty(&house.newsletter).await;
+    assert!(house.ledger_open() >= 5, "they were sent, and their rows deleted");
+    other.execute_batch("ROLLBACK").unwrap();
+    mails.fill(&mut session, "later", 5).await;
+    until_empty(&house.newsletter).await;
+    let lines = stop(daemon).await;
+    assert_eq!(house.ledger_open(), 0);
+    assert_eq!(mails.audit(&catcher.received(), &lines), 0);
+}
+
+#[tokio::test]
 async fn a_ledger_is_closed_when_the_program_ends() {
     let catcher = Catcher::start().await;
     let house = House::build(database::sqlite(), catcher.port(), OFTEN, SOON).await;
