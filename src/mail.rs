@@ -121,7 +121,7 @@ impl Fingerprint {
 
     /// 64 lower-case hexadecimal digits.
     pub fn to_hex(self) -> String {
-        hex(&self.0)
+        ascii(&digits::<64>(&self.0)).to_owned()
     }
 
     /// Reads what [`Fingerprint::to_hex`] wrote.
@@ -131,7 +131,8 @@ impl Fingerprint {
         }
         let mut bytes = [0; 32];
         for (byte, digits) in bytes.iter_mut().zip(text.as_bytes().chunks(2)) {
-            *byte = u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
+            let digit = |at: usize| char::from(digits[at]).to_digit(16);
+            *byte = (digit(0)? << 4 | digit(1)?) as u8;
         }
         Some(Self(bytes))
     }
@@ -153,6 +154,10 @@ fn digits<const N: usize>(bytes: &[u8]) -> [u8; N] {
     let mut text = [b'0'; N];
     text.chunks_exact_mut(2).zip(bytes).for_each(|(digits, byte)| digits.copy_from_slice(&pair(*byte)));
     text
+}
+
+fn ascii(digits: &[u8]) -> &str {
+    std::str::from_utf8(digits).unwrap_or_else(|_| unreachable!("hexadecimal digits are ASCII"))
 }
 
 fn pair(byte: u8) -> [u8; 2] {
@@ -178,7 +183,7 @@ impl RecordId {
     }
 
     pub fn as_str(&self) -> &str {
-        std::str::from_utf8(&self.0).unwrap_or_else(|_| unreachable!("hexadecimal digits are ASCII"))
+        ascii(&self.0)
     }
 }
 

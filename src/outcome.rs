@@ -30,12 +30,13 @@ impl Reply {
 
 impl fmt::Display for Reply {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.code)?;
+        fmt::Display::fmt(&self.code, f)?;
         if let Some((class, subject, detail)) = self.enhanced {
             write!(f, " {class}.{subject}.{detail}")?;
         }
         if !self.text.is_empty() {
-            write!(f, " {}", self.text)?;
+            f.write_str(" ")?;
+            f.write_str(&self.text)?;
         }
         Ok(())
     }

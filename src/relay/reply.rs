@@ -99,6 +99,10 @@ pub(super) fn clock(greeting: &str) -> Option<Timestamp> {
 /// Bytes of the peer as one line for people: line ends and blanks become one blank, whatever could steer a terminal or
 /// turn the line around is replaced, and the rest is cut off behind `limit` bytes.
 pub(super) fn printable(bytes: &[u8], limit: usize) -> String {
+    if bytes.len() <= limit && bytes.split(|byte| *byte == b' ').all(is_plain_word) {
+        // As nearly all are.
+        return String::from_utf8_lossy(bytes).into_owned();
+    }
     let bytes = &bytes[..bytes.len().min(4 * limit)];
     let mut text = String::with_capacity(bytes.len().min(limit));
     for word in String::from_utf8_lossy(bytes).split([' ', '\r', '\n', '\t']).filter(|word| !word.is_empty()) {
@@ -112,6 +116,10 @@ pub(super) fn printable(bytes: &[u8], limit: usize) -> String {
     }
     text.truncate(text.floor_char_boundary(limit));
     text
+}
+
+fn is_plain_word(word: &[u8]) -> bool {
+    !word.is_empty() && word.iter().all(u8::is_ascii_graphic)
 }
 
 fn steers(c: char) -> bool {

@@ -79,9 +79,7 @@ impl Wire {
 
     /// Writes commands, `limit` for each part that the peer takes. What goes wrong comes out of the next reply.
     pub async fn write(&mut self, commands: &str, limit: Duration) {
-        for line in commands.lines() {
-            debug!(target: super::LOG, peer = %self.peer, "C: {}", (self.shown)(line));
-        }
+        self.log(commands);
         self.write_unlogged(commands, limit).await;
     }
 
@@ -98,12 +96,18 @@ impl Wire {
     /// Writes the content, the final dot and, in the same write where they fit, commands behind it.
     pub async fn write_content(&mut self, content: &[u8], ahead: &str, limit: Duration) -> Written {
         debug!(target: super::LOG, peer = %self.peer, bytes = content.len(), "C: (content and final dot)");
-        for line in ahead.lines() {
-            debug!(target: super::LOG, peer = %self.peer, "C: {}", (self.shown)(line));
-        }
+        self.log(ahead);
         let pieces = Stuffed::new(content).map(|piece| (piece, false));
         let behind = (!ahead.is_empty()).then_some((ahead.as_bytes(), false));
         self.push(pieces.chain([(Stuffed::end(content), true)]).chain(behind), true, limit).await
+    }
+
+    fn log(&self, commands: &str) {
+        if tracing::enabled!(target: super::LOG, tracing::Level::DEBUG) {
+            for line in commands.lines() {
+                debug!(target: super::LOG, peer = %self.peer, "C: {}", (self.shown)(line));
+            }
+        }
     }
 
     /// Writes pieces; the one that is marked ends with the final dot, before which a `content` has no answer.
