@@ -53,14 +53,14 @@ pub struct Daybook {
     last: i64,
     open: Open,
     /// What is not in the file yet.
-    held: Vec<Held>,
+    unwritten: Vec<Unwritten>,
     /// What kept the last transmission from being noted that was not.
     trouble: String,
 }
 
-/// A line that is due. What it says of an entry stands in `open`.
+/// A line that is to be written. What it says of an entry stands in `open`.
 #[derive(Debug)]
-enum Held {
+enum Unwritten {
     Transmitting(i64),
     Accepted(i64),
     Closed(i64),
@@ -73,8 +73,8 @@ impl Daybook {
         let path = dir.join(FILE);
         let file = appended(&path)?;
         let last = open.keys().next_back().map_or(last, |open| last.max(*open));
-        let (held, trouble) = (Vec::new(), String::new());
-        let mut daybook = Self { path, file, length: 0, torn: false, limit: LONG, last, open, held, trouble };
+        let (unwritten, trouble) = (Vec::new(), String::new());
+        let mut daybook = Self { path, file, length: 0, torn: false, limit: LONG, last, open, unwritten, trouble };
         daybook.renew()?;
         Ok(daybook)
     }
@@ -87,7 +87,7 @@ impl Daybook {
     pub fn begin(&mut self, transmission: Transmission) -> i64 {
         self.last += 1;
         self.open.insert(self.last, Arc::new(Entry { transmission, accepted: None }));
-        self.held.push(Held::Transmitting(self.last));
+        self.unwritten.push(Unwritten::Transmitting(self.last));
         self.last
     }
 
@@ -95,14 +95,14 @@ impl Daybook {
     pub fn accept(&mut self, id: i64, reply: String, now: Timestamp) {
         let Some(entry) = self.open.get_mut(&id) else { return };
         Arc::make_mut(entry).accepted = Some((reply, now));
-        self.held.push(Held::Accepted(id));
+        self.unwritten.push(Unwritten::Accepted(id));
     }
 
     /// Forgets entries: refused, of no interest any more, or posted.
     pub fn close(&mut self, ids: impl IntoIterator<Item = i64>) {
         for id in ids {
             if self.open.remove(&id).is_some() {
-                self.held.push(Held::Closed(id));
+                self.unwritten.push(Unwritten::Closed(id));
             }
         }
     }
@@ -112,19 +112,19 @@ impl Daybook {
         if self.open.contains_key(&id) { Ok(()) } else { Err(self.trouble.clone()) }
     }
 
-    /// Writes what is held, in one piece. Where that fails, no transmission was noted that was to be; acceptances are held
-    /// on.
+    /// Writes what is not written yet, in one piece. Where that fails, no transmission is noted that was to be, and
+    /// acceptances wait for the next.
     pub fn write(&mut self) -> Result<(), String> {
-        if self.held.is_empty() {
+        if self.unwritten.is_empty() {
             return Ok(());
         }
         let written = if self.open.is_empty() || self.length > self.limit { self.renew() } else { self.append() };
         written.map_err(|error| {
             self.trouble = format!("{}: {error}", self.path.display());
-            for held in std::mem::take(&mut self.held) {
-                match held {
-                    Held::Transmitting(id) => drop(self.open.remove(&id)),
-                    Held::Accepted(_) | Held::Closed(_) => self.held.push(held),
+            for line in std::mem::take(&mut self.unwritten) {
+                match line {
+                    Unwritten::Transmitting(id) => drop(self.open.remove(&id)),
+                    Unwritten::Accepted(_) | Unwritten::Closed(_) => self.unwritten.push(line),
                 }
             }
             self.trouble.clone()
@@ -146,15 +146,15 @@ impl Daybook {
 
     fn append(&mut self) -> io::Result<()> {
         self.mend()?;
-        let mut text = Vec::with_capacity(512 * self.held.len());
-        for held in &self.held {
-            let line = match held {
-                Held::Closed(id) => Line::Closed { id: *id },
-                Held::Transmitting(id) => match self.open.get(id) {
+        let mut text = Vec::with_capacity(512 * self.unwritten.len());
+        for line in &self.unwritten {
+            let line = match line {
+                Unwritten::Closed(id) => Line::Closed { id: *id },
+                Unwritten::Transmitting(id) => match self.open.get(id) {
                     Some(entry) => Line::transmitting(*id, &entry.transmission),
                     None => continue,
                 },
-                Held::Accepted(id) => match self.open.get(id).and_then(|entry| entry.accepted.as_ref()) {
+                Unwritten::Accepted(id) => match self.open.get(id).and_then(|entry| entry.accepted.as_ref()) {
                     Some((reply, at)) => Line::accepted(*id, reply, *at),
                     None => continue,
                 },
@@ -165,7 +165,7 @@ impl Daybook {
         self.file.write_all(&text)?;
         self.torn = false;
         self.length += text.len() as u64;
-        self.held.clear();
+        self.unwritten.clear();
         Ok(())
     }
 
@@ -203,7 +203,7 @@ impl Daybook {
         }
         self.torn = false;
         self.limit = LONG.max(2 * self.length);
-        self.held.clear();
+        self.unwritten.clear();
         Ok(())
     }
 }
