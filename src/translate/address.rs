@@ -261,7 +261,7 @@ pub fn parse(text: &str) -> Result<Address, &'static str> {
     }
     let quoted = local.len() > 1 && local.starts_with('"') && local.ends_with('"');
     if !quoted {
-        if local.starts_with('.') || local.ends_with('.') || local.contains("..") {
+        if local.starts_with('.') || local.ends_with('.') || words::has_pair(local, b"..") {
             return Err("its local part has a dot at an end, or two in a row");
         }
         if local.contains('@') {
@@ -298,17 +298,14 @@ fn ascii_domain(domain: &str) -> Result<Cow<'_, str>, &'static str> {
     if ascii.ends_with('.') {
         return Err("its domain ends in a dot");
     }
-    if !ascii.contains('.') {
-        return Err("its domain has no dot");
-    }
-    let label_is_good = |label: &str| {
-        let ends = label.as_bytes().first().zip(label.as_bytes().last());
+    let (_, top) = ascii.rsplit_once('.').ok_or("its domain has no dot")?;
+    let label_is_good = |label: &[u8]| {
+        let ends = label.first().zip(label.last());
         label.len() <= 63
-            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+            && label.iter().all(|byte| byte.is_ascii_alphanumeric() || *byte == b'-')
             && ends.is_some_and(|(first, last)| first.is_ascii_alphanumeric() && last.is_ascii_alphanumeric())
     };
-    let top = ascii.rsplit('.').next().unwrap_or_default();
-    if ascii.len() > 253 || !ascii.split('.').all(label_is_good) {
+    if ascii.len() > 253 || !ascii.as_bytes().split(|byte| *byte == b'.').all(label_is_good) {
         return Err("its domain is none");
     }
     if top.len() < 2 || !top.starts_with(|c: char| c.is_ascii_alphabetic()) {

@@ -131,10 +131,13 @@ fn text(body: &[u8], mut kind: Value, label: Option<&str>, mut content: Vec<u8>,
         transfer::write_quoted_printable(&mut content, body);
         return Body { kind, encoding: Some("quoted-printable"), content };
     }
-    let (text, why) = leaf::text(body, kind.param("charset"));
+    let charset = kind.param("charset");
+    let ascii =
+        body.is_ascii() && charset.and_then(decode::charset).is_none_or(|charset| charset.is_ascii_compatible());
+    let (text, why) = if ascii { (body.into(), None) } else { leaf::text(body, charset) };
     why.into_iter().for_each(|why| mendings.add(why));
     // Most text may stay as it is, and is written while its lines are measured.
-    let plain = text.is_ascii() && memchr::memchr(0, &text).is_none();
+    let plain = (ascii || text.is_ascii()) && memchr::memchr(0, &text).is_none();
     let longest = if plain { write_crlf(&mut content, &text) } else { Shape::of(&text).longest };
     let encoding = if plain && longest <= LONGEST_LINE {
         "7bit"

@@ -60,9 +60,12 @@ impl Parties {
         if fields.iter().any(|field| field.is("Resent-Bcc")) {
             mendings.add("Resent-Bcc was left out; the addresses in it are no recipients of this mail");
         }
-        let mut seen = HashSet::new();
-        let everybody = to.iter().chain(&cc).chain(&bcc).map(|mailbox| &mailbox.email);
-        let recipients: Vec<Address> = everybody.filter(|address| seen.insert(identity(address))).cloned().collect();
+        let mut everybody: Vec<&Address> = to.iter().chain(&cc).chain(&bcc).map(|mailbox| &mailbox.email).collect();
+        if everybody.len() > 1 {
+            let mut seen = HashSet::new();
+            everybody.retain(|address| seen.insert(identity(address)));
+        }
+        let recipients: Vec<Address> = everybody.into_iter().cloned().collect();
         let invalid = reader.invalid;
         if recipients.is_empty() {
             return Err(nobody(&invalid));

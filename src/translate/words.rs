@@ -41,7 +41,7 @@ pub fn may_be_encoded(text: &str) -> bool {
 }
 
 /// For the short texts of a header this is quicker than what searches for text of any length.
-fn has_pair(text: &str, pair: &[u8; 2]) -> bool {
+pub fn has_pair(text: &str, pair: &[u8; 2]) -> bool {
     text.as_bytes().windows(2).any(|two| two == pair)
 }
 
@@ -90,8 +90,8 @@ struct Word<'a> {
 
 /// The next encoded word, with the text before and after it. Longer than RFC 2047 allows and with blanks inside is fine.
 fn next_word(text: &str) -> Option<(&str, Word<'_>, &str)> {
-    text.match_indices("=?").find_map(|(start, mark)| {
-        let (word, after) = word_at(&text[start + mark.len()..])?;
+    memchr::memchr_iter(b'=', text.as_bytes()).find_map(|start| {
+        let (word, after) = word_at(text[start + 1..].strip_prefix('?')?)?;
         Some((&text[..start], word, after))
     })
 }
