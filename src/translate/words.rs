@@ -13,7 +13,8 @@ const FOLD: usize = 76;
 
 /// Each control becomes a blank. A NUL must not end an address early: as a blank it is one that no address has inside.
 pub fn without_controls(text: Cow<'_, str>) -> Cow<'_, str> {
-    match text.bytes().any(|byte| byte.is_ascii_control()) {
+    // Short as it is, the text is looked through to its end, without a branch for each byte.
+    match text.bytes().fold(false, |held, byte| held | byte.is_ascii_control()) {
         true => text.replace(|c: char| c.is_ascii_control(), " ").into(),
         false => text,
     }
