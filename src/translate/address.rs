@@ -232,24 +232,9 @@ fn name_of(written: &str) -> Option<String> {
         Some(rest) => rest.strip_suffix('"').unwrap_or(if rest.is_empty() { rest } else { &written }),
         None => &written,
     };
-    let inner = without_backslashes(inner);
+    let inner = words::without_backslashes(inner);
     let name = words::one_line(words::decode(&inner));
     (!name.is_empty()).then(|| name.into_owned())
-}
-
-fn without_backslashes(text: &str) -> Cow<'_, str> {
-    if !text.contains('\\') {
-        return text.into();
-    }
-    let mut plain = String::with_capacity(text.len());
-    let mut chars = text.chars();
-    while let Some(c) = chars.next() {
-        match c {
-            '\\' => plain.push(chars.next().unwrap_or('\\')),
-            _ => plain.push(c),
-        }
-    }
-    plain.into()
 }
 
 /// Checks one address (RFC 5321 §4.1.2) and puts its domain into punycode. Stricter than the grammar where mail between

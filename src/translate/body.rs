@@ -11,22 +11,22 @@ use super::{Mendings, Unreadable, headers};
 use crate::decode;
 
 /// A body for the wire, and the headers that say what it is.
-pub struct Body {
-    pub kind: Value,
+pub struct Body<'a> {
+    pub kind: Value<'a>,
     pub encoding: Option<&'static str>,
     pub content: Vec<u8>,
 }
 
 /// Makes a body fit for the wire. `kind` and `label` are the values of Content-Type and Content-Transfer-Encoding, if there
 /// are such headers.
-pub fn render(
+pub fn render<'a>(
     body: &[u8],
-    kind: Option<&str>,
+    kind: Option<&'a str>,
     label: Option<&str>,
     attached: bool,
     eight_bit: bool,
     mendings: &mut Mendings,
-) -> Result<Body, Unreadable> {
+) -> Result<Body<'a>, Unreadable> {
     let mut body = body;
     let mut value = Value::parse(kind.unwrap_or("text/plain"));
     let cut_off = kind.is_some_and(|kind| kind.ends_with(';'));
@@ -36,12 +36,14 @@ pub fn render(
     } else {
         None
     };
-    if let Some(lost) = &lost {
+    let mut lost_label = None;
+    if let Some(lost) = lost {
         body = lost.body;
-        lost.params.iter().for_each(|param| value.set(&param.name, &param.value));
+        lost_label = lost.label;
+        lost.params.into_iter().for_each(|param| value.set(param.name, param.value));
         mendings.add("Content-Type was cut off behind its first line: the rest was found at the top of the body");
     }
-    let label = lost.as_ref().and_then(|lost| lost.label.as_deref()).or(label);
+    let label = lost_label.as_deref().or(label);
     // Room for what encoding a part or two adds, and for the headers that will stand in front.
     let mut content = Vec::with_capacity(body.len() + body.len() / 8 + 2048);
     let place = Place { name: String::new(), eight_bit, mail: value.main == "message/rfc822", depth: 0 };
@@ -50,7 +52,7 @@ pub fn render(
             return Ok(Body { kind: value, encoding: None, content });
         }
         if let Some(boundary) = guess_boundary(body).map(str::to_owned) {
-            value.set("boundary", &boundary);
+            value.set("boundary", boundary);
             if part::write_multipart(&mut content, body, &value, &place, mendings)? {
                 mendings.add("Content-Type did not name the boundary of the body: it was found there");
                 return Ok(Body { kind: value, encoding: None, content });
@@ -77,7 +79,7 @@ pub fn render(
         plan = Plan { body: leaf::Body::Base64(None), encoding: Some("base64"), charset: None, mending: None };
     }
     plan.mending.iter().for_each(|mending| mendings.add(format!("the body {mending}")));
-    plan.charset.iter().for_each(|charset| value.set("charset", charset));
+    plan.charset.iter().for_each(|charset| value.set("charset", *charset));
     plan.write(&mut content, body);
     Ok(Body { kind: value, encoding: plan.encoding.or(known(label)), content })
 }
@@ -92,12 +94,18 @@ fn known(label: Option<&str>) -> Option<&'static str> {
 }
 
 /// Text goes out as UTF-8, as it is where it is ASCII in lines that fit, else as quoted-printable.
-fn text(body: &[u8], mut kind: Value, label: Option<&str>, mut content: Vec<u8>, mendings: &mut Mendings) -> Body {
+fn text<'a>(
+    body: &[u8],
+    mut kind: Value<'a>,
+    label: Option<&str>,
+    mut content: Vec<u8>,
+    mendings: &mut Mendings,
+) -> Body<'a> {
     if !kind.main.contains('/') {
         if !kind.main.is_empty() {
             mendings.add("Content-Type was none: sent as text/plain");
         }
-        kind.main = "text/plain".to_owned();
+        kind.main = "text/plain".into();
     }
     let decoded = match Encoding::named(label) {
         Encoding::QuotedPrintable => return encoded_text(body, kind, label, content, mendings),
@@ -154,22 +162,22 @@ fn text(body: &[u8], mut kind: Value, label: Option<&str>, mut content: Vec<u8>,
 }
 
 /// Text that is encoded already stays so, and keeps its charset.
-fn encoded_text(
+fn encoded_text<'a>(
     body: &[u8],
-    mut kind: Value,
+    mut kind: Value<'a>,
     label: Option<&str>,
     mut content: Vec<u8>,
     mendings: &mut Mendings,
-) -> Body {
+) -> Body<'a> {
     let plan = leaf::plan(&kind, false, label, body, false);
     plan.mending.iter().for_each(|mending| mendings.add(format!("the body {mending}")));
-    plan.charset.iter().for_each(|charset| kind.set("charset", charset));
+    plan.charset.iter().for_each(|charset| kind.set("charset", *charset));
     plan.write(&mut content, body);
     Body { kind, encoding: plan.encoding.or(known(label)), content }
 }
 
 /// ISO 8859-1 has only controls at 0x80 to 0x9f, and text none of them.
-fn is_latin_1_with_more(kind: &Value, body: &[u8]) -> bool {
+fn is_latin_1_with_more(kind: &Value<'_>, body: &[u8]) -> bool {
     let latin_1 = |label: &str| label.to_ascii_lowercase().starts_with("iso") || label.eq_ignore_ascii_case("latin1");
     kind.param("charset").is_some_and(|label| {
         latin_1(label)
@@ -180,7 +188,7 @@ fn is_latin_1_with_more(kind: &Value, body: &[u8]) -> bool {
 
 /// What a Content-Type lost that was cut off behind its first line.
 struct Lost<'a> {
-    params: Vec<Param>,
+    params: Vec<Param<'static>>,
     /// A Content-Transfer-Encoding that stood there too.
     label: Option<Cow<'a, str>>,
     /// The body behind it all.
@@ -208,7 +216,7 @@ fn lost_from_content_type(body: &[u8]) -> Option<Lost<'_>> {
         }
         end = line.next;
     }
-    let params = Value::parse(&rest).params;
+    let params: Vec<_> = Value::parse(&rest).params.into_iter().map(Param::into_owned).collect();
     let body = &body[end..];
     (!params.is_empty()).then_some(Lost { params, label, body })
 }

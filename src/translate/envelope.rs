@@ -83,9 +83,7 @@ impl Parties {
 
 /// Domains are compared without case, local parts are not ours to interpret (RFC 5321 §2.4).
 fn identity(address: &Address) -> (&str, Cow<'_, str>) {
-    let domain = address.domain();
-    let lower = domain.bytes().all(|byte| !byte.is_ascii_uppercase());
-    (address.user(), if lower { domain.into() } else { domain.to_ascii_lowercase().into() })
+    (address.user(), words::lower_case(address.domain()))
 }
 
 fn needs_smtputf8(address: &Address) -> bool {

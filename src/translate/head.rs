@@ -48,7 +48,7 @@ pub fn compose<'a>(
     msubject: &'a str,
     fields: &'a [Field<'_>],
     parties: &Parties,
-    body: &Body,
+    body: &Body<'_>,
     stamp: &Stamp,
     mendings: &mut Mendings,
 ) -> Result<Head, Unreadable> {
@@ -148,7 +148,7 @@ impl<'a> Writer<'a> {
         }
     }
 
-    fn field(&mut self, field: &'a Field<'_>, parties: &Parties, body: &Body, mendings: &mut Mendings) {
+    fn field(&mut self, field: &'a Field<'_>, parties: &Parties, body: &Body<'_>, mendings: &mut Mendings) {
         if field.is_one_of(&LEFT_OUT) {
             // It is not for the wire, or goes out elsewhere.
         } else if field.is("Subject") {
@@ -186,7 +186,7 @@ impl<'a> Writer<'a> {
         self.once("MIME-Version", |out| out.push_str("MIME-Version: 1.0\r\n"))
     }
 
-    fn content(&mut self, body: &Body) -> bool {
+    fn content(&mut self, body: &Body<'_>) -> bool {
         self.once("Content-Type", |out| {
             body.kind.write(out, "Content-Type");
             if let Some(encoding) = body.encoding {

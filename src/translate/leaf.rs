@@ -51,7 +51,7 @@ impl Plan {
 
 /// Plans one leaf of a multipart. `label` is its Content-Transfer-Encoding as written, `eight_bit` whether what stands
 /// around it can carry 8-bit bytes.
-pub fn plan(kind: &Value, attached: bool, label: Option<&str>, body: &[u8], eight_bit: bool) -> Plan {
+pub fn plan(kind: &Value<'_>, attached: bool, label: Option<&str>, body: &[u8], eight_bit: bool) -> Plan {
     let encoding = Encoding::named(label);
     let said = label.map_or("nothing of its encoding".to_owned(), super::for_people);
     let shape = Shape::of(body);
@@ -65,7 +65,7 @@ pub fn plan(kind: &Value, attached: bool, label: Option<&str>, body: &[u8], eigh
     }
 }
 
-fn base64(kind: &Value, file: bool, shape: Shape, body: &[u8]) -> Plan {
+fn base64(kind: &Value<'_>, file: bool, shape: Shape, body: &[u8]) -> Plan {
     let mut plan = Plan::keep();
     if shape.eight_bit || !shape.travels() {
         plan.body = Body::RewrappedBase64;
@@ -94,7 +94,7 @@ fn quoted_file(shape: Shape, body: &[u8]) -> Plan {
     }
 }
 
-fn quoted_text(kind: &Value, shape: Shape, body: &[u8]) -> Plan {
+fn quoted_text(kind: &Value<'_>, shape: Shape, body: &[u8]) -> Plan {
     let mut plan = Plan::keep();
     if shape.eight_bit || !shape.travels() {
         let what = if shape.eight_bit { "8-bit text that was not encoded" } else { "lines that are too long" };
@@ -107,12 +107,12 @@ fn quoted_text(kind: &Value, shape: Shape, body: &[u8]) -> Plan {
     plan
 }
 
-fn needs_charset(kind: &Value) -> bool {
+fn needs_charset(kind: &Value<'_>) -> bool {
     kind.param("charset").and_then(decode::charset).is_none()
 }
 
 /// Names the charset of text that is encoded already.
-fn name_charset(plan: &mut Plan, kind: &Value, text: &[u8]) {
+fn name_charset(plan: &mut Plan, kind: &Value<'_>, text: &[u8]) {
     if text.is_ascii() {
         return;
     }
@@ -143,7 +143,7 @@ fn plain_file(encoding: Encoding, said: &str, shape: Shape, eight_bit: bool) -> 
     }
 }
 
-fn plain_text(kind: &Value, encoding: Encoding, said: &str, shape: Shape, body: &[u8], eight_bit: bool) -> Plan {
+fn plain_text(kind: &Value<'_>, encoding: Encoding, said: &str, shape: Shape, body: &[u8], eight_bit: bool) -> Plan {
     let honest = !shape.eight_bit || (encoding == Encoding::EightBit && eight_bit);
     let fits = honest && encoding != Encoding::Unknown && shape.travels();
     let charset = kind.param("charset").and_then(decode::charset);

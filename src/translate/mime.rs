@@ -1,22 +1,30 @@
 //! Content-Type and Content-Disposition (RFC 2045 §5.1, RFC 2183), read with patience and written with care.
 
+use std::borrow::Cow;
+
 use super::words::{self, Line};
 
 /// A media type or disposition with its parameters.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Value {
+pub struct Value<'a> {
     /// In lower case; empty if it was missing, or could be none.
-    pub main: String,
-    pub params: Vec<Param>,
+    pub main: Cow<'a, str>,
+    pub params: Vec<Param<'a>>,
     /// A parameter holds quotation marks that nobody escaped, or is quoted nowhere and should be.
     pub sloppy: bool,
 }
 
 /// A parameter: its name in lower case, and its value without quotes, encoded words not decoded.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Param {
-    pub name: String,
-    pub value: String,
+pub struct Param<'a> {
+    pub name: Cow<'a, str>,
+    pub value: Cow<'a, str>,
+}
+
+impl Param<'_> {
+    pub fn into_owned(self) -> Param<'static> {
+        Param { name: self.name.into_owned().into(), value: self.value.into_owned().into() }
+    }
 }
 
 /// More parameters than anybody writes.
@@ -26,12 +34,12 @@ const LONGEST_NAME: usize = 120;
 /// Longer values go out in pieces.
 const LONGEST_VALUE: usize = 500;
 
-impl Value {
-    pub fn parse(text: &str) -> Self {
+impl<'a> Value<'a> {
+    pub fn parse(text: &'a str) -> Self {
         let (main, mut rest) = text.split_at(text.find(';').unwrap_or(text.len()));
-        let main = main.split('(').next().unwrap_or_default().trim().to_ascii_lowercase();
+        let main = main.split('(').next().unwrap_or_default().trim();
         let possible = main.len() <= LONGEST_NAME && main.bytes().all(|byte| is_token(byte) || byte == b'/');
-        let main = if possible { main } else { String::new() };
+        let main = words::lower_case(if possible { main } else { "" });
         let mut value = Self { main, ..Self::default() };
         while let Some(start) = rest.find(';').filter(|_| value.params.len() < MOST_PARAMS) {
             rest = &rest[start + 1..];
@@ -50,14 +58,15 @@ impl Value {
     }
 
     pub fn param(&self, name: &str) -> Option<&str> {
-        self.params.iter().find(|param| param.name == name).map(|param| param.value.as_str())
+        self.params.iter().find(|param| param.name == name).map(|param| param.value.as_ref())
     }
 
     /// Puts `value` in place of the parameter's, or behind the others.
-    pub fn set(&mut self, name: &str, value: &str) {
+    pub fn set(&mut self, name: impl Into<Cow<'a, str>>, value: impl Into<Cow<'a, str>>) {
+        let (name, value) = (name.into(), value.into());
         match self.params.iter_mut().find(|param| param.name == name) {
-            Some(param) => param.value = value.to_owned(),
-            None => self.params.push(Param { name: name.to_owned(), value: value.to_owned() }),
+            Some(param) => param.value = value,
+            None => self.params.push(Param { name, value }),
         }
     }
 
@@ -72,7 +81,7 @@ impl Value {
 
     /// Signed or encrypted: not one byte may be changed (RFC 1847, RFC 3156, RFC 8551).
     pub fn is_sealed(&self) -> bool {
-        let main = self.main.as_str();
+        let main = self.main.as_ref();
         matches!(main, "multipart/signed" | "multipart/encrypted")
             || ["application/pkcs7-", "application/x-pkcs7-", "application/pgp-"]
                 .iter()
@@ -88,14 +97,14 @@ impl Value {
     /// Writes the header anew. Values outside ASCII, and such with quotes or encoded words inside, go out by RFC 2231.
     pub fn write(&self, out: &mut String, header: &str) {
         let mut line = Line::new(out, header);
-        line.word(match self.main.as_str() {
+        line.word(match self.main.as_ref() {
             "" if header.eq_ignore_ascii_case("Content-Disposition") => "attachment",
             "" => "text/plain",
             main => main,
         });
         for param in &self.params {
             let value = &param.value;
-            let decoded = if value.starts_with("=_") { value.into() } else { words::decode(value) };
+            let decoded = if value.starts_with("=_") { value.as_ref().into() } else { words::decode(value) };
             let extended = param.name.contains('*');
             line.stick(";");
             if decoded.len() > LONGEST_VALUE && !extended {
@@ -147,41 +156,42 @@ fn is_token(byte: u8) -> bool {
 }
 
 /// `name =`, and what follows.
-fn param_name(text: &str) -> Option<(String, &str)> {
+fn param_name(text: &str) -> Option<(Cow<'_, str>, &str)> {
     let text = text.trim_start();
     let end = text.find(|c: char| !c.is_ascii_alphanumeric() && c != '-' && c != '*')?;
     let after = text[end..].trim_start().strip_prefix('=')?.trim_start();
-    (1..=LONGEST_NAME).contains(&end).then(|| (text[..end].to_ascii_lowercase(), after))
+    (1..=LONGEST_NAME).contains(&end).then(|| (words::lower_case(&text[..end]), after))
 }
 
 /// The value behind an opening quotation mark. If what follows the closing one is no end, the marks inside were not
 /// escaped, and the value ends at the mark that an end follows.
-fn quoted(inner: &str) -> (String, bool, &str) {
+fn quoted(inner: &str) -> (Cow<'_, str>, bool, &str) {
     let ends = |after: &str| {
         let after = after.trim_start();
         after.is_empty() || after.starts_with([';', '('])
     };
-    let mut value = String::new();
     let mut chars = inner.char_indices();
     while let Some((at, c)) = chars.next() {
         match c {
-            '"' if ends(&inner[at + 1..]) => return (value, false, &inner[at + 1..]),
+            '"' if ends(&inner[at + 1..]) => {
+                return (words::without_backslashes(&inner[..at]), false, &inner[at + 1..]);
+            }
             '"' => break,
-            '\\' => value.extend(chars.next().map(|(_, c)| c)),
-            c => value.push(c),
+            '\\' => drop(chars.next()),
+            _ => {}
         }
     }
     let mut marks = inner.match_indices('"').map(|(at, _)| at);
     let end = marks.clone().find(|at| ends(&inner[at + 1..])).or(marks.next_back()).unwrap_or(inner.len());
-    (inner[..end].to_owned(), true, inner.get(end + 1..).unwrap_or_default())
+    (inner[..end].into(), true, inner.get(end + 1..).unwrap_or_default())
 }
 
 /// A value without quotation marks: to the next blank, but for names of files, which go on to the end.
-fn unquoted<'a>(name: &str, text: &'a str) -> (String, bool, &'a str) {
+fn unquoted<'a>(name: &str, text: &'a str) -> (Cow<'a, str>, bool, &'a str) {
     let end = text.find(';').unwrap_or(text.len());
     let whole = text[..end].trim();
     let file = matches!(name.split('*').next(), Some("name" | "filename"));
     let value = if file { whole } else { whole.split(' ').next().unwrap_or_default() };
     let sloppy = !value.bytes().all(|byte| is_token(byte) || !byte.is_ascii()) && !name.contains('*');
-    (value.to_owned(), sloppy, &text[end..])
+    (value.into(), sloppy, &text[end..])
 }

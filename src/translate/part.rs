@@ -46,7 +46,7 @@ impl Place {
 pub fn write_multipart(
     out: &mut Vec<u8>,
     body: &[u8],
-    kind: &Value,
+    kind: &Value<'_>,
     place: &Place,
     mendings: &mut Mendings,
 ) -> Result<bool, Unreadable> {
@@ -220,8 +220,8 @@ fn trim_line_end(out: &mut Vec<u8>) {
 fn write_leaf(
     out: &mut Vec<u8>,
     headers: &[Line<'_>],
-    mut kind: Value,
-    disposition: &Value,
+    mut kind: Value<'_>,
+    disposition: &Value<'_>,
     label: Option<&str>,
     body: &[u8],
     place: &Place,
@@ -238,7 +238,7 @@ fn write_leaf(
     changes.encoding = plan.encoding;
     if let Some(charset) = plan.charset {
         if kind.main.is_empty() || !kind.main.contains('/') {
-            kind.main = "text/plain".to_owned();
+            kind.main = "text/plain".into();
         }
         kind.set("charset", charset);
         changes.kind = Some(kind);
@@ -253,8 +253,8 @@ fn write_leaf(
 
 /// Headers of a part that cannot stay.
 #[derive(Default)]
-struct Changes {
-    kind: Option<Value>,
+struct Changes<'a> {
+    kind: Option<Value<'a>>,
     encoding: Option<&'static str>,
 }
 
@@ -262,7 +262,7 @@ struct Changes {
 fn write_headers(
     out: &mut Vec<u8>,
     headers: &[Line<'_>],
-    changes: &Changes,
+    changes: &Changes<'_>,
     place: &Place,
     mendings: &mut Mendings,
 ) -> Result<(), Unreadable> {

@@ -36,6 +36,29 @@ pub fn one_line(text: Cow<'_, str>) -> Cow<'_, str> {
     line.into()
 }
 
+/// Each backslash left out, and what follows it taken as it stands (RFC 5322 §3.2.1).
+pub fn without_backslashes(text: &str) -> Cow<'_, str> {
+    if !text.contains('\\') {
+        return text.into();
+    }
+    let mut plain = String::with_capacity(text.len());
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        match c {
+            '\\' => plain.push(chars.next().unwrap_or('\\')),
+            _ => plain.push(c),
+        }
+    }
+    plain.into()
+}
+
+pub fn lower_case(text: &str) -> Cow<'_, str> {
+    match text.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        true => text.to_ascii_lowercase().into(),
+        false => text.into(),
+    }
+}
+
 /// It holds what begins an encoded word.
 pub fn may_be_encoded(text: &str) -> bool {
     has_pair(text, b"=?")
