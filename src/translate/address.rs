@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 
 use lettre::message::Mailbox;
+use memchr::{memchr2, memchr3, memrchr};
 
 use super::words::{self, Line};
 use crate::mail::{Address, InvalidRecipient};
@@ -16,7 +17,7 @@ pub type Entry = Result<Mailbox, InvalidRecipient>;
 /// The entries of a list in their order. `text` is unfolded and free of controls. Groups are flattened.
 pub fn list(text: &str) -> Vec<Entry> {
     let mut entries = Vec::new();
-    let last_semicolon = memchr::memrchr(b';', text.as_bytes()).unwrap_or(0);
+    let last_semicolon = memrchr(b';', text.as_bytes()).unwrap_or(0);
     let mut rest = text;
     loop {
         rest = rest.trim_start_matches([' ', ',', ';']);
@@ -98,7 +99,8 @@ struct Unpaired;
 fn angle(text: &str, trust_quotes: bool) -> Result<Option<Angle>, Unpaired> {
     let bytes = text.as_bytes();
     let mut at = 0;
-    while at < bytes.len() {
+    while let Some(found) = memchr2(b'"', b'<', &bytes[at..]) {
+        at += found;
         match bytes[at] {
             b'"' if trust_quotes => at = closing_quote(bytes, at).ok_or(Unpaired)?,
             b'<' => {
@@ -144,15 +146,13 @@ fn separators(text: &str, trust_quotes: bool) -> impl Iterator<Item = usize> {
     let bytes = text.as_bytes();
     let mut at = 0;
     std::iter::from_fn(move || {
-        while at < bytes.len() {
-            let here = at;
-            match bytes[at] {
-                b'"' if trust_quotes => at = closing_quote(bytes, at).unwrap_or(at) + 1,
-                b',' | b';' => {
-                    at += 1;
-                    return Some(here);
-                }
-                _ => at += 1,
+        while let Some(found) = memchr3(b'"', b',', b';', &bytes[at..]) {
+            let here = at + found;
+            at = here + 1;
+            match bytes[here] {
+                b'"' if trust_quotes => at = closing_quote(bytes, here).unwrap_or(here) + 1,
+                b'"' => {}
+                _ => return Some(here),
             }
         }
         None

@@ -59,15 +59,15 @@ pub fn parse<'a>(block: &'a [u8], mendings: &mut Mendings) -> Vec<Field<'a>> {
 /// Takes a header apart at its colon (RFC 5322 §2.2; blanks before the colon are the obsolete form of §4.5.3).
 pub fn split(line: &[u8]) -> Option<Field<'_>> {
     let (name, value) = line.split_at(memchr::memchr(b':', line)?);
-    let name = name.trim_ascii_end();
-    if name.is_empty() || !name.iter().all(u8::is_ascii_graphic) {
+    let name = std::str::from_utf8(name.trim_ascii_end()).ok()?;
+    if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_graphic()) {
         return None;
     }
     let value = match words::without_controls(decode::utf8_or_windows_1252(&value[1..])) {
         Cow::Borrowed(value) => value.trim_matches(' ').into(),
         Cow::Owned(value) => value.trim_matches(' ').to_owned().into(),
     };
-    Some(Field { name: String::from_utf8_lossy(name), value })
+    Some(Field { name: name.into(), value })
 }
 
 /// The same for lines that [`unfold`] has put together.

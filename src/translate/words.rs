@@ -234,10 +234,9 @@ pub fn write_text(out: &mut String, name: &str, text: &str, longest: usize) {
     let plain =
         |word: &str| word.bytes().all(|byte| byte.is_ascii_graphic()) && !may_be_encoded(word) && word.len() <= longest;
     // Beside an encoded word a quotation mark would seem to quote it.
-    let all_plain = words.iter().all(|word| plain(word));
     let needs = |word: &&str| !plain(word) || word.contains('"');
-    let range = match (all_plain, words.iter().position(needs), words.iter().rposition(needs)) {
-        (false, Some(first), Some(last)) => first..last + 1,
+    let range = match (words.iter().position(needs), words.iter().rposition(needs)) {
+        (Some(first), Some(last)) if !words[first..=last].iter().all(|word| plain(word)) => first..last + 1,
         _ => 0..0,
     };
     let mut line = Line::new(out, name);
