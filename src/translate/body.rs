@@ -36,14 +36,12 @@ pub fn render<'a>(
     } else {
         None
     };
-    let mut lost_label = None;
-    if let Some(lost) = lost {
+    if let Some(lost) = &lost {
         body = lost.body;
-        lost_label = lost.label;
-        lost.params.into_iter().for_each(|param| value.set(param.name, param.value));
+        lost.params.iter().cloned().for_each(|param| value.set(param.name, param.value));
         mendings.add("Content-Type was cut off behind its first line: the rest was found at the top of the body");
     }
-    let label = lost_label.as_deref().or(label);
+    let label = lost.as_ref().and_then(|lost| lost.label.as_deref()).or(label);
     // Room for what encoding a part or two adds, and for the headers that will stand in front.
     let mut content = Vec::with_capacity(body.len() + body.len() / 8 + 2048);
     let place = Place { name: String::new(), eight_bit, mail: value.main == "message/rfc822", depth: 0 };
@@ -79,7 +77,7 @@ pub fn render<'a>(
         plan = Plan { body: leaf::Body::Base64(None), encoding: Some("base64"), charset: None, mending: None };
     }
     plan.mending.iter().for_each(|mending| mendings.add(format!("the body {mending}")));
-    plan.charset.iter().for_each(|charset| value.set("charset", *charset));
+    plan.charset.into_iter().for_each(|charset| value.set("charset", charset));
     plan.write(&mut content, body);
     Ok(Body { kind: value, encoding: plan.encoding.or(known(label)), content })
 }
@@ -171,14 +169,15 @@ fn encoded_text<'a>(
 ) -> Body<'a> {
     let plan = leaf::plan(&kind, false, label, body, false);
     plan.mending.iter().for_each(|mending| mendings.add(format!("the body {mending}")));
-    plan.charset.iter().for_each(|charset| kind.set("charset", *charset));
+    plan.charset.into_iter().for_each(|charset| kind.set("charset", charset));
     plan.write(&mut content, body);
     Body { kind, encoding: plan.encoding.or(known(label)), content }
 }
 
 /// ISO 8859-1 has only controls at 0x80 to 0x9f, and text none of them.
 fn is_latin_1_with_more(kind: &Value<'_>, body: &[u8]) -> bool {
-    let latin_1 = |label: &str| label.to_ascii_lowercase().starts_with("iso") || label.eq_ignore_ascii_case("latin1");
+    let iso = |label: &str| label.get(..3).is_some_and(|start| start.eq_ignore_ascii_case("iso"));
+    let latin_1 = |label: &str| iso(label) || label.eq_ignore_ascii_case("latin1");
     kind.param("charset").is_some_and(|label| {
         latin_1(label)
             && decode::charset(label) == Some(encoding_rs::WINDOWS_1252)

@@ -119,7 +119,7 @@ fn people(parties: &Parties) -> [(&'static str, &[Mailbox]); 4] {
 fn write_date(out: &mut String, time: Timestamp) {
     let time = time.to_zoned(TimeZone::UTC);
     // Writing into a String cannot fail.
-    let _ = write!(out, "Date: {}\r\n", time.strftime("%a, %d %b %Y %H:%M:%S +0000"));
+    let _ = write!(out, "Date: {}\r\n", time.strftime("%a, %d %b %Y %T +0000"));
 }
 
 struct Writer<'a> {

@@ -178,17 +178,15 @@ fn plain_text(kind: &Value<'_>, encoding: Encoding, said: &str, shape: Shape, bo
     }
 }
 
-/// Text outside of ASCII by its declared charset (§3 of RFC 2046 for those without): UTF-8 or else Windows-1252 where none is declared or the
-/// label means nothing; where single bytes do not belong to the declared one, they alone are read as Windows-1252. As UTF-8,
-/// and with it what had to be guessed.
+/// Text outside of ASCII by its declared charset (§3 of RFC 2046 for those without): UTF-8 or else Windows-1252 where none
+/// is declared or the label means nothing; where single bytes do not belong to the declared one, they alone are read as
+/// Windows-1252. It comes as UTF-8, and with it what had to be guessed.
 pub fn text<'a>(body: &'a [u8], label: Option<&str>) -> (Cow<'a, [u8]>, Option<String>) {
     let Some(charset) = label.and_then(decode::charset) else {
         let guess = if std::str::from_utf8(body).is_ok() { "UTF-8" } else { "Windows-1252" };
         let said = label.map_or("no charset".to_owned(), |label| format!("the charset `{}`", super::for_people(label)));
-        return (
-            bytes_of(decode::utf8_or_windows_1252(body)),
-            Some(format!("the text named {said} and was read as {guess}")),
-        );
+        let why = format!("the text named {said} and was read as {guess}");
+        return (bytes_of(decode::utf8_or_windows_1252(body)), Some(why));
     };
     match decode::strictly(body, charset) {
         Some(text) => (bytes_of(text), None),

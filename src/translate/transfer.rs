@@ -4,7 +4,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
 use super::lines::lines;
-use super::words::hex_pair;
+use super::words::{hex_pair, lower_case};
 
 /// What the Content-Transfer-Encoding header says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,7 +23,7 @@ impl Encoding {
     pub fn named(label: Option<&str>) -> Self {
         let label = label.unwrap_or_default();
         let label = label.split(['(', ';', ' ']).next().unwrap_or_default().trim_matches('"');
-        match label.to_ascii_lowercase().as_str() {
+        match lower_case(label).as_ref() {
             "" | "7bit" => Self::SevenBit,
             "8bit" | "binary" => Self::EightBit,
             "quoted-printable" => Self::QuotedPrintable,
