@@ -26,9 +26,20 @@ const LAST_TRIES: Duration = Duration::from_secs(10);
 /// The queue, and what kept verdicts from being carried out, where the end came before they were.
 pub type Ended = (Arc<str>, Option<String>);
 
-pub async fn run(shared: Arc<Shared>, lane: Arc<Lane>, mut inbox: mpsc::UnboundedReceiver<Done>) -> Ended {
+pub async fn run(shared: Arc<Shared>, lane: Arc<Lane>, inbox: mpsc::UnboundedReceiver<Done>) -> Ended {
+    let (closing, closed) = mpsc::unbounded_channel();
+    let (unsettled, ()) = tokio::join!(settle_all(&shared, &lane, inbox, closing), close_entries(&shared, closed));
+    (lane.name().clone(), unsettled)
+}
+
+/// Until no more verdicts can come. Answers the last trouble because of which some were given up.
+async fn settle_all(
+    shared: &Shared,
+    lane: &Lane,
+    mut inbox: mpsc::UnboundedReceiver<Done>,
+    closing: mpsc::UnboundedSender<Closing>,
+) -> Option<String> {
     let mut unsettled = None;
-    let mut closing = Closing::default();
     let mut group = Vec::with_capacity(GROUP);
     while inbox.recv_many(&mut group, GROUP).await > 0 {
         if group.len() < GROUP && !inbox.is_closed() {
@@ -38,28 +49,24 @@ pub async fn run(shared: Arc<Shared>, lane: Arc<Lane>, mut inbox: mpsc::Unbounde
             // Whether the group filled up or the time ran out, it goes now.
             let _ = tokio::time::timeout(LINGER, more).await;
         }
-        if let Err(error) = settle(&shared, &lane, group.drain(..), &mut closing).await {
-            unsettled = Some(error.to_string());
+        match settle(shared, lane, group.drain(..)).await {
+            // Its other end is open as long as this one.
+            Ok(entries) => drop(closing.send(entries)),
+            Err(error) => unsettled = Some(error.to_string()),
         }
     }
-    closing.close(&shared).await;
-    (lane.name().clone(), unsettled)
+    unsettled
 }
 
-async fn settle(
-    shared: &Shared,
-    lane: &Lane,
-    group: impl Iterator<Item = Done>,
-    closing: &mut Closing,
-) -> Result<(), queue::Error> {
+async fn settle(shared: &Shared, lane: &Lane, group: impl Iterator<Item = Done>) -> Result<Closing, queue::Error> {
     let (mut settlements, notes): (Vec<Settlement>, Vec<Notes>) =
         group.map(|Done { settlement, notes }| (settlement, notes)).unzip();
-    let mut closable = Closing::default();
+    let mut entries = Closing::default();
     let mut memory = Vec::new();
     for notes in notes {
         memory.extend(notes.memory);
-        closable.accepted.extend(notes.accepted);
-        closable.other.extend(notes.other);
+        entries.accepted.extend(notes.accepted);
+        entries.other.extend(notes.other);
     }
     if let Err(error) = shared.ledger.flush() {
         // The rows are deleted all the same: the database then is what remembers the acceptances.
@@ -99,10 +106,7 @@ async fn settle(
     for (story, (_, settled)) in stories.into_iter().zip(&results) {
         events::settled(shared, story, settled);
     }
-    closing.accepted.append(&mut closable.accepted);
-    closing.other.append(&mut closable.other);
-    closing.close(shared).await;
-    Ok(())
+    Ok(entries)
 }
 
 /// Leaves nothing but ASCII in what was only said.
@@ -127,16 +131,19 @@ struct Closing {
     other: Vec<EntryId>,
 }
 
-impl Closing {
-    /// What cannot be closed now is tried again with the next group. Should it come to no next, that is no harm: replay at
-    /// the next start finds that the rows are settled.
-    async fn close(&mut self, shared: &Shared) {
-        match shared.ledger.settled(&self.accepted).await {
-            Ok(()) => self.accepted.clear(),
-            Err(error) => return ledger_trouble(shared, &error),
-        }
-        match shared.ledger.forget(&self.other) {
-            Ok(()) => self.other.clear(),
+/// Closes entries while the next group is being settled. What cannot be closed is tried again with what comes next; should
+/// nothing come, that is no harm: replay at the next start finds that the rows are settled.
+async fn close_entries(shared: &Shared, mut inbox: mpsc::UnboundedReceiver<Closing>) {
+    let mut due = Closing::default();
+    while let Some(mut closing) = inbox.recv().await {
+        due.accepted.append(&mut closing.accepted);
+        due.other.append(&mut closing.other);
+        let closed = match shared.ledger.settled(&due.accepted).await {
+            Ok(()) => shared.ledger.forget(&due.other),
+            Err(error) => Err(error),
+        };
+        match closed {
+            Ok(()) => due = Closing::default(),
             Err(error) => ledger_trouble(shared, &error),
         }
     }
