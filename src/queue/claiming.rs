@@ -7,7 +7,7 @@ use jiff::Timestamp;
 
 use super::Inner;
 use super::claim::{Claim, Found, Row};
-use super::dialect::{GROUP, padded, places, tuples};
+use super::dialect::{GROUP, padded, tuples};
 use super::error::{Error, Failure, persist};
 use super::link::{Line, Link, Value};
 use super::record::{Key, RECORD, RECORD_COLUMNS, Record, histories, keys_of};
@@ -256,15 +256,9 @@ impl Inner {
         mids: impl Iterator<Item = i64>,
     ) -> Result<HashMap<i64, Columns>, Failure> {
         let schema = self.schema(link).await?;
-        let mids: Vec<Value> = padded(mids.map(Value::from).collect());
-        let sql = format!(
-            "SELECT {}, {} FROM {} q WHERE q.mid IN ({})",
-            self.dialect().mid,
-            schema.bytes,
-            schema.table,
-            places(mids.len())
-        );
-        let lines = link.fetch(&sql, mids).await?;
+        let (numbers, mids) = self.dialect().among("q.mid", mids);
+        let sql = format!("SELECT {}, {} FROM {} q WHERE {numbers}", self.dialect().mid, schema.bytes, schema.table);
+        let lines = link.fetch(&sql, mids.into_iter().map(Value::from).collect()).await?;
         // Line by line, so that few bodies are in memory twice.
         lines.into_iter().map(|line| Ok((line.some_int(0)?, columns(&line, 1)?))).collect()
     }

@@ -20,6 +20,8 @@ pub(super) struct Dialect {
     /// less, each mail costs a third less there. The others, which cannot be told by which index to go, would take
     /// another without statistics.
     pub by_number: bool,
+    /// Whether numbers without a gap are told as a range. PostgreSQL and SQLite gain nothing by it.
+    pub ranges: bool,
     /// The index that a table's numbers stand in.
     pub numbered_by: Option<&'static str>,
     pub quote: char,
@@ -70,7 +72,29 @@ impl Dialect {
         let quote = self.quote;
         table.split('.').map(|part| format!("{quote}{part}{quote}")).collect::<Vec<_>>().join(".")
     }
+
+    /// The condition that a column is one of these numbers, and its values. Most batches are one stretch without a gap, or
+    /// a few, and MySQL is told a range in less time than hundreds of numbers.
+    ///
+    /// Not for statements that lock rows of the producers: they would wait for the row behind the range too, which a
+    /// transaction of theirs may be about to insert.
+    pub fn among(&self, column: &str, numbers: impl Iterator<Item = i64>) -> (String, Vec<i64>) {
+        let mut numbers: Vec<i64> = numbers.collect();
+        numbers.sort_unstable();
+        let stretches = numbers.chunk_by(|one, next| next.saturating_sub(*one) <= 1);
+        let ranges: Vec<_> = stretches.filter_map(|stretch| Some([*stretch.first()?, *stretch.last()?])).collect();
+        if self.ranges && (1..=STRETCHES).contains(&ranges.len()) {
+            let ranges = padded(ranges);
+            let each = vec![format!("{column} BETWEEN ? AND ?"); ranges.len()];
+            return (format!("({})", each.join(" OR ")), ranges.concat());
+        }
+        let numbers = padded(numbers);
+        (format!("{column} IN ({})", places(numbers.len())), numbers)
+    }
 }
+
+/// So many stretches of numbers at most are told one by one.
+const STRETCHES: usize = 8;
 
 /// `?, ?, ?`
 pub(super) fn places(count: usize) -> String {

@@ -16,6 +16,7 @@ pub(super) const DIALECT: Dialect = Dialect {
     by_index: |index| format!(" FORCE INDEX (`{index}`)"),
     delete: "DELETE q FROM",
     by_number: true,
+    ranges: true,
     numbered_by: Some(
         "SELECT index_name FROM information_schema.statistics \
          WHERE table_schema = DATABASE() AND table_name = ? AND column_name = 'mid' AND seq_in_index = 1 \

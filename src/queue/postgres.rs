@@ -14,6 +14,7 @@ pub(super) const DIALECT: Dialect = Dialect {
     by_index: |_| String::new(),
     delete: "DELETE FROM",
     by_number: false,
+    ranges: false,
     numbered_by: None,
     quote: '"',
     mid: "q.mid::bigint",

@@ -197,9 +197,9 @@ impl Inner {
 
     /// Whichever records stand for these rows.
     pub(super) fn numbered(&self, of: &str, mids: impl Iterator<Item = i64>) -> (String, Vec<Value<'_>>) {
-        let mids = padded(mids.map(Value::from).collect());
-        let sql = format!("{of}.queue_table = ? AND {of}.mid IN ({})", places(mids.len()));
-        (sql, [self.key()].into_iter().chain(mids).collect())
+        let (numbers, mids) = self.dialect().among(&format!("{of}.mid"), mids);
+        let sql = format!("{of}.queue_table = ? AND {numbers}");
+        (sql, [self.key()].into_iter().chain(mids.into_iter().map(Value::from)).collect())
     }
 
     /// Deletes records with their recipients.

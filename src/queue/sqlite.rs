@@ -12,6 +12,7 @@ pub(super) const DIALECT: Dialect = Dialect {
     by_index: |_| String::new(),
     delete: "DELETE FROM",
     by_number: false,
+    ranges: false,
     numbered_by: None,
     quote: '"',
     mid: "CAST(q.mid AS INTEGER)",
