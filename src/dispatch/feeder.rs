@@ -8,6 +8,7 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use jiff::Timestamp;
 use tokio::sync::futures::Notified;
+use tokio::time::Instant;
 
 use super::lane::Lane;
 use super::pulse::Loop;
@@ -28,6 +29,9 @@ const FEEDING: usize = 2;
 
 /// The next batch is claimed when fewer than so many mails of the queue are ready: enough to last until it is made.
 const LOW: usize = 512;
+
+/// Once no deferred row was due, none is looked for until so much later while new ones keep coming.
+const NONE_DUE: Duration = Duration::from_secs(1);
 
 /// The first wait for a database that is out of reach; each doubles, until something goes well again.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
@@ -150,11 +154,12 @@ async fn pass(shared: &Shared, lane: &Arc<Lane>, recovered: &mut bool, wait: &mu
     let limits = lane.queue.limits().await?;
     let started = Timestamp::now();
     let mut cursor = i64::MIN;
+    let mut due_from = Instant::now();
     let mut batch = FIRST_BATCH;
     let mut feeding = FuturesUnordered::new();
     let mut outcome = Ok(());
     while outcome.is_ok() {
-        let mut next = pin!(next_claims(shared, lane, &mut cursor, batch, started));
+        let mut next = pin!(next_claims(shared, lane, &mut cursor, &mut due_from, batch, started));
         let next = loop {
             tokio::select! {
                 Some(fed) = feeding.next() => outcome = outcome.and(noted(fed, wait)),
@@ -196,6 +201,7 @@ async fn next_claims(
     shared: &Shared,
     lane: &Lane,
     cursor: &mut i64,
+    due_from: &mut Instant,
     batch: u32,
     started: Timestamp,
 ) -> Result<Option<Vec<Claim>>, Trouble> {
@@ -208,7 +214,13 @@ async fn next_claims(
         outage::account(shared, lane).await?;
     }
     let now = if shared.once { started } else { Timestamp::now() };
-    let due = lane.queue.claim_due(now, batch / 2).await?;
+    let mut due = Vec::new();
+    if Instant::now() >= *due_from {
+        due = lane.queue.claim_due(now, batch / 2).await?;
+        if due.is_empty() {
+            *due_from = Instant::now() + NONE_DUE;
+        }
+    }
     let new = async {
         let found = lane.queue.find(*cursor, batch - due.len() as u32).await?;
         *cursor = found.last().map_or(*cursor, |row| row.mid);
