@@ -3,7 +3,7 @@
 //!
 //! An entry stands for one transaction, that is one final dot. It is `transmitting` before the dot may go out, `accepted`
 //! after the 250, and `settled` once the row says so too. A dot that was refused leaves no entry. What is open stands in
-//! the [daybook](daybook::Daybook); what is settled is posted to an SQLite file. What a crash leaves open is answered by
+//! the daybook, a file of its own; what is settled is posted to an SQLite file. What a crash leaves open is answered by
 //! [`Ledger::open_entries`] and settled before anything is sent.
 
 mod address;
