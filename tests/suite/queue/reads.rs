@@ -1,6 +1,8 @@
 //! No loop reads a table from end to end: what each operation reads is bounded by what it was asked for, however many rows
 //! wait and however many records there are. The databases count what they read; SQLite says what it is going to read.
 
+use std::time::{Duration, Instant};
+
 use jiff::Timestamp;
 use mailqueue::outcome::State;
 use mailqueue::queue::{Filter, Queue};
@@ -40,17 +42,22 @@ on_each_server! {
         place.session().await.run(&format!("DELETE FROM {TABLE} WHERE mid <= {}", many())).await.unwrap();
         let mut counter = Counter::on(&place).await;
         let new = format!("INSERT INTO {TABLE} (mid, mto) VALUES ({}, 'bWVtYmVy')", 4 * many());
+        let mut took = Duration::ZERO;
         let reads = counter.reads(&place, async |queue| {
+            let begun = Instant::now();
             assert!(find(&queue, i64::MIN, 256).await.is_empty());
+            took = begun.elapsed();
             for _ in 0..5 {
                 assert!(find(&queue, i64::MIN, 256).await.is_empty());
             }
             place.session().await.run(&new).await.unwrap();
             assert_eq!(find(&queue, i64::MIN, 256).await, [4 * many()]);
         });
-        // Once, and what is new, on a machine that needs a tenth of a second for that; a quick one may look again.
+        let reads = reads.await;
+        // Once, and what is new, on a machine that needs a tenth of a second for that; a quick one looks again each time.
+        let looks = if took > Duration::from_millis(200) { 3 } else { 7 };
         // PostgreSQL steps over what is gone.
-        reads.await.within("find", 3 * records + many() + 100, 3 * records + 10);
+        reads.within("find", looks * records + many() + 100, looks * records + 10);
     }
 
     async fn an_idle_table_costs_a_poll_nothing(place: Place) {
@@ -187,7 +194,7 @@ impl Counter {
             let deadline = tokio::time::Instant::now() + DEADLINE;
             while self.session.number(others).await > 0 {
                 assert!(tokio::time::Instant::now() < deadline, "a connection stays open");
-                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+                tokio::time::sleep(Duration::from_millis(10)).await;
             }
         }
         Reads { rows: self.session.number(&rows).await, records: self.session.number(&records).await }
@@ -197,6 +204,12 @@ impl Counter {
 /// Numbers 1 to n wait; the next n are held, the next n deferred and due.
 async fn fill(place: &Place, n: i64) {
     let mut session = place.session().await;
+    if let Session::Postgres(_) = session {
+        // The statistics are the test's to make, at the moment that it means.
+        for table in ["mail_queue", "mailqueue_delivery"] {
+            session.run(&format!("ALTER TABLE {table} SET (autovacuum_enabled = off)")).await.unwrap();
+        }
+    }
     let (all, numbers, id) = match session {
         Session::MariaDb(_) => ("seq", format!("seq_1_to_{}", 3 * n), "MD5(seq)"),
         _ => ("seq", format!("generate_series(1, {}) AS seq", 3 * n), "md5(seq::text)"),
