@@ -26,7 +26,7 @@ use crate::mail::{Fingerprint, MailId, RecordId};
 
 pub use address::hash_address;
 use book::Book;
-use daybook::Daybook;
+use daybook::{Daybook, Entry};
 pub use outage::OutageNote;
 pub use state_dir::StateDir;
 pub use trace::{Query, Traced, Tracer};
@@ -96,8 +96,12 @@ impl Ledger {
         let path = dir.path().join(FILE);
         let connection = schema::open(&path)?;
         let key = schema::key(dir.path(), &connection)?;
-        let daybook = open_daybook(dir.path(), &connection)?;
-        let highest = schema::highest_numbers(&connection).map_err(|error| schema::damaged(&path, &error))?;
+        let damaged = |error| schema::damaged(&path, &error);
+        let last = schema::last_settled(&connection).map_err(damaged)?;
+        let highest = schema::highest_numbers(&connection).map_err(damaged)?;
+        let open = schema::still_open(dir.path(), &connection)?;
+        let daybook = Daybook::start(dir.path(), open, last)
+            .map_err(|error| schema::damaged(&dir.path().join(daybook::FILE), &error))?;
         Ok(Self {
             daybook: Arc::new(Mutex::new(daybook)),
             settled: Book::start(connection)?,
@@ -162,21 +166,11 @@ impl Ledger {
 
     /// The database says it too now. Addresses become keyed hashes.
     pub async fn settled(&self, entries: &[EntryId]) -> Result<(), Error> {
-        let find = |open: &daybook::Open| {
-            entries.iter().filter_map(|id| Some((id.0, Arc::clone(open.get(&id.0)?)))).collect::<Vec<_>>()
-        };
-        let posted = find(self.daybook().entries());
+        let posted = self.daybook().those(entries.iter().map(|entry| entry.0));
         if posted.is_empty() {
             return Ok(());
         }
-        for (_, entry) in &posted {
-            let MailId { queue, mid } = &entry.transmission.id;
-            let mut numbers = self.highest();
-            match numbers.get_mut(&**queue) {
-                Some(highest) => *highest = (*highest).max(*mid),
-                None => drop(numbers.insert(queue.to_string(), *mid)),
-            }
-        }
+        self.note_highest(&posted);
         let key = self.key;
         self.settled.ask(move |book| schema::post(book, &key, &posted)).await?;
         self.forget(entries)
@@ -199,7 +193,7 @@ impl Ledger {
     pub async fn recognise(&self, queue: &str, rows: &[(i64, Fingerprint)]) -> Result<Vec<(i64, Timestamp)>, Error> {
         let mut known = recognise::open(self.daybook().entries(), queue, rows);
         // Most numbers are new.
-        let highest = self.highest().get(queue).copied();
+        let highest = self.highest.lock().unwrap_or_else(PoisonError::into_inner).get(queue).copied();
         let old: Vec<_> = rows.iter().filter(|(mid, _)| Some(*mid) <= highest).copied().collect();
         if !old.is_empty() {
             let queue = queue.to_owned();
@@ -227,23 +221,25 @@ impl Ledger {
         self.settled.ask(move |book| schema::expire(book, before)).await
     }
 
+    fn note_highest(&self, posted: &[(i64, Arc<Entry>)]) {
+        let mut numbers = self.highest.lock().unwrap_or_else(PoisonError::into_inner);
+        for (_, entry) in posted {
+            let MailId { queue, mid } = &entry.transmission.id;
+            match numbers.get_mut(&**queue) {
+                Some(highest) => *highest = (*highest).max(*mid),
+                None => drop(numbers.insert(queue.to_string(), *mid)),
+            }
+        }
+    }
+
     fn daybook(&self) -> MutexGuard<'_, Daybook> {
         self.daybook.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    fn highest(&self) -> MutexGuard<'_, HashMap<String, i64>> {
-        self.highest.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
-/// Without what was posted: a process that was killed need not have come to write so.
-fn open_daybook(dir: &Path, settled: &rusqlite::Connection) -> Result<Daybook, Error> {
-    let (path, daybook) = (dir.join(FILE), dir.join(daybook::FILE));
-    let mut open = daybook::read(dir).map_err(|error| schema::damaged(&daybook, &error))?;
-    let posted = schema::settled_among(settled, &open).map_err(|error| schema::damaged(&path, &error))?;
-    posted.iter().for_each(|id| drop(open.remove(id)));
-    let last = schema::last_settled(settled).map_err(|error| schema::damaged(&path, &error))?;
-    Daybook::start(dir, open, last).map_err(|error| schema::damaged(&daybook, &error))
+/// From milliseconds since 1970, as every time is kept.
+fn time(millis: i64) -> Timestamp {
+    Timestamp::from_millisecond(millis).unwrap_or(Timestamp::UNIX_EPOCH)
 }
 
 /// Whether there is a ledger in this directory.

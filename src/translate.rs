@@ -109,7 +109,7 @@ pub fn translate(
     if !body.content.is_empty() && !body.content.ends_with(b"\r\n") {
         body.content.extend_from_slice(b"\r\n");
     }
-    let eight_bit = body.encoding != Some("7bit") && !body.content.is_ascii();
+    let eight_bit = !body.content.is_ascii();
     if eight_bit && body.encoding.is_none() {
         body.encoding = Some("8bit");
     }

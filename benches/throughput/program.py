@@ -35,6 +35,24 @@ class Cost:
     said: str = ""
 
 
+def at_rest():
+    """Waits until the processors have next to nothing to do, for ten seconds at most: a database goes on working for a
+    while on what was written or deleted before, and neither side's mails are to pay for that."""
+    give_up = time.monotonic() + 10
+    while time.monotonic() < give_up:
+        before = processor_times()
+        time.sleep(0.25)
+        idle, passed = (after - was for after, was in zip(processor_times(), before))
+        if idle > 0.97 * passed:
+            return
+
+
+def processor_times():
+    """Idle and in all, of all processors, since the machine's start."""
+    times = [int(word) for word in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+    return times[3] + times[4], sum(times)
+
+
 def measured(command):
     """Runs a command to its end. What it takes includes the start of its process."""
     begun = time.perf_counter()

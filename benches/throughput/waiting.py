@@ -4,7 +4,7 @@ import subprocess
 import sys
 import time
 
-from program import memory
+from program import at_rest, memory
 from smarthost import Sink
 
 
@@ -15,6 +15,7 @@ def send_waiting(program, database, directory, rows, connections):
     print(f"{database.describe()}: {rows:,} rows were inserted in {time.perf_counter() - begun:.0f} s", file=sys.stderr)
     sink = Sink(directory, pipelining=True)
     program.configure(database, sink.port, connections)
+    at_rest()
     begun = time.perf_counter()
     process = subprocess.Popen(program.command("once"), stdout=subprocess.DEVNULL)
     try:

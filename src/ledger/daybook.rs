@@ -15,7 +15,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::Transmission;
+use super::{Transmission, time};
 use crate::mail::{Fingerprint, MailId, RecordId};
 
 /// The file's name below `state_dir`.
@@ -81,6 +81,11 @@ impl Daybook {
 
     pub fn entries(&self) -> &Open {
         &self.open
+    }
+
+    /// Those of these entries that are open.
+    pub fn those(&self, ids: impl Iterator<Item = i64>) -> Vec<(i64, Arc<Entry>)> {
+        ids.filter_map(|id| Some((id, Arc::clone(self.open.get(&id)?)))).collect()
     }
 
     /// Notes a transaction before its dot, under a new id; no dot may go out before [`Daybook::is_on_file`] says so.
@@ -292,7 +297,6 @@ impl<'a> Line<'a> {
     }
 
     fn apply(self, open: &mut Open) {
-        let time = |millis| Timestamp::from_millisecond(millis).unwrap_or(Timestamp::UNIX_EPOCH);
         match self {
             Self::Closed { id } => drop(open.remove(&id)),
             Self::Accepted { id, reply, at } => {

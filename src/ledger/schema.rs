@@ -11,10 +11,10 @@ use jiff::Timestamp;
 use rusqlite::Error::ToSqlConversionFailure;
 use rusqlite::{Connection, OpenFlags, params};
 
-use super::Error;
 use super::address::{hash_address, without_addresses};
 use super::book::failed;
-use super::daybook::{Entry, Open};
+use super::daybook::{self, Entry, Open};
+use super::{Error, FILE};
 
 /// How long somebody else who is writing is waited for.
 const BUSY: Duration = Duration::from_secs(5);
@@ -98,8 +98,16 @@ pub fn last_settled(book: &Connection) -> rusqlite::Result<i64> {
     book.query_row("SELECT coalesce(max(id), 0) FROM settled_entry", [], |row| row.get(0))
 }
 
-/// Which of these entries are settled.
-pub fn settled_among(book: &Connection, open: &Open) -> rusqlite::Result<Vec<i64>> {
+/// What the daybook has open, but for what was posted: a process that was killed need not have come to strike it out, and
+/// one that runs may be about to.
+pub fn still_open(dir: &Path, book: &Connection) -> Result<Open, Error> {
+    let mut open = daybook::read(dir).map_err(|error| damaged(&dir.join(daybook::FILE), &error))?;
+    let posted = settled_among(book, &open).map_err(|error| damaged(&dir.join(FILE), &error))?;
+    posted.iter().for_each(|id| drop(open.remove(id)));
+    Ok(open)
+}
+
+fn settled_among(book: &Connection, open: &Open) -> rusqlite::Result<Vec<i64>> {
     let mut settled = book.prepare("SELECT EXISTS (SELECT 1 FROM settled_entry WHERE id = ?)")?;
     let mut is_settled = |id: &i64| settled.query_row([id], |row| row.get::<_, bool>(0));
     open.keys().filter_map(|id| is_settled(id).map(|settled| settled.then_some(*id)).transpose()).collect()
@@ -160,11 +168,6 @@ pub fn probe(book: &Connection) -> rusqlite::Result<()> {
     book.execute_batch(
         "BEGIN; INSERT OR IGNORE INTO known_queue VALUES (''); DELETE FROM known_queue WHERE name = ''; COMMIT",
     )
-}
-
-/// Milliseconds since 1970.
-pub fn time(millis: i64) -> Timestamp {
-    Timestamp::from_millisecond(millis).unwrap_or(Timestamp::UNIX_EPOCH)
 }
 
 /// The key for the hashes of addresses, in a file of its own, so that a copy of the ledger alone gives none away. Makes

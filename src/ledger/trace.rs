@@ -6,9 +6,8 @@ use jiff::Timestamp;
 use rusqlite::{Connection, Row, params};
 
 use super::address::hash_address;
-use super::daybook::{self, Entry, Open};
-use super::schema::{self, time};
-use super::{Error, FILE};
+use super::daybook::Entry;
+use super::{Error, FILE, schema, time};
 use crate::mail::{Fingerprint, MailId};
 
 /// What is known of the mail that is looked for.
@@ -56,7 +55,7 @@ impl Tracer {
     /// The transactions of all mails that match, oldest first, at most `limit`.
     pub fn find(&self, query: &Query, limit: u32) -> Result<Vec<Traced>, Error> {
         // First what is open: it may be posted while we look, and is found among the settled then.
-        let open = self.open_entries()?;
+        let open = schema::still_open(&self.state_dir, &self.settled)?;
         let mut found = self.find_settled(query, limit).map_err(|error| self.failed(&error))?;
         found.extend(open.values().filter(|entry| query.matches(entry)).map(|entry| still_open(entry)));
         found.truncate(limit as usize);
@@ -77,16 +76,6 @@ impl Tracer {
         self.settled.prepare(&sql)?.query_map(params![first, second, limit], settled)?.collect()
     }
 
-    /// What the daybook has, but for what was posted and not struck out yet.
-    fn open_entries(&self) -> Result<Open, Error> {
-        let path = self.state_dir.join(daybook::FILE);
-        let mut open = daybook::read(&self.state_dir).map_err(|error| schema::damaged(&path, &error))?;
-        for id in schema::settled_among(&self.settled, &open).map_err(|error| self.failed(&error))? {
-            open.remove(&id);
-        }
-        Ok(open)
-    }
-
     fn failed(&self, error: &rusqlite::Error) -> Error {
         schema::damaged(&self.state_dir.join(FILE), error)
     }
@@ -98,7 +87,7 @@ impl Tracer {
 
     /// Entries that are not settled yet, over all queues, and when the smarthost last accepted a mail.
     pub fn summary(&self) -> Result<(u64, Option<Timestamp>), Error> {
-        let open = self.open_entries()?;
+        let open = schema::still_open(&self.state_dir, &self.settled)?;
         let sql = "SELECT max(accepted) FROM (SELECT accepted FROM settled_entry ORDER BY id DESC LIMIT 1000)";
         let last = self.settled.query_row(sql, [], |row| row.get::<_, Option<i64>>(0));
         let last = last.map_err(|error| self.failed(&error))?;

@@ -76,10 +76,7 @@ pub fn render<'a>(
         // A message ends in a line end, which this file does not.
         plan = Plan { body: leaf::Body::Base64(None), encoding: Some("base64"), charset: None, mending: None };
     }
-    plan.mending.iter().for_each(|mending| mendings.add(format!("the body {mending}")));
-    plan.charset.into_iter().for_each(|charset| value.set("charset", charset));
-    plan.write(&mut content, body);
-    Ok(Body { kind: value, encoding: plan.encoding.or(known(label)), content })
+    Ok(planned(plan, body, value, label, content, mendings))
 }
 
 /// The encoding's own name, if it has one.
@@ -162,12 +159,22 @@ fn text<'a>(
 /// Text that is encoded already stays so, and keeps its charset.
 fn encoded_text<'a>(
     body: &[u8],
+    kind: Value<'a>,
+    label: Option<&str>,
+    content: Vec<u8>,
+    mendings: &mut Mendings,
+) -> Body<'a> {
+    planned(leaf::plan(&kind, false, label, body, false), body, kind, label, content, mendings)
+}
+
+fn planned<'a>(
+    plan: Plan,
+    body: &[u8],
     mut kind: Value<'a>,
     label: Option<&str>,
     mut content: Vec<u8>,
     mendings: &mut Mendings,
 ) -> Body<'a> {
-    let plan = leaf::plan(&kind, false, label, body, false);
     plan.mending.iter().for_each(|mending| mendings.add(format!("the body {mending}")));
     plan.charset.into_iter().for_each(|charset| kind.set("charset", charset));
     plan.write(&mut content, body);
