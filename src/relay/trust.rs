@@ -10,14 +10,14 @@ const REST: u32 = 16;
 /// Shared by all connections to one smarthost.
 ///
 /// A reply out of turn proves that the smarthost does not keep it. A connection that was lost while replies to a flight
-/// were due proves nothing, so it counts only when it happens twice with no success between.
+/// were due proves nothing, so it counts only when it happens twice with no success between. Where a smarthost goes away,
+/// all connections are lost at once, and that happens once.
 #[derive(Debug, Default)]
 pub(super) struct Trust(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
     off: bool,
-    warned: bool,
     lost: u32,
     rest: u32,
 }
@@ -43,17 +43,19 @@ impl Trust {
     /// A flight was not answered.
     pub fn lost(&self) {
         let mut state = self.state();
-        state.lost += 1;
+        if state.rest == 0 {
+            // Else it was out already when the one before was lost: none goes out in a rest.
+            state.lost += 1;
+        }
         state.rest = REST;
-        state.off |= state.lost > 1;
-        state.warn();
+        if state.lost > 1 {
+            state.give_up();
+        }
     }
 
     /// A flight was answered out of turn.
     pub fn broken(&self) {
-        let mut state = self.state();
-        state.off = true;
-        state.warn();
+        self.state().give_up();
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -62,8 +64,8 @@ impl Trust {
 }
 
 impl State {
-    fn warn(&mut self) {
-        if !std::mem::replace(&mut self.warned, true) {
+    fn give_up(&mut self) {
+        if !std::mem::replace(&mut self.off, true) {
             warn!(
                 target: super::LOG,
                 "the smarthost announces PIPELINING and does not seem to keep it: going on one command at a time"
@@ -88,6 +90,17 @@ mod tests {
         assert_eq!(rest(), REST as usize);
         trust.lost();
         assert_eq!(rest(), 100);
+    }
+
+    #[test]
+    fn flights_that_are_lost_together_count_once() {
+        let trust = Trust::default();
+        (0..4).for_each(|_| trust.lost());
+        (0..REST).for_each(|_| trust.rested());
+        assert!(trust.allows());
+        trust.lost();
+        (0..REST).for_each(|_| trust.rested());
+        assert!(!trust.allows());
     }
 
     #[test]

@@ -125,6 +125,27 @@ async fn throttling_shrinks_the_connections_and_loses_nothing() {
 }
 
 #[tokio::test]
+async fn a_smarthost_that_goes_away_with_all_connections_keeps_its_name_for_pipelining() {
+    let mut catcher = Catcher::start().await;
+    let house = House::build(database::sqlite(), catcher.port(), OFTEN, SOON).await;
+    let mut session = Session::on(&house.database.url).await;
+    let mut mails = Mails::default();
+    mails.fill(&mut session, "n", 60).await;
+    catcher.close_gate();
+    let daemon = house.start();
+    // Each connection has the next mail's commands out behind this one's dot.
+    catcher.wait_at_gate(4).await;
+    catcher.stop().await;
+    catcher.open_gate();
+    catcher.start_again().await;
+    until_empty(&house.newsletter).await;
+    let lines = stop(daemon).await;
+    assert!(lines.iter().any(|line| line.contains("before the final dot was answered")), "{}", lines.join("\n"));
+    assert!(!lines.iter().any(|line| line.contains("PIPELINING")), "{}", lines.join("\n"));
+    assert!(mails.audit(&catcher.received(), &lines) <= 4);
+}
+
+#[tokio::test]
 async fn a_refused_login_is_the_relays_trouble_and_no_mails() {
     let knows_us = Arc::new(AtomicBool::new(false));
     let known = knows_us.clone();
