@@ -1,11 +1,14 @@
 //! What a mail is, before anybody does anything with it. No I/O.
 
+mod repair;
+
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
 use bytes::Bytes;
 pub use lettre::Address;
+pub use repair::{Repair, RepairCode};
 use sha2::{Digest, Sha256};
 
 /// Names a row for people and programs: `newsletter/1234`, the queue's name and the row's `mid`.
@@ -231,6 +234,6 @@ pub struct Mail {
     pub eight_bit: bool,
     /// An address or a header needs SMTPUTF8 (RFC 6531).
     pub smtputf8: bool,
-    /// What had to be mended on the way, each a sentence for people.
-    pub mendings: Vec<String>,
+    /// What had to be repaired on the way from the row, in the order of the row.
+    pub repairs: Vec<Repair>,
 }

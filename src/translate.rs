@@ -20,7 +20,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 
 use crate::decode::{self, Damage};
-use crate::mail::{Address, ColumnLimits, Columns, Mail, RecordId};
+use crate::mail::{Address, ColumnLimits, Columns, Mail, RecordId, Repair, RepairCode};
 use crate::outcome::Reason;
 
 /// What the configuration says about mails.
@@ -95,16 +95,16 @@ pub fn translate(
     let mparams = decode::column("mparams", columns.mparams.as_deref(), limits.mparams)?;
     let mbody = decode::column("mbody", columns.mbody.as_deref(), limits.mbody)?;
 
-    let mut mendings = Mendings::default();
-    let fields = headers::parse(&mheaders, &mut mendings);
-    let parties = envelope::Parties::of(&mto, &mparams, &fields, wire, settings, &mut mendings)?;
+    let mut repairs = Repairs::default();
+    let fields = headers::parse(&mheaders, &mut repairs);
+    let parties = envelope::Parties::of(&mto, &mparams, &fields, wire, settings, &mut repairs)?;
     let first = |name: &str| fields.iter().find(|field| field.is(name)).map(|field| field.value.as_ref());
     let attached = first("Content-Disposition").is_some_and(|value| {
         let value = mime::Value::parse(value);
         value.main == "attachment" || value.names_a_file()
     });
     let (kind, label) = (first("Content-Type"), first("Content-Transfer-Encoding"));
-    let mut body = body::render(&mbody, kind, label, attached, wire.eight_bit, &mut mendings)?;
+    let mut body = body::render(&mbody, kind, label, attached, wire.eight_bit, &mut repairs)?;
     drop(mbody);
     if !body.content.is_empty() && !body.content.ends_with(b"\r\n") {
         body.content.extend_from_slice(b"\r\n");
@@ -114,7 +114,7 @@ pub fn translate(
         body.encoding = Some("8bit");
     }
     let msubject = decode::utf8_or_windows_1252(&msubject);
-    let head = head::compose(&msubject, &fields, &parties, &body, stamp, &mut mendings)?;
+    let head = head::compose(&msubject, &fields, &parties, &body, stamp, &mut repairs)?;
     let mut content = body.content;
     put_in_front(&mut content, head.text.as_bytes());
     if content.len() as u64 > settings.max_size {
@@ -129,7 +129,7 @@ pub fn translate(
         invalid: parties.invalid,
         content: Bytes::from(content),
         eight_bit,
-        mendings: mendings.0,
+        repairs: repairs.0,
     })
 }
 
@@ -141,17 +141,18 @@ fn put_in_front(content: &mut Vec<u8>, head: &[u8]) {
     content[..head.len()].copy_from_slice(head);
 }
 
-/// What had to be mended, each once, and no more than a person will read.
+/// The repairs of one row, each once, and no more than a person will read.
 #[derive(Debug, Default)]
-struct Mendings(Vec<String>);
+struct Repairs(Vec<Repair>);
 
-impl Mendings {
+impl Repairs {
+    /// The most repairs that are kept for one row: a damaged list of addresses may have thousands.
     const MOST: usize = 100;
 
-    fn add(&mut self, mending: impl Into<String>) {
-        let mending = mending.into();
-        if self.0.len() < Self::MOST && !self.0.contains(&mending) {
-            self.0.push(mending);
+    fn add(&mut self, code: RepairCode, place: &str, text: impl Into<String>) {
+        let text = text.into();
+        if self.0.len() < Self::MOST && !self.0.iter().any(|repair| repair.text == text) {
+            self.0.push(Repair { code, place: for_people(place), text });
         }
     }
 }

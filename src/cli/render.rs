@@ -56,9 +56,9 @@ pub async fn run(args: &Args, config: &Config, out: &mut Out) -> anyhow::Result<
                     Ok(mail) => {
                         write(args, &listed, &mail)?;
                         summary.written += 1;
-                        summary.mended += usize::from(!mail.mendings.is_empty());
-                        for mending in &mail.mendings {
-                            writeln!(out, "{}: {}", listed.id, safe(mending))?;
+                        summary.mended += usize::from(!mail.repairs.is_empty());
+                        for repair in &mail.repairs {
+                            writeln!(out, "{}: {}", listed.id, safe(&repair.text))?;
                         }
                         for invalid in &mail.invalid {
                             writeln!(
@@ -96,7 +96,7 @@ fn write(args: &Args, listed: &Listed, mail: &Mail) -> anyhow::Result<()> {
         "sender": mail.envelope.sender.as_ref().map(ToString::to_string).unwrap_or_default(),
         "recipients": mail.envelope.recipients.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "invalid": mail.invalid.iter().map(|invalid| &invalid.written).collect::<Vec<_>>(),
-        "mendings": mail.mendings,
+        "repairs": mail.repairs.iter().map(|repair| &repair.text).collect::<Vec<_>>(),
     });
     for (end, bytes) in [("eml", &mail.content[..]), ("json", format!("{envelope:#}\n").as_bytes())] {
         let path = args.out.join(format!("{stem}.{end}"));

@@ -117,10 +117,10 @@ fn content(mail: &Mail, listed: &Listed, out: &mut Out) -> anyhow::Result<()> {
     let rows = recipients(mail, listed);
     let cells = rows.iter().map(|r| [format!("  {}", r.state), r.address.clone(), r.said.clone().unwrap_or_default()]);
     out.table(None, cells.collect())?;
-    if !mail.mendings.is_empty() {
-        writeln!(out, "\nMended on the way")?;
-        for mending in &mail.mendings {
-            writeln!(out, "  {}", safe(mending))?;
+    if !mail.repairs.is_empty() {
+        writeln!(out, "\nRepaired on the way")?;
+        for repair in &mail.repairs {
+            writeln!(out, "  {}", safe(&repair.text))?;
         }
     }
     writeln!(out, "\nHeaders")?;
@@ -231,7 +231,7 @@ struct Content<'a> {
     subject: &'a str,
     sender: Option<String>,
     headers: Vec<(String, String)>,
-    mendings: &'a [String],
+    repairs: Vec<&'a str>,
     bytes: usize,
 }
 
@@ -261,7 +261,7 @@ impl<'a> Object<'a> {
                 subject: &mail.subject,
                 sender: mail.envelope.sender.as_ref().map(ToString::to_string),
                 headers: headers(mail),
-                mendings: &mail.mendings,
+                repairs: mail.repairs.iter().map(|repair| repair.text.as_str()).collect(),
                 bytes: mail.content.len(),
             }),
             obstacle: mail.as_ref().err().map(|e| Obstacle { reason: e.reason.as_str(), detail: &e.detail }),

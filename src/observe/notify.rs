@@ -153,8 +153,8 @@ pub fn digest(settings: &Settings, news: &News) -> anyhow::Result<Mail> {
     let smtputf8 = ![&settings.to, &settings.from].iter().all(|address| AsRef::<str>::as_ref(*address).is_ascii());
     let envelope = Envelope { sender: Some(settings.from.clone()), recipients: vec![settings.to.clone()] };
     let content = message.formatted().into();
-    let (invalid, mendings) = (Vec::new(), Vec::new());
-    Ok(Mail { message_id, subject, envelope, invalid, content, eight_bit: false, smtputf8, mendings })
+    let (invalid, repairs) = (Vec::new(), Vec::new());
+    Ok(Mail { message_id, subject, envelope, invalid, content, eight_bit: false, smtputf8, repairs })
 }
 
 fn subject_line(news: &News, host: &str) -> String {

@@ -7,8 +7,9 @@ use super::lines::{LONGEST_LINE, Shape, is_blank, lines, write_crlf};
 use super::mime::{Param, Value};
 use super::part::{self, Place};
 use super::transfer::{self, Encoding};
-use super::{Mendings, Unreadable, headers};
+use super::{Repairs, Unreadable, headers};
 use crate::decode;
+use crate::mail::RepairCode;
 
 /// A body for the wire, and the headers that say what it is.
 pub struct Body<'a> {
@@ -25,7 +26,7 @@ pub fn render<'a>(
     label: Option<&str>,
     attached: bool,
     eight_bit: bool,
-    mendings: &mut Mendings,
+    repairs: &mut Repairs,
 ) -> Result<Body<'a>, Unreadable> {
     let mut body = body;
     let mut value = Value::parse(kind.unwrap_or("text/plain"));
@@ -39,24 +40,36 @@ pub fn render<'a>(
     if let Some(lost) = &lost {
         body = lost.body;
         lost.params.iter().cloned().for_each(|param| value.set(param.name, param.value));
-        mendings.add("Content-Type was cut off behind its first line: the rest was found at the top of the body");
+        repairs.add(
+            RepairCode::ContentType,
+            "Content-Type",
+            "Content-Type was cut off behind its first line: the rest was found at the top of the body",
+        );
     }
     let label = lost.as_ref().and_then(|lost| lost.label.as_deref()).or(label);
     // Room for what encoding a part or two adds, and for the headers that will stand in front.
     let mut content = Vec::with_capacity(body.len() + body.len() / 8 + 2048);
     let place = Place { name: String::new(), eight_bit, mail: value.main == "message/rfc822", depth: 0 };
     if value.is_multipart() {
-        if part::write_multipart(&mut content, body, &value, &place, mendings)? {
+        if part::write_multipart(&mut content, body, &value, &place, repairs)? {
             return Ok(Body { kind: value, encoding: None, content });
         }
         if let Some(boundary) = guess_boundary(body).map(str::to_owned) {
             value.set("boundary", boundary);
-            if part::write_multipart(&mut content, body, &value, &place, mendings)? {
-                mendings.add("Content-Type did not name the boundary of the body: it was found there");
+            if part::write_multipart(&mut content, body, &value, &place, repairs)? {
+                repairs.add(
+                    RepairCode::Boundary,
+                    "Content-Type",
+                    "Content-Type did not name the boundary of the body: it was found there",
+                );
                 return Ok(Body { kind: value, encoding: None, content });
             }
         }
-        mendings.add("Content-Type said multipart, and the body has no parts: sent as text");
+        repairs.add(
+            RepairCode::ContentType,
+            "Content-Type",
+            "Content-Type said multipart, and the body has no parts: sent as text",
+        );
         value = Value::parse("text/plain");
     }
     if value.is_sealed() {
@@ -65,18 +78,18 @@ pub fn render<'a>(
         return Ok(Body { kind: value, encoding: known(label), content });
     }
     if value.main == "message/rfc822" && Encoding::named(label).is_identity() {
-        part::write_part(&mut content, body, &place, mendings)?;
+        part::write_part(&mut content, body, &place, repairs)?;
         return Ok(Body { kind: value, encoding: None, content });
     }
     if value.is_text() && !attached && !value.names_a_file() {
-        return Ok(text(body, value, label, content, mendings));
+        return Ok(text(body, value, label, content, repairs));
     }
     let mut plan = leaf::plan(&value, attached, label, body, eight_bit);
     if matches!(plan.body, leaf::Body::AsItIs) && Encoding::named(label).is_identity() && !body.ends_with(b"\r\n") {
         // A message ends in a line end, which this file does not.
-        plan = Plan { body: leaf::Body::Base64(None), encoding: Some("base64"), charset: None, mending: None };
+        plan = Plan { body: leaf::Body::Base64(None), encoding: Some("base64"), charset: None, repair: None };
     }
-    Ok(planned(plan, body, value, label, content, mendings))
+    Ok(planned(plan, body, value, label, content, repairs))
 }
 
 /// The encoding's own name, if it has one.
@@ -94,16 +107,16 @@ fn text<'a>(
     mut kind: Value<'a>,
     label: Option<&str>,
     mut content: Vec<u8>,
-    mendings: &mut Mendings,
+    repairs: &mut Repairs,
 ) -> Body<'a> {
     if !kind.main.contains('/') {
         if !kind.main.is_empty() {
-            mendings.add("Content-Type was none: sent as text/plain");
+            repairs.add(RepairCode::ContentType, "Content-Type", "Content-Type was none: sent as text/plain");
         }
         kind.main = "text/plain".into();
     }
     let decoded = match Encoding::named(label) {
-        Encoding::QuotedPrintable => return encoded_text(body, kind, label, content, mendings),
+        Encoding::QuotedPrintable => return encoded_text(body, kind, label, content, repairs),
         Encoding::Base64 => {
             let digits = body.iter().filter(|byte| !byte.is_ascii_whitespace());
             let good = digits.clone().all(|byte| byte.is_ascii_alphanumeric() || b"+/=".contains(byte));
@@ -111,19 +124,25 @@ fn text<'a>(
                 let text = decode::loose_base64(body);
                 let charset = kind.param("charset").and_then(decode::charset);
                 if charset.is_some_and(|charset| decode::strictly(&text, charset).is_none()) {
-                    return encoded_text(body, kind, label, content, mendings);
+                    return encoded_text(body, kind, label, content, repairs);
                 }
                 Some(text)
             } else {
-                mendings.add("Content-Transfer-Encoding said base64 and the body is none: sent as the text that it is");
+                repairs.add(
+                    RepairCode::Encoding,
+                    "Content-Transfer-Encoding",
+                    "Content-Transfer-Encoding said base64 and the body is none: sent as the text that it is",
+                );
                 None
             }
         }
         Encoding::Unknown => {
             let label = super::for_people(label.unwrap_or_default());
-            mendings.add(format!(
-                "Content-Transfer-Encoding said `{label}`, which is no encoding: the body was taken as it is"
-            ));
+            repairs.add(
+                RepairCode::Encoding,
+                "Content-Transfer-Encoding",
+                format!("Content-Transfer-Encoding said `{label}`, which is no encoding: the body was taken as it is"),
+            );
             None
         }
         Encoding::SevenBit | Encoding::EightBit => None,
@@ -138,7 +157,7 @@ fn text<'a>(
     let ascii =
         body.is_ascii() && charset.and_then(decode::charset).is_none_or(|charset| charset.is_ascii_compatible());
     let (text, why) = if ascii { (body.into(), None) } else { leaf::text(body, charset) };
-    why.into_iter().for_each(|why| mendings.add(why));
+    why.into_iter().for_each(|why| repairs.add(RepairCode::Charset, "mbody", why));
     // Most text may stay as it is, and is written while its lines are measured.
     let plain = (ascii || text.is_ascii()) && memchr::memchr(0, &text).is_none();
     let longest = if plain { write_crlf(&mut content, &text) } else { Shape::of(&text).longest };
@@ -150,7 +169,11 @@ fn text<'a>(
         "quoted-printable"
     };
     if longest > LONGEST_LINE {
-        mendings.add(format!("a line of {longest} bytes was too long for the wire: sent as quoted-printable"));
+        repairs.add(
+            RepairCode::Encoding,
+            "mbody",
+            format!("a line of {longest} bytes was too long for the wire: sent as quoted-printable"),
+        );
     }
     kind.set("charset", "utf-8");
     Body { kind, encoding: Some(encoding), content }
@@ -162,9 +185,9 @@ fn encoded_text<'a>(
     kind: Value<'a>,
     label: Option<&str>,
     content: Vec<u8>,
-    mendings: &mut Mendings,
+    repairs: &mut Repairs,
 ) -> Body<'a> {
-    planned(leaf::plan(&kind, false, label, body, false), body, kind, label, content, mendings)
+    planned(leaf::plan(&kind, false, label, body, false), body, kind, label, content, repairs)
 }
 
 fn planned<'a>(
@@ -173,9 +196,9 @@ fn planned<'a>(
     mut kind: Value<'a>,
     label: Option<&str>,
     mut content: Vec<u8>,
-    mendings: &mut Mendings,
+    repairs: &mut Repairs,
 ) -> Body<'a> {
-    plan.mending.iter().for_each(|mending| mendings.add(format!("the body {mending}")));
+    plan.repair.iter().for_each(|repair| repairs.add(plan.code(), "mbody", format!("the body {repair}")));
     plan.charset.into_iter().for_each(|charset| kind.set("charset", charset));
     plan.write(&mut content, body);
     Body { kind, encoding: plan.encoding.or(known(label)), content }

@@ -8,9 +8,9 @@ use lettre::message::Mailbox;
 use super::address::{self, Entry};
 use super::headers::Field;
 use super::lines::{lines, unfold};
-use super::{Mendings, Settings, Unreadable, Wire, words};
+use super::{Repairs, Settings, Unreadable, Wire, words};
 use crate::decode;
-use crate::mail::{Address, Envelope, InvalidRecipient};
+use crate::mail::{Address, Envelope, InvalidRecipient, RepairCode};
 use crate::outcome::Reason;
 
 /// Everybody whom a row names.
@@ -33,10 +33,10 @@ impl Parties {
         fields: &[Field<'_>],
         wire: Wire,
         settings: &Settings,
-        mendings: &mut Mendings,
+        repairs: &mut Repairs,
     ) -> Result<Self, Unreadable> {
         let mut reader = Reader { fields, wire, invalid: Vec::new() };
-        let listed = mto_list(mto, mendings, &mut reader.invalid);
+        let listed = mto_list(mto, repairs, &mut reader.invalid);
         let mut to = reader.recipients(listed);
         // Programs that name a recipient in both places mean one.
         let mut more = reader.recipients_of("To");
@@ -47,18 +47,26 @@ impl Parties {
         }
         let cc = reader.recipients_of("Cc");
         let bcc = reader.recipients_of("Bcc");
-        let from = reader.from(settings, mendings)?;
-        let mut sender = reader.senders("Sender", mendings).into_iter().next();
+        let from = reader.from(settings, repairs)?;
+        let mut sender = reader.senders("Sender", repairs).into_iter().next();
         let envelope_sender =
-            envelope_sender(mparams, fields, sender.as_ref().unwrap_or(&from[0]), wire, settings, mendings);
+            envelope_sender(mparams, fields, sender.as_ref().unwrap_or(&from[0]), wire, settings, repairs);
         if sender.is_none() && from.len() > 1 {
             // RFC 5322 §3.6.2: several authors want a sender.
             sender = Some(from[0].clone());
-            mendings.add("From names several people and there was no Sender: the first of them was put there");
+            repairs.add(
+                RepairCode::HeaderAdded,
+                "Sender",
+                "From names several people and there was no Sender: the first of them was put there",
+            );
         }
-        let reply_to = reader.others("Reply-To", mendings);
+        let reply_to = reader.others("Reply-To", repairs);
         if fields.iter().any(|field| field.is("Resent-Bcc")) {
-            mendings.add("Resent-Bcc was left out; the addresses in it are no recipients of this mail");
+            repairs.add(
+                RepairCode::HeaderDropped,
+                "Resent-Bcc",
+                "Resent-Bcc was left out; the addresses in it are no recipients of this mail",
+            );
         }
         let mut everybody: Vec<&Address> = to.iter().chain(&cc).chain(&bcc).map(|mailbox| &mailbox.email).collect();
         if everybody.len() > 1 {
@@ -105,12 +113,16 @@ const NO_SMTPUTF8: &str = "its local part needs SMTPUTF8, which the smarthost do
 
 /// The list in `mto`. A fold is legal. A line end with no blank behind it is an attempt to add a header, or a list that was
 /// put together wrongly; either way nobody behind it gets the mail, and the row does not count as delivered.
-fn mto_list(mto: &[u8], mendings: &mut Mendings, invalid: &mut Vec<InvalidRecipient>) -> Vec<Entry> {
+fn mto_list(mto: &[u8], repairs: &mut Repairs, invalid: &mut Vec<InvalidRecipient>) -> Vec<Entry> {
     let mut unfolded = unfold(lines(mto.trim_ascii())).into_iter();
     let first = unfolded.next().unwrap_or_default();
     for line in unfolded {
         let written = super::for_people(&decode::utf8_or_windows_1252(&line));
-        mendings.add(format!("mto held a line end and more behind it: `{written}` was left out"));
+        repairs.add(
+            RepairCode::LineEnd,
+            "mto",
+            format!("mto held a line end and more behind it: `{written}` was left out"),
+        );
         let why = "it stands behind a line end in mto, as headers do that are smuggled in".to_owned();
         invalid.push(InvalidRecipient { written, why });
     }
@@ -149,37 +161,41 @@ impl Reader<'_> {
     }
 
     /// The first field of this name that holds a usable mailbox, for headers of which there is one.
-    fn senders(&self, name: &str, mendings: &mut Mendings) -> Vec<Mailbox> {
+    fn senders(&self, name: &str, repairs: &mut Repairs) -> Vec<Mailbox> {
         let mut found = Vec::new();
         for field in self.fields.iter().filter(|field| field.is(name)) {
             if !found.is_empty() {
-                mendings.add(format!("a further {name} header was left out"));
+                repairs.add(RepairCode::HeaderDropped, name, format!("a further {name} header was left out"));
                 continue;
             }
-            found = self.usable(field, mendings);
+            found = self.usable(field, repairs);
         }
         found
     }
 
     /// The mailboxes of all fields of this name.
-    fn others(&self, name: &str, mendings: &mut Mendings) -> Vec<Mailbox> {
+    fn others(&self, name: &str, repairs: &mut Repairs) -> Vec<Mailbox> {
         let fields = self.fields.iter().filter(|field| field.is(name));
-        fields.flat_map(|field| self.usable(field, mendings)).collect()
+        fields.flat_map(|field| self.usable(field, repairs)).collect()
     }
 
-    fn usable(&self, field: &Field<'_>, mendings: &mut Mendings) -> Vec<Mailbox> {
+    fn usable(&self, field: &Field<'_>, repairs: &mut Repairs) -> Vec<Mailbox> {
         let usable = |entry: Entry| match entry.and_then(|mailbox| self.reachable(mailbox)) {
             Ok(mailbox) => Some(mailbox),
             Err(bad) => {
-                mendings.add(format!("{}: `{}` was left out: {}", field.name, bad.written, bad.why));
+                repairs.add(
+                    RepairCode::AddressDropped,
+                    &field.name,
+                    format!("{}: `{}` was left out: {}", field.name, bad.written, bad.why),
+                );
                 None
             }
         };
         address::list(&field.value).into_iter().filter_map(usable).collect()
     }
 
-    fn from(&self, settings: &Settings, mendings: &mut Mendings) -> Result<Vec<Mailbox>, Unreadable> {
-        let from = self.senders("From", mendings);
+    fn from(&self, settings: &Settings, repairs: &mut Repairs) -> Result<Vec<Mailbox>, Unreadable> {
+        let from = self.senders("From", repairs);
         if !from.is_empty() {
             return Ok(from);
         }
@@ -192,7 +208,7 @@ impl Reader<'_> {
             };
             return Err(Unreadable::new(Reason::NoSender, format!("{what}, and no default_from is configured")));
         };
-        mendings.add("there was no usable From: default_from was put there");
+        repairs.add(RepairCode::SenderReplaced, "From", "there was no usable From: default_from was put there");
         Ok(vec![Mailbox::new(None, default.clone())])
     }
 }
@@ -204,26 +220,34 @@ fn envelope_sender(
     visible: &Mailbox,
     wire: Wire,
     settings: &Settings,
-    mendings: &mut Mendings,
+    repairs: &mut Repairs,
 ) -> Option<Address> {
     let mut own = None;
     if let Some(written) = option_f(&decode::utf8_or_windows_1252(mparams)) {
         own = reverse_path(&written, wire);
         if own.is_none() {
-            mendings.add(format!(
-                "mparams: `-f {}` cannot be the envelope sender and was passed over",
-                super::for_people(&written)
-            ));
+            repairs.add(
+                RepairCode::SenderReplaced,
+                "mparams",
+                format!(
+                    "mparams: `-f {}` cannot be the envelope sender and was passed over",
+                    super::for_people(&written)
+                ),
+            );
         }
     }
     for field in fields.iter().filter(|field| field.is("Return-Path")) {
         if own.is_none() {
             own = reverse_path(&field.value, wire);
             if own.is_none() {
-                mendings.add(format!(
-                    "Return-Path: `{}` cannot be the envelope sender and was passed over",
-                    super::for_people(&field.value)
-                ));
+                repairs.add(
+                    RepairCode::SenderReplaced,
+                    "Return-Path",
+                    format!(
+                        "Return-Path: `{}` cannot be the envelope sender and was passed over",
+                        super::for_people(&field.value)
+                    ),
+                );
             }
         }
     }

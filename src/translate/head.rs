@@ -12,7 +12,8 @@ use super::envelope::Parties;
 use super::headers::Field;
 use super::lines::{self, LONGEST_LINE};
 use super::mime::Value;
-use super::{Mendings, Stamp, Unreadable, address, words};
+use super::{Repairs, Stamp, Unreadable, address, words};
+use crate::mail::RepairCode;
 use crate::outcome::Reason;
 
 /// The block, with the blank line behind it.
@@ -50,13 +51,17 @@ pub fn compose<'a>(
     parties: &Parties,
     body: &Body<'_>,
     stamp: &Stamp,
-    mendings: &mut Mendings,
+    repairs: &mut Repairs,
 ) -> Result<Head, Unreadable> {
     if lines::lines(msubject.trim().as_bytes())
         .skip(1)
         .any(|line| !line.content.starts_with(b" ") && !line.content.starts_with(b"\t"))
     {
-        mendings.add("msubject held a line end: it became a blank, and what follows it part of the subject");
+        repairs.add(
+            RepairCode::LineEnd,
+            "msubject",
+            "msubject held a line end: it became a blank, and what follows it part of the subject",
+        );
     }
     let mut subject = words::one_line(words::decode(msubject));
     if subject.is_empty() {
@@ -69,7 +74,7 @@ pub fn compose<'a>(
     writer.once("To", |out| write_to(out, parties));
     writer.subject();
     for field in fields {
-        writer.field(field, parties, body, mendings);
+        writer.field(field, parties, body, repairs);
     }
     for (name, mailboxes) in people(parties) {
         writer.people(name, mailboxes);
@@ -81,7 +86,7 @@ pub fn compose<'a>(
         writer.message_id = id;
     }
     if writer.mime_version() {
-        mendings.add("there was no MIME-Version: it was added");
+        repairs.add(RepairCode::HeaderAdded, "MIME-Version", "there was no MIME-Version: it was added");
     }
     writer.content(body);
     let Writer { mut out, message_id, subject, .. } = writer;
@@ -148,13 +153,17 @@ impl<'a> Writer<'a> {
         }
     }
 
-    fn field(&mut self, field: &'a Field<'_>, parties: &Parties, body: &Body<'_>, mendings: &mut Mendings) {
+    fn field(&mut self, field: &'a Field<'_>, parties: &Parties, body: &Body<'_>, repairs: &mut Repairs) {
         if field.is_one_of(&LEFT_OUT) {
             // It is not for the wire, or goes out elsewhere.
         } else if field.is("Subject") {
             let value = words::one_line(words::decode(&field.value));
             if !value.is_empty() && value != self.subject {
-                mendings.add("mheaders held another Subject than msubject: it was left out");
+                repairs.add(
+                    RepairCode::HeaderDropped,
+                    "Subject",
+                    "mheaders held another Subject than msubject: it was left out",
+                );
             }
         } else if let Some((name, mailboxes)) = people(parties).into_iter().find(|(name, _)| field.is(name)) {
             self.people(name, mailboxes);
@@ -162,12 +171,16 @@ impl<'a> Writer<'a> {
             self.mime_version();
         } else if field.is("Content-Type") {
             if !self.content(body) {
-                mendings.add("a further Content-Type header was left out");
+                repairs.add(RepairCode::HeaderDropped, "Content-Type", "a further Content-Type header was left out");
             }
         } else if field.is_one_of(&SINGLE) {
-            self.single(field, mendings);
+            self.single(field, repairs);
         } else if field.value.is_empty() {
-            mendings.add(format!("{}: it was empty and was left out", super::for_people(&field.name)));
+            repairs.add(
+                RepairCode::HeaderDropped,
+                &field.name,
+                format!("{}: it was empty and was left out", super::for_people(&field.name)),
+            );
         } else if field.is("Content-Disposition") {
             self.disposition(field);
         } else {
@@ -196,19 +209,23 @@ impl<'a> Writer<'a> {
     }
 
     /// One of [`SINGLE`].
-    fn single(&mut self, field: &'a Field<'_>, mendings: &mut Mendings) {
+    fn single(&mut self, field: &'a Field<'_>, repairs: &mut Repairs) {
         let name = field.name.as_ref();
         let good = match field.is("Message-ID") {
             true => is_message_id(&field.value),
             false => !field.value.is_empty() && field.value.bytes().all(|byte| matches!(byte, b' '..=b'~')),
         };
         if !good {
-            mendings.add(format!("{name}: `{}` cannot be one and was left out", super::for_people(&field.value)));
+            repairs.add(
+                RepairCode::HeaderDropped,
+                name,
+                format!("{name}: `{}` cannot be one and was left out", super::for_people(&field.value)),
+            );
             return;
         }
         let first = self.once(name, |out| write_words(out, name, &field.value));
         if !first {
-            mendings.add(format!("a further {name} header was left out"));
+            repairs.add(RepairCode::HeaderDropped, name, format!("a further {name} header was left out"));
         } else if field.is("Message-ID") {
             self.message_id = field.value.clone().into_owned();
         }

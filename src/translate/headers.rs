@@ -3,8 +3,9 @@
 use std::borrow::Cow;
 
 use super::lines::{is_blank, lines, unfold};
-use super::{Mendings, words};
+use super::{Repairs, words};
 use crate::decode;
+use crate::mail::RepairCode;
 
 /// A header: its name as written, its value unfolded, as text, without blanks at its ends. Controls have become blanks;
 /// encoded words are still encoded.
@@ -30,11 +31,15 @@ impl Field<'_> {
 
 /// The headers of a block in their order. Blank lines before the first are passed over; what follows an inner blank line
 /// is no header, nor is a line that has no colon.
-pub fn parse<'a>(block: &'a [u8], mendings: &mut Mendings) -> Vec<Field<'a>> {
+pub fn parse<'a>(block: &'a [u8], repairs: &mut Repairs) -> Vec<Field<'a>> {
     let mut rest = lines(block).skip_while(|line| is_blank(line.content));
     let unfolded = unfold(rest.by_ref().take_while(|line| !is_blank(line.content)));
     if rest.any(|line| !is_blank(line.content)) {
-        mendings.add("mheaders held a blank line and more behind it: what follows the blank line was left out");
+        repairs.add(
+            RepairCode::TextDropped,
+            "mheaders",
+            "mheaders held a blank line and more behind it: what follows the blank line was left out",
+        );
     }
     let mut fields = Vec::with_capacity(unfolded.len());
     for line in unfolded {
@@ -43,14 +48,22 @@ pub fn parse<'a>(block: &'a [u8], mendings: &mut Mendings) -> Vec<Field<'a>> {
                 if !line.is_ascii() {
                     let read = if std::str::from_utf8(&line).is_ok() { "UTF-8" } else { "Windows-1252" };
                     let name = super::for_people(&field.name);
-                    mendings.add(format!("{name} held raw 8-bit text: it was read as {read} and encoded"));
+                    repairs.add(
+                        RepairCode::HeaderEncoded,
+                        &field.name,
+                        format!("{name} held raw 8-bit text: it was read as {read} and encoded"),
+                    );
                 }
                 fields.push(field);
             }
-            None => mendings.add(format!(
-                "mheaders held a line that is no header: `{}` was left out",
-                super::for_people(&decode::utf8_or_windows_1252(&line))
-            )),
+            None => repairs.add(
+                RepairCode::HeaderDropped,
+                "mheaders",
+                format!(
+                    "mheaders held a line that is no header: `{}` was left out",
+                    super::for_people(&decode::utf8_or_windows_1252(&line))
+                ),
+            ),
         }
     }
     fields

@@ -6,6 +6,7 @@ use super::lines::{Shape, write_crlf};
 use super::mime::Value;
 use super::transfer::{self, Encoding};
 use crate::decode;
+use crate::mail::RepairCode;
 
 /// What is to be done with a leaf.
 pub struct Plan {
@@ -15,7 +16,7 @@ pub struct Plan {
     /// The charset that the part needs, where its own is missing or untrue.
     pub charset: Option<&'static str>,
     /// What was wrong and what was done, for people; follows the name of the part.
-    pub mending: Option<String>,
+    pub repair: Option<String>,
 }
 
 /// How the body is written.
@@ -31,8 +32,16 @@ pub enum Body {
 }
 
 impl Plan {
+    /// The kind of repair that [`Plan::repair`] tells of.
+    pub fn code(&self) -> RepairCode {
+        match (&self.body, self.charset) {
+            (Body::AsItIs, Some(_)) => RepairCode::Charset,
+            _ => RepairCode::Encoding,
+        }
+    }
+
     fn keep() -> Self {
-        Self { body: Body::AsItIs, encoding: None, charset: None, mending: None }
+        Self { body: Body::AsItIs, encoding: None, charset: None, repair: None }
     }
 
     /// Appends the body to `out`.
@@ -69,7 +78,7 @@ fn base64(kind: &Value<'_>, file: bool, shape: Shape, body: &[u8]) -> Plan {
     let mut plan = Plan::keep();
     if shape.eight_bit || !shape.travels() {
         plan.body = Body::RewrappedBase64;
-        plan.mending = Some(
+        plan.repair = Some(
             "held base64 in lines that are too long, or bytes that do not belong there: broken into lines anew".into(),
         );
     }
@@ -88,7 +97,7 @@ fn quoted_file(shape: Shape, body: &[u8]) -> Plan {
         body: Body::Base64(Some(transfer::unquote_printable(body))),
         encoding: Some("base64"),
         charset: None,
-        mending: Some(
+        repair: Some(
             "is a file in quoted-printable that would not have kept its bytes on its way: sent as base64".into(),
         ),
     }
@@ -99,7 +108,7 @@ fn quoted_text(kind: &Value<'_>, shape: Shape, body: &[u8]) -> Plan {
     if shape.eight_bit || !shape.travels() {
         let what = if shape.eight_bit { "8-bit text that was not encoded" } else { "lines that are too long" };
         plan.body = Body::MendedQuotedPrintable;
-        plan.mending = Some(format!("said quoted-printable and held {what}: the rest of it was encoded too"));
+        plan.repair = Some(format!("said quoted-printable and held {what}: the rest of it was encoded too"));
     }
     if needs_charset(kind) {
         name_charset(&mut plan, kind, &transfer::unquote_printable(body));
@@ -118,11 +127,11 @@ fn name_charset(plan: &mut Plan, kind: &Value<'_>, text: &[u8]) {
     }
     let charset = if std::str::from_utf8(text).is_ok() { "utf-8" } else { "windows-1252" };
     plan.charset = Some(charset);
-    let more = plan.mending.take().map_or(String::new(), |mending| format!("; it {mending}"));
+    let more = plan.repair.take().map_or(String::new(), |repair| format!("; it {repair}"));
     let said = kind
         .param("charset")
         .map_or("no charset".to_owned(), |label| format!("charset `{}`", super::for_people(label)));
-    plan.mending = Some(format!("said {said} and held 8-bit text: marked as {charset}{more}"));
+    plan.repair = Some(format!("said {said} and held 8-bit text: marked as {charset}{more}"));
 }
 
 fn plain_file(encoding: Encoding, said: &str, shape: Shape, eight_bit: bool) -> Plan {
@@ -139,7 +148,7 @@ fn plain_file(encoding: Encoding, said: &str, shape: Shape, eight_bit: bool) -> 
         body: Body::Base64(None),
         encoding: Some("base64"),
         charset: None,
-        mending: Some(format!("said {said} and held a file with {what}: sent as base64")),
+        repair: Some(format!("said {said} and held a file with {what}: sent as base64")),
     }
 }
 
@@ -152,29 +161,29 @@ fn plain_text(kind: &Value<'_>, encoding: Encoding, said: &str, shape: Shape, bo
         return Plan::keep();
     }
     if charset.is_some_and(|charset| !charset.is_ascii_compatible()) {
-        let mending = Some(format!("said {said} and held text that is not made of lines: sent as base64"));
-        return Plan { body: Body::Base64(None), encoding: Some("base64"), charset: None, mending };
+        let repair = Some(format!("said {said} and held text that is not made of lines: sent as base64"));
+        return Plan { body: Body::Base64(None), encoding: Some("base64"), charset: None, repair };
     }
     if !shape.eight_bit && shape.travels() {
-        let mending = Some(format!("said {said}, which is no encoding: sent as 7bit"));
-        return Plan { body: Body::AsItIs, encoding: Some("7bit"), charset: None, mending };
+        let repair = Some(format!("said {said}, which is no encoding: sent as 7bit"));
+        return Plan { body: Body::AsItIs, encoding: Some("7bit"), charset: None, repair };
     }
     let what = match shape {
         Shape { eight_bit: true, .. } => "8-bit text",
         Shape { nul: true, .. } => "NULs",
         _ => "lines that are too long for the wire",
     };
-    let mending = format!("said {said} and held {what}: sent as quoted-printable");
+    let repair = format!("said {said} and held {what}: sent as quoted-printable");
     if held || !shape.eight_bit {
         let body = Body::QuotedPrintable(None);
-        return Plan { body, encoding: Some("quoted-printable"), charset: None, mending: Some(mending) };
+        return Plan { body, encoding: Some("quoted-printable"), charset: None, repair: Some(repair) };
     }
     let (text, why) = text(body, kind.param("charset"));
     Plan {
         body: Body::QuotedPrintable(Some(text.into_owned())),
         encoding: Some("quoted-printable"),
         charset: Some("utf-8"),
-        mending: Some(why.map_or(mending.clone(), |why| format!("{mending}, and {why}"))),
+        repair: Some(why.map_or(repair.clone(), |why| format!("{repair}, and {why}"))),
     }
 }
 

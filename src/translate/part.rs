@@ -9,7 +9,8 @@ use super::mime::Value;
 use super::split::Split;
 use super::transfer::Encoding;
 use super::words;
-use super::{Mendings, Unreadable};
+use super::{Repairs, Unreadable};
+use crate::mail::RepairCode;
 use crate::outcome::Reason;
 
 /// Multiparts in multiparts in multiparts: nobody means more than a few.
@@ -48,12 +49,12 @@ pub fn write_multipart(
     body: &[u8],
     kind: &Value<'_>,
     place: &Place,
-    mendings: &mut Mendings,
+    repairs: &mut Repairs,
 ) -> Result<bool, Unreadable> {
     let Some(split) = Split::at(body, kind.param("boundary").unwrap_or_default()) else { return Ok(false) };
     let sealed = kind.is_sealed();
     let delimiter = [b"--", split.boundary.as_bytes()].concat();
-    write_aside(out, split.preamble, "before the first part", sealed, place, mendings)?;
+    write_aside(out, split.preamble, "before the first part", sealed, place, repairs)?;
     for (at, part) in split.parts.iter().enumerate() {
         out.extend_from_slice(&delimiter);
         out.extend_from_slice(b"\r\n");
@@ -61,16 +62,16 @@ pub fn write_multipart(
         if sealed {
             write_sealed(out, part, false, &place)?;
         } else {
-            write_part(out, part, &place, mendings)?;
+            write_part(out, part, &place, repairs)?;
         }
         out.extend_from_slice(b"\r\n");
     }
     out.extend_from_slice(&delimiter);
     out.extend_from_slice(b"--\r\n");
     if let Some(what) = split.mended {
-        mendings.add(format!("{}: {what}", place.name()));
+        repairs.add(RepairCode::Boundary, place.name(), format!("{}: {what}", place.name()));
     }
-    write_aside(out, split.epilogue, "behind the last part", sealed, place, mendings)?;
+    write_aside(out, split.epilogue, "behind the last part", sealed, place, repairs)?;
     Ok(true)
 }
 
@@ -81,7 +82,7 @@ fn write_aside(
     where_: &str,
     sealed: bool,
     place: &Place,
-    mendings: &mut Mendings,
+    repairs: &mut Repairs,
 ) -> Result<(), Unreadable> {
     let shape = Shape::of(text);
     match (shape.travels() && !shape.eight_bit, sealed) {
@@ -93,10 +94,14 @@ fn write_aside(
         }
         (false, true) => return Err(not_transportable(place, "text outside of its parts")),
         (false, false) => {
-            mendings.add(format!(
-                "{}: text {where_}, which no reader shows, did not fit the wire and was left out",
-                place.name()
-            ));
+            repairs.add(
+                RepairCode::TextDropped,
+                place.name(),
+                format!(
+                    "{}: text {where_}, which no reader shows, did not fit the wire and was left out",
+                    place.name()
+                ),
+            );
         }
     }
     Ok(())
@@ -165,7 +170,7 @@ fn open(part: &[u8]) -> (Vec<Line<'_>>, &[u8]) {
 }
 
 /// Appends one part: its headers, a blank line, its body.
-pub fn write_part(out: &mut Vec<u8>, part: &[u8], place: &Place, mendings: &mut Mendings) -> Result<(), Unreadable> {
+pub fn write_part(out: &mut Vec<u8>, part: &[u8], place: &Place, repairs: &mut Repairs) -> Result<(), Unreadable> {
     let (headers, body) = open(part);
     let field = |name: &str| {
         let mut fields = headers.iter().filter_map(|line| line.field.as_ref());
@@ -176,7 +181,7 @@ pub fn write_part(out: &mut Vec<u8>, part: &[u8], place: &Place, mendings: &mut 
     let label = field("Content-Transfer-Encoding");
     let encoding = Encoding::named(label);
     if kind.is_sealed() && !kind.is_multipart() {
-        write_headers(out, &headers, &Changes::default(), place, mendings)?;
+        write_headers(out, &headers, &Changes::default(), place, repairs)?;
         let binary = label.is_some_and(|label| label.eq_ignore_ascii_case("binary"));
         return write_sealed(out, body, binary, place);
     }
@@ -189,24 +194,24 @@ pub fn write_part(out: &mut Vec<u8>, part: &[u8], place: &Place, mendings: &mut 
             // Nothing may be changed inside, so the label around it has to fit.
             let eight_bit = place.eight_bit && !body.is_ascii();
             let changes = Changes { encoding: eight_bit.then_some("8bit").or(changes.encoding), ..changes };
-            write_headers(out, &headers, &changes, place, mendings)?;
-            if write_multipart(out, body, &kind, place, mendings)? {
+            write_headers(out, &headers, &changes, place, repairs)?;
+            if write_multipart(out, body, &kind, place, repairs)? {
                 trim_line_end(out);
                 return Ok(());
             }
         } else {
-            write_headers(out, &headers, &changes, place, mendings)?;
+            write_headers(out, &headers, &changes, place, repairs)?;
             if kind.main == "message/rfc822" {
-                return write_part(out, body, &Place { mail: true, ..inside.child(1) }, mendings);
+                return write_part(out, body, &Place { mail: true, ..inside.child(1) }, repairs);
             }
-            if write_multipart(out, body, &kind, &inside, mendings)? {
+            if write_multipart(out, body, &kind, &inside, repairs)? {
                 trim_line_end(out);
                 return Ok(());
             }
         }
         out.truncate(start);
     }
-    write_leaf(out, &headers, kind, &disposition, label, body, place, mendings)
+    write_leaf(out, &headers, kind, &disposition, label, body, place, repairs)
 }
 
 /// The line end before a delimiter belongs to the delimiter.
@@ -225,11 +230,15 @@ fn write_leaf(
     label: Option<&str>,
     body: &[u8],
     place: &Place,
-    mendings: &mut Mendings,
+    repairs: &mut Repairs,
 ) -> Result<(), Unreadable> {
     let mut changes = Changes::default();
     if kind.is_multipart() {
-        mendings.add(format!("{} called itself multipart and had no parts: sent as text", place.name()));
+        repairs.add(
+            RepairCode::ContentType,
+            place.name(),
+            format!("{} called itself multipart and had no parts: sent as text", place.name()),
+        );
         kind = Value::parse("text/plain");
         changes.kind = Some(kind.clone());
     }
@@ -243,10 +252,10 @@ fn write_leaf(
         kind.set("charset", charset);
         changes.kind = Some(kind);
     }
-    if let Some(mending) = &plan.mending {
-        mendings.add(format!("{} {mending}", place.name()));
+    if let Some(repair) = &plan.repair {
+        repairs.add(plan.code(), place.name(), format!("{} {repair}", place.name()));
     }
-    write_headers(out, headers, &changes, place, mendings)?;
+    write_headers(out, headers, &changes, place, repairs)?;
     plan.write(out, body);
     Ok(())
 }
@@ -264,7 +273,7 @@ fn write_headers(
     headers: &[Line<'_>],
     changes: &Changes<'_>,
     place: &Place,
-    mendings: &mut Mendings,
+    repairs: &mut Repairs,
 ) -> Result<(), Unreadable> {
     let mut kind = changes.kind.as_ref();
     let mut encoding = changes.encoding;
@@ -276,7 +285,7 @@ fn write_headers(
         } else if changes.encoding.is_some() && is("Content-Transfer-Encoding") {
             text.extend(encoding.take().map(|name| format!("Content-Transfer-Encoding: {name}\r\n")));
         } else {
-            write_header(out, line, place, mendings)?;
+            write_header(out, line, place, repairs)?;
         }
         out.extend_from_slice(text.as_bytes());
     }
@@ -294,7 +303,7 @@ fn write_headers(
     Ok(())
 }
 
-fn write_header(out: &mut Vec<u8>, line: &Line<'_>, place: &Place, mendings: &mut Mendings) -> Result<(), Unreadable> {
+fn write_header(out: &mut Vec<u8>, line: &Line<'_>, place: &Place, repairs: &mut Repairs) -> Result<(), Unreadable> {
     let shape = Shape::of(line.raw);
     let parameters = line.field.as_ref().filter(|field| field.is("Content-Type") || field.is("Content-Disposition"));
     let parameters = parameters.map(|field| (field, Value::parse(&field.value)));
@@ -318,11 +327,11 @@ fn write_header(out: &mut Vec<u8>, line: &Line<'_>, place: &Place, mendings: &mu
         return Err(Unreadable::new(Reason::HeaderInvalid, detail));
     }
     let name = line.field.as_ref().map_or("a line of its header", |field| field.name.as_ref());
-    mendings.add(format!(
-        "{}: {} was written anew, as it held what no header may",
+    repairs.add(
+        RepairCode::HeaderRewritten,
         place.name(),
-        super::for_people(name)
-    ));
+        format!("{}: {} was written anew, as it held what no header may", place.name(), super::for_people(name)),
+    );
     out.extend_from_slice(text.as_bytes());
     Ok(())
 }

@@ -45,7 +45,7 @@ pub fn mail(content: &str, recipients: &[Address]) -> Mail {
         content: content.to_owned().into(),
         eight_bit: false,
         smtputf8: false,
-        mendings: Vec::new(),
+        repairs: Vec::new(),
     }
 }
 

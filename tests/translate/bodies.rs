@@ -18,6 +18,10 @@ fn body(mail: &Mail) -> &[u8] {
     &mail.content[start + 4..]
 }
 
+fn texts(mail: &Mail) -> Vec<&str> {
+    mail.repairs.iter().map(|repair| repair.text.as_str()).collect()
+}
+
 fn with_crlf(text: &[u8]) -> Vec<u8> {
     String::from_utf8_lossy(text).replace("\r\n", "\n").replace('\n', "\r\n").into_bytes()
 }
@@ -29,12 +33,12 @@ fn a_multipart_that_is_what_it_says_passes_byte_for_byte() {
     let expected = with_crlf(text).as_slice().to_vec();
     let expected = String::from_utf8(expected).unwrap().replace("--b  \r\n", "--b\r\n");
     assert_eq!(String::from_utf8_lossy(body(&mail)), expected);
-    assert_eq!(mail.mendings, Vec::<String>::new());
+    assert_eq!(texts(&mail), [""; 0]);
     assert!(!mail.eight_bit);
 }
 
 #[test]
-fn only_the_part_at_fault_is_encoded_anew_and_the_mending_is_named() {
+fn only_the_part_at_fault_is_encoded_anew_and_the_repair_is_named() {
     let good = "--b\nContent-Type: text/plain; charset=utf-8\n\neins\n";
     let bad = "--b\nContent-Type: text/plain; charset=utf-8\nContent-Transfer-Encoding: 7bit\n\nzw\u{f6}i\n";
     let mail = sent(MIXED, format!("{good}{bad}--b--\n").as_bytes()).unwrap();
@@ -42,7 +46,7 @@ fn only_the_part_at_fault_is_encoded_anew_and_the_mending_is_named() {
         format!("{good}{}--b--\n", bad.replace("7bit", "quoted-printable").replace('\u{f6}', "=C3=B6")).as_bytes(),
     );
     assert_eq!(String::from_utf8_lossy(body(&mail)), String::from_utf8_lossy(&expected));
-    assert_eq!(mail.mendings, ["part 2 said 7bit and held 8-bit text: sent as quoted-printable"]);
+    assert_eq!(texts(&mail), ["part 2 said 7bit and held 8-bit text: sent as quoted-printable"]);
 }
 
 #[test]
@@ -68,7 +72,7 @@ fn a_lost_last_character_and_a_lost_closing_delimiter_are_put_back() {
         if !matches!(lost, 3 | 4) {
             assert_eq!(body(&mail), b"--b\r\n\r\neins\r\n--b--\r\n", "{lost}");
         }
-        assert_eq!(mail.mendings.len(), 1, "{lost}: {:?}", mail.mendings);
+        assert_eq!(mail.repairs.len(), 1, "{lost}: {:?}", mail.repairs);
     }
 }
 
@@ -145,7 +149,7 @@ fn lines_of_up_to_998_bytes_stay_and_longer_ones_are_encoded() {
 fn single_bytes_that_a_charset_cannot_hold_are_read_as_windows_1252_and_the_rest_is_not_re_read() {
     let mail = sent("text/plain; charset=utf-8", b"\xc3\xbc und \xfc und \x80\n").unwrap();
     assert_eq!(body(&mail), b"=C3=BC und =C3=BC und =E2=82=AC\r\n");
-    assert_eq!(mail.mendings, ["bytes that are not UTF-8 were read as Windows-1252"]);
+    assert_eq!(texts(&mail), ["bytes that are not UTF-8 were read as Windows-1252"]);
 }
 
 #[test]
@@ -161,7 +165,7 @@ fn a_boundary_that_is_found_in_the_body_can_stand_in_a_header() {
     let nul = b"--x\0y\n\neins\n--x\0y\n\nzwei\n--x\0y--\n";
     let mail = sent("multipart/mixed;", nul).unwrap();
     assert!(!mail.content.contains(&0));
-    assert!(mail.mendings.iter().any(|mending| mending.contains("no parts: sent as text")), "{:?}", mail.mendings);
+    assert!(mail.repairs.iter().any(|repair| repair.text.contains("no parts: sent as text")), "{:?}", mail.repairs);
 }
 
 #[test]

@@ -85,7 +85,7 @@ fn a_row_without_a_usable_from_takes_the_configured_one() {
     let text = String::from_utf8_lossy(&mail.content);
     assert!(text.contains("\r\nFrom: noreply@example.org\r\n"), "{text}");
     assert_eq!(mail.envelope.sender.unwrap().to_string(), "noreply@example.org");
-    assert!(mail.mendings.iter().any(|mending| mending.contains("default_from")));
+    assert!(mail.repairs.iter().any(|repair| repair.text.contains("default_from")));
 }
 
 #[test]

@@ -48,7 +48,13 @@ pub fn assert_fit_for_the_wire(mail: &Mail, wire: Wire) {
         assert!(!text.chars().any(|c| c.is_control() || c == '<' || c == '>'), "{text:?}");
         assert!(text.is_ascii() || wire.smtputf8, "{text}");
     }
-    for text in mail.mendings.iter().chain(mail.invalid.iter().map(|invalid| &invalid.written)).chain([&mail.subject]) {
+    for text in mail
+        .repairs
+        .iter()
+        .map(|repair| &repair.text)
+        .chain(mail.invalid.iter().map(|invalid| &invalid.written))
+        .chain([&mail.subject])
+    {
         assert!(!text.chars().any(|c| c < ' ' || c == '\x7f'), "{text:?}");
     }
 }
