@@ -44,7 +44,8 @@ const MAY_IMPORT: [(&str, &[&str]); 16] = [
 ];
 
 const MAY_HOLD_SQL: [&str; 2] = ["queue", "ledger"];
-const LONGEST_FILE: usize = 400;
+/// Lines of a file: one concept fits into it.
+const LONGEST_FILE: usize = 600;
 
 #[test]
 fn imports_run_one_way() {
@@ -57,7 +58,7 @@ fn sql_stands_in_queue_and_ledger_only() {
 }
 
 #[test]
-fn no_file_is_longer_than_400_lines() {
+fn no_file_is_longer_than_600_lines() {
     check(|_, source| {
         let lines = source.lines().count();
         if lines > LONGEST_FILE { vec![format!("has {lines} lines, {LONGEST_FILE} are the most")] } else { vec![] }
