@@ -4,6 +4,8 @@
 //! the body fit the wire, part by part; `head` writes the header block anew. What is mended on the way is said.
 
 mod address;
+mod address_grammar;
+mod address_list;
 mod body;
 mod envelope;
 mod head;
@@ -96,7 +98,8 @@ pub fn translate(
     let mbody = decode::column("mbody", columns.mbody.as_deref(), limits.mbody)?;
 
     let mut repairs = Repairs::default();
-    let fields = headers::parse(&mheaders, &mut repairs);
+    let headers::Block { fields, behind } = headers::read(&mheaders, &mut repairs)?;
+    let mbody = body_of(mbody, behind, &mut repairs)?;
     let parties = envelope::Parties::of(&mto, &mparams, &fields, wire, settings, &mut repairs)?;
     let first = |name: &str| fields.iter().find(|field| field.is(name)).map(|field| field.value.as_ref());
     let attached = first("Content-Disposition").is_some_and(|value| {
@@ -131,6 +134,23 @@ pub fn translate(
         eight_bit,
         repairs: repairs.0,
     })
+}
+
+/// Returns the body: `mbody`, or, where that is empty, the text `behind` the empty line of `mheaders`. An old habit of PHP
+/// programs is to put headers and body into `$headers`. With text in both places neither can be dropped.
+fn body_of(mbody: Vec<u8>, behind: &[u8], repairs: &mut Repairs) -> Result<Vec<u8>, Unreadable> {
+    if behind.is_empty() {
+        return Ok(mbody);
+    }
+    if mbody.iter().all(u8::is_ascii_whitespace) {
+        let what = "mheaders held an empty line and the body behind it, and mbody was empty: that body was sent";
+        repairs.add(RepairCode::ContentType, "mheaders", what);
+        return Ok(behind.to_vec());
+    }
+    let start = for_people(&decode::utf8_or_windows_1252(&behind[..behind.len().min(200)]));
+    let detail =
+        format!("mheaders: text stands behind an empty line, and mbody holds another body; it begins `{start}`");
+    Err(Unreadable::new(Reason::HeaderInvalid, detail))
 }
 
 /// In place, since a second copy of a large body is what memory cannot spare.

@@ -1,289 +1,121 @@
-//! Address lists as people and programs write them, to typed mailboxes and back.
-//!
-//! RFC 5322 §3.4 is where this starts, not where it ends: quotes stand in the middle of names, commas outside of quotes.
-//! What stands before `<…>` is a name, whatever it holds, and only whole addresses are taken out of it.
+//! One address: checked for use in an envelope (RFC 5321 §4.1.2), and written into a header.
 
 use std::borrow::Cow;
 
 use lettre::message::Mailbox;
-use memchr::{memchr2, memchr3, memrchr};
 
+use super::address_grammar::{self as grammar, Spec};
 use super::words::{self, Line};
-use crate::mail::{Address, InvalidRecipient};
+use crate::mail::Address;
 
-/// One entry of an address list: a mailbox, or what was meant to be one.
-pub type Entry = Result<Mailbox, InvalidRecipient>;
+/// The reason why a text is no address, in words for a person.
+pub type Why = Cow<'static, str>;
 
-/// The entries of a list in their order. `text` is unfolded and free of controls. Groups are flattened.
-pub fn list(text: &str) -> Vec<Entry> {
-    let mut entries = Vec::new();
-    let last_semicolon = memrchr(b';', text.as_bytes()).unwrap_or(0);
-    let mut rest = text;
-    loop {
-        rest = rest.trim_start_matches([' ', ',', ';']);
-        if rest.is_empty() {
-            return entries;
-        }
-        let group_ends = text.len() - rest.len() < last_semicolon;
-        if group_ends && let Some(members) = behind_group_name(rest) {
-            rest = members;
-            continue;
-        }
-        let (trusted, angle) = next_angle(rest);
-        let Some(angle) = angle else {
-            bare_entries(rest, trusted, group_ends, &mut entries);
-            return entries;
-        };
-        let before = addresses_before_name(&rest[..angle.open], trusted);
-        bare_entries(&rest[..before], trusted, group_ends, &mut entries);
-        let name = rest[before..angle.open].trim_start_matches([' ', ',', ';']);
-        let name = if group_ends { behind_group_name(name).unwrap_or(name) } else { name };
-        entries.push(match parse(rest[angle.open + 1..angle.close].trim()) {
-            Ok(address) => Ok(Mailbox::new(name_of(name), address)),
-            Err(why) => Err(invalid(&format!("{name}{}", &rest[angle.open..=angle.close]), why)),
-        });
-        rest = &rest[angle.next..];
+/// Longest address, in bytes: a RCPT command has 512 (RFC 5321 §4.5.3.1.4), 12 of them around the address. The 64 bytes of
+/// §4.5.3.1.1 for a local part are for the smarthost to insist on; web services use longer ones.
+const LONGEST: usize = 500;
+
+/// Reads one address, and puts its domain into punycode. Invisible characters and blanks around it do not count.
+pub fn parse(text: &str) -> Result<Address, Why> {
+    parse_noting(text).map(|(address, _)| address)
+}
+
+/// As [`parse`], with the invisible character that was taken off, if any.
+pub fn parse_noting(text: &str) -> Result<(Address, Option<char>), Why> {
+    let trimmed = text.trim_matches(|c| c == ' ' || is_invisible(c));
+    let stripped = text.chars().find(|c| is_invisible(*c)).filter(|_| trimmed.len() < text.trim_matches(' ').len());
+    match grammar::spec(trimmed) {
+        Ok(spec) => check(&spec).map(|(address, within)| (address, stripped.or(within))),
+        Err(_) => Err(explain(trimmed)),
     }
 }
 
-/// The entries of a list in which there is no `<…>` that counts.
-fn bare_entries(text: &str, trust_quotes: bool, group_ends: bool, entries: &mut Vec<Entry>) {
-    let mut start = 0;
-    for end in separators(text, trust_quotes).chain([text.len()]) {
-        let entry = text[start..end].trim_start();
-        entries.extend(bare(if group_ends { behind_group_name(entry).unwrap_or(entry) } else { entry }));
-        start = (end + 1).min(text.len());
-    }
-}
-
-fn invalid(written: &str, why: &str) -> InvalidRecipient {
-    InvalidRecipient { written: super::for_people(&words::decode(written)), why: why.to_owned() }
-}
-
-/// Behind `phrase:` at the start, which begins a group (RFC 5322 §3.4) if a `;` ends it, and belongs to a name if none does.
-fn behind_group_name(text: &str) -> Option<&str> {
-    let mut quoted = false;
-    for (at, c) in text.char_indices() {
-        match c {
-            '"' => quoted = !quoted,
-            _ if quoted => {}
-            ':' => return Some(&text[at + 1..]),
-            ',' | ';' | '<' | '>' | '@' => return None,
-            _ => {}
-        }
-    }
-    None
-}
-
-/// A `<…>` that ends an entry, as offsets: the brackets, and what follows its comment.
-struct Angle {
-    open: usize,
-    close: usize,
-    next: usize,
-}
-
-/// A comment that goes on for longer is none.
-const LONGEST_COMMENT: usize = 1000;
-
-/// The next `<…>` that a separator or the end follows, and whether quotation marks may be trusted on the way there. Where
-/// they pair up badly they are letters like any other.
-fn next_angle(text: &str) -> (bool, Option<Angle>) {
-    match angle(text, true) {
-        Ok(found) => (true, found),
-        Err(Unpaired) => (false, angle(text, false).unwrap_or(None)),
-    }
-}
-
-struct Unpaired;
-
-fn angle(text: &str, trust_quotes: bool) -> Result<Option<Angle>, Unpaired> {
-    let bytes = text.as_bytes();
-    let mut at = 0;
-    while let Some(found) = memchr2(b'"', b'<', &bytes[at..]) {
-        at += found;
-        match bytes[at] {
-            b'"' if trust_quotes => at = closing_quote(bytes, at).ok_or(Unpaired)?,
-            b'<' => {
-                if let Some(found) = angle_at(text, at) {
-                    return Ok(Some(found));
-                }
-            }
-            _ => {}
-        }
-        at += 1;
-    }
-    Ok(None)
-}
-
-fn angle_at(text: &str, open: usize) -> Option<Angle> {
-    let inner = &text[open + 1..];
-    let close = open + 1 + inner.find(['<', '>']).filter(|at| inner[*at..].starts_with('>'))?;
-    let mut behind = text[close + 1..].trim_start_matches(' ');
-    if behind.starts_with('(') {
-        let end = behind.bytes().take(LONGEST_COMMENT).position(|byte| byte == b')')?;
-        behind = behind[end + 1..].trim_start_matches(' ');
-    }
-    let ends = behind.is_empty() || behind.starts_with([',', ';']);
-    ends.then(|| Angle { open, close, next: text.len() - behind.len() })
-}
-
-/// Where the quotation that opens at `open` closes: `None` if it does not, or if either mark touches a word.
-fn closing_quote(bytes: &[u8], open: usize) -> Option<usize> {
-    let before = open.checked_sub(1).map(|at| bytes[at]);
-    if !matches!(before, None | Some(b' ' | b',' | b';' | b':' | b'<' | b'(')) {
-        return None;
-    }
-    let mut at = open + 1;
-    while *bytes.get(at)? != b'"' {
-        at += if bytes[at] == b'\\' { 2 } else { 1 };
-    }
-    let behind = bytes.get(at + 1);
-    matches!(behind, None | Some(b' ' | b',' | b';' | b':' | b'<' | b'@' | b')')).then_some(at)
-}
-
-/// Offsets of the commas and semicolons, those within quotation marks left out if the marks can be trusted.
-fn separators(text: &str, trust_quotes: bool) -> impl Iterator<Item = usize> {
-    let bytes = text.as_bytes();
-    let mut at = 0;
-    std::iter::from_fn(move || {
-        while let Some(found) = memchr3(b'"', b',', b';', &bytes[at..]) {
-            let here = at + found;
-            at = here + 1;
-            match bytes[here] {
-                b'"' if trust_quotes => at = closing_quote(bytes, here).unwrap_or(here) + 1,
-                b'"' => {}
-                _ => return Some(here),
-            }
-        }
-        None
-    })
-}
-
-/// Where the name begins, if whole addresses stand before it: `a@x, b@y, Moser, Max <c@z>`.
-fn addresses_before_name(text: &str, trust_quotes: bool) -> usize {
-    let mut before = 0;
-    let mut start = 0;
-    for end in separators(text, trust_quotes) {
-        let (entry, _) = without_comments(&text[start..end]);
-        if looks_like_address(entry.trim()) || parse(entry.trim()).is_ok() {
-            before = end;
-        } else if !trust_quotes {
-            break;
-        }
-        start = end + 1;
-    }
-    before
-}
-
-/// One word with an @ inside, which stands for itself even where it is no good address.
-fn looks_like_address(text: &str) -> bool {
-    let sides = text.split_once('@');
-    sides.is_some_and(|(left, right)| !left.is_empty() && !right.is_empty())
-        && !text.contains(|c: char| c.is_whitespace() || matches!(c, '"' | '<' | '>' | '(' | ')'))
-}
-
-/// An entry without brackets: an address, perhaps with its owner's name in a comment, as before RFC 822.
-fn bare(text: &str) -> Option<Entry> {
-    let (address, comment) = without_comments(text);
-    let address = address.trim();
-    if address.is_empty() {
-        return None;
-    }
-    Some(match parse(address) {
-        Ok(address) => Ok(Mailbox::new(name_of(&comment), address)),
-        Err(why) => Err(invalid(text.trim(), why)),
-    })
-}
-
-/// Text without its comments (RFC 5322 §3.2.2), and the first comment. A bracket that is not closed is no comment.
-fn without_comments(text: &str) -> (Cow<'_, str>, String) {
-    if !text.contains('(') {
-        return (text.into(), String::new());
-    }
-    let (mut outside, mut comment) = (String::new(), String::new());
-    let (mut depth, mut quoted) = (0_usize, false);
-    let mut chars = text.chars();
-    while let Some(c) = chars.next() {
-        match c {
-            '"' if depth == 0 => quoted = !quoted,
-            '(' if !quoted => {
-                depth += 1;
-                continue;
-            }
-            ')' if depth > 0 => {
-                depth -= 1;
-                continue;
-            }
-            '\\' if depth > 0 => {
-                comment.extend(chars.next());
-                continue;
-            }
-            _ => {}
-        }
-        if depth == 0 { outside.push(c) } else { comment.push(c) }
-    }
-    if depth > 0 { (text.into(), String::new()) } else { (outside.into(), comment) }
-}
-
-/// The name that a person would read, if any: the outer quotes off, backslashes undone, encoded words decoded.
-fn name_of(written: &str) -> Option<String> {
-    let written = words::one_line(written.trim_matches(' ').into());
-    let inner = match written.strip_prefix('"') {
-        Some(rest) => rest.strip_suffix('"').unwrap_or(if rest.is_empty() { rest } else { &written }),
-        None => &written,
-    };
-    let inner = words::without_backslashes(inner);
-    let name = words::one_line(words::decode(&inner));
-    (!name.is_empty()).then(|| name.into_owned())
-}
-
-/// Checks one address (RFC 5321 §4.1.2) and puts its domain into punycode. Stricter than the grammar where mail between
-/// hosts is: a domain has a dot and is no address literal. The error says in words what is wrong.
-pub fn parse(text: &str) -> Result<Address, &'static str> {
-    let (local, domain) = text.rsplit_once('@').ok_or("it has no @")?;
-    if local.is_empty() || domain.is_empty() {
-        return Err("nothing stands on one side of the @");
-    }
-    let quoted = local.len() > 1 && local.starts_with('"') && local.ends_with('"');
-    if !quoted {
-        if local.starts_with('.') || local.ends_with('.') || words::has_pair(local, b"..") {
-            return Err("its local part has a dot at an end, or two in a row");
-        }
-        if local.contains('@') {
-            return Err("it has more than one @");
-        }
-        if !local.chars().all(|c| c == '.' || is_atom_char(c)) {
-            return Err("its local part has a character that must not stand there");
-        }
+/// Checks what the grammar found. Stricter than the grammar where mail between hosts is: a domain has a dot and is no
+/// address literal. Gives the invisible character too that was taken off an end of the address, if any.
+pub fn check(spec: &Spec<'_>) -> Result<(Address, Option<char>), Why> {
+    let (local, first) = strip(&spec.local, str::strip_prefix, |text| text.chars().next());
+    let (domain, last) = strip(&spec.domain, str::strip_suffix, |text| text.chars().next_back());
+    if let Some(c) = local.chars().chain(domain.chars()).find(|c| is_invisible(*c)) {
+        return Err(holds_invisible(c));
     }
     if local.contains(['<', '>']) {
-        return Err("its local part has a bracket, which careless readers take for the end of the address");
-    }
-    if local.len() > 64 {
-        return Err("its local part is longer than 64 bytes");
+        return Err("its local part has a bracket, which careless readers take for the end of the address".into());
     }
     let domain = ascii_domain(domain)?;
-    Address::try_from([local, "@", &domain].concat()).map_err(|_| "it is no address by RFC 5321")
+    if local.is_empty() || matches!(local, r#""""#) {
+        return Err("its local part is empty".into());
+    }
+    if local.len() + domain.len() >= LONGEST {
+        return Err(format!("it is longer than {LONGEST} bytes, and SMTP cannot carry it").into());
+    }
+    // lettre's own check refuses local parts of more than 64 bytes; the grammar has looked at every character.
+    Ok((Address::new_dangerous(local, &domain), first.or(last)))
 }
 
-/// RFC 5322 §3.2.3, with the letters of RFC 6531.
-fn is_atom_char(c: char) -> bool {
-    let mark = matches!(c, '!' | '#'..='\'' | '*' | '+' | '-' | '/' | '=' | '?' | '^'..='`' | '{'..='~');
-    mark || c.is_ascii_alphanumeric() || (!c.is_ascii() && !c.is_control() && !c.is_whitespace())
+/// The text without the invisible characters at one of its ends, and one of these.
+fn strip<'a>(
+    text: &'a str,
+    strip: impl Fn(&'a str, char) -> Option<&'a str>,
+    outermost: impl Fn(&str) -> Option<char>,
+) -> (&'a str, Option<char>) {
+    let (mut rest, mut stripped) = (text, None);
+    while let Some(c) = outermost(rest).filter(|c| is_invisible(*c)) {
+        let Some(shorter) = strip(rest, c) else { break };
+        (rest, stripped) = (shorter, Some(c));
+    }
+    (rest, stripped)
 }
 
-fn ascii_domain(domain: &str) -> Result<Cow<'_, str>, &'static str> {
+/// Returns true for characters that a person does not see: format characters (Unicode category Cf), blanks outside of
+/// ASCII, fillers and variation selectors. They come into addresses with text that was copied from a page.
+pub fn is_invisible(c: char) -> bool {
+    (!c.is_ascii() && c.is_whitespace())
+        || matches!(c, '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}')
+        || matches!(c, '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}')
+        || matches!(c, '\u{2060}'..='\u{206f}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{ffa0}')
+        || matches!(c, '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e0fff}')
+}
+
+fn holds_invisible(c: char) -> Why {
+    format!("it holds the invisible character U+{:04X}", u32::from(c)).into()
+}
+
+/// Says what is wrong with a text that the grammar does not take for an address.
+fn explain(text: &str) -> Why {
+    let Some((local, domain)) = text.rsplit_once('@') else { return "it has no @".into() };
+    if let Some(c) = text.chars().find(|c| is_invisible(*c)) {
+        return holds_invisible(c);
+    }
+    let why = if local.is_empty() || domain.is_empty() {
+        "nothing stands on one side of the @"
+    } else if grammar::begins_encoded_word(local) {
+        "an encoded word is no part of an address"
+    } else if local.contains('@') && !local.starts_with('"') {
+        "it has more than one @"
+    } else if local.starts_with('.') || local.ends_with('.') || words::has_pair(local, b"..") {
+        "its local part has a dot at an end, or two in a row"
+    } else if !local.bytes().all(|byte| byte == b'.' || grammar::is_atext(byte)) {
+        "its local part has a character that must not stand there"
+    } else {
+        return ascii_domain(domain).err().unwrap_or("it is no address by RFC 5322".into());
+    };
+    why.into()
+}
+
+fn ascii_domain(domain: &str) -> Result<Cow<'_, str>, Why> {
     if domain.starts_with('[') {
-        return Err("its domain is the number of a host, which a smarthost does not relay to");
+        return Err("its domain is the number of a host, which a smarthost does not relay to".into());
     }
     let ascii = match domain.is_ascii() {
         true => domain.into(),
-        false => Cow::Owned(idna::domain_to_ascii(domain).map_err(|_| "its domain cannot be put into punycode")?),
+        false => {
+            Cow::Owned(idna::domain_to_ascii(domain).map_err(|_| Why::from("its domain cannot be put into punycode"))?)
+        }
     };
     if ascii.ends_with('.') {
-        return Err("its domain ends in a dot");
+        return Err("its domain ends in a dot".into());
     }
-    let (_, top) = ascii.rsplit_once('.').ok_or("its domain has no dot")?;
+    let (_, top) = ascii.rsplit_once('.').ok_or(Why::from("its domain has no dot"))?;
     let label_is_good = |label: &[u8]| {
         let ends = label.first().zip(label.last());
         label.len() <= 63
@@ -291,10 +123,10 @@ fn ascii_domain(domain: &str) -> Result<Cow<'_, str>, &'static str> {
             && ends.is_some_and(|(first, last)| first.is_ascii_alphanumeric() && last.is_ascii_alphanumeric())
     };
     if ascii.len() > 253 || !ascii.as_bytes().split(|byte| *byte == b'.').all(label_is_good) {
-        return Err("its domain is none");
+        return Err("its domain is none".into());
     }
     if top.len() < 2 || !top.starts_with(|c: char| c.is_ascii_alphabetic()) {
-        return Err("its domain ends in nothing that is a top-level domain");
+        return Err("its domain ends in nothing that is a top-level domain".into());
     }
     Ok(ascii)
 }

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 
 use lettre::message::Mailbox;
 
-use super::address::{self, Entry};
+use super::address_list::{self, Entry, MOST_INVALID, MOST_RECIPIENTS, TooMany};
 use super::headers::Field;
 use super::lines::{lines, unfold};
 use super::{Repairs, Settings, Unreadable, Wire, words};
@@ -36,19 +36,19 @@ impl Parties {
         repairs: &mut Repairs,
     ) -> Result<Self, Unreadable> {
         let mut reader = Reader { fields, wire, invalid: Vec::new() };
-        let listed = mto_list(mto, repairs, &mut reader.invalid);
-        let mut to = reader.recipients(listed);
+        let listed = mto_list(mto, repairs, &mut reader.invalid)?;
+        let mut to = reader.recipients(listed)?;
         // Programs that name a recipient in both places mean one.
-        let mut more = reader.recipients_of("To");
+        let mut more = reader.recipients_of("To", repairs)?;
         if !more.is_empty() {
             let listed: HashSet<&Mailbox> = to.iter().collect();
             more.retain(|mailbox| !listed.contains(mailbox));
             to.append(&mut more);
         }
-        let cc = reader.recipients_of("Cc");
-        let bcc = reader.recipients_of("Bcc");
+        let cc = reader.recipients_of("Cc", repairs)?;
+        let bcc = reader.recipients_of("Bcc", repairs)?;
         let from = reader.from(settings, repairs)?;
-        let mut sender = reader.senders("Sender", repairs).into_iter().next();
+        let mut sender = reader.senders("Sender", repairs)?.into_iter().next();
         let envelope_sender =
             envelope_sender(mparams, fields, sender.as_ref().unwrap_or(&from[0]), wire, settings, repairs);
         if sender.is_none() && from.len() > 1 {
@@ -60,7 +60,7 @@ impl Parties {
                 "From names several people and there was no Sender: the first of them was put there",
             );
         }
-        let reply_to = reader.others("Reply-To", repairs);
+        let reply_to = reader.others("Reply-To", repairs)?;
         if fields.iter().any(|field| field.is("Resent-Bcc")) {
             repairs.add(
                 RepairCode::HeaderDropped,
@@ -74,6 +74,9 @@ impl Parties {
             everybody.retain(|address| seen.insert(identity(address)));
         }
         let recipients: Vec<Address> = everybody.into_iter().cloned().collect();
+        if recipients.len() > MOST_RECIPIENTS {
+            return Err(TooMany.into());
+        }
         let invalid = reader.invalid;
         if recipients.is_empty() {
             return Err(nobody(&invalid));
@@ -113,7 +116,7 @@ const NO_SMTPUTF8: &str = "its local part needs SMTPUTF8, which the smarthost do
 
 /// The list in `mto`. A fold is legal. A line end with no blank behind it is an attempt to add a header, or a list that was
 /// put together wrongly; either way nobody behind it gets the mail, and the row does not count as delivered.
-fn mto_list(mto: &[u8], repairs: &mut Repairs, invalid: &mut Vec<InvalidRecipient>) -> Vec<Entry> {
+fn mto_list(mto: &[u8], repairs: &mut Repairs, invalid: &mut Vec<InvalidRecipient>) -> Result<Vec<Entry>, TooMany> {
     let mut unfolded = unfold(lines(mto.trim_ascii())).into_iter();
     let first = unfolded.next().unwrap_or_default();
     for line in unfolded {
@@ -125,8 +128,32 @@ fn mto_list(mto: &[u8], repairs: &mut Repairs, invalid: &mut Vec<InvalidRecipien
         );
         let why = "it stands behind a line end in mto, as headers do that are smuggled in".to_owned();
         invalid.push(InvalidRecipient { written, why });
+        if invalid.len() > MOST_INVALID {
+            return Err(TooMany);
+        }
     }
-    address::list(&words::without_controls(decode::utf8_or_windows_1252(&first)))
+    entries(&words::without_controls(decode::utf8_or_windows_1252(&first)), "mto", repairs)
+}
+
+/// Reads a list, and notes a repair made on the way.
+fn entries(text: &str, place: &str, repairs: &mut Repairs) -> Result<Vec<Entry>, TooMany> {
+    let list = address_list::list(text)?;
+    if let Some(c) = list.stripped {
+        let code = u32::from(c);
+        let text = format!("{place}: the invisible character U+{code:04X} beside an address was taken off");
+        repairs.add(RepairCode::Invisible, place, text);
+    }
+    Ok(list.entries)
+}
+
+impl From<TooMany> for Unreadable {
+    fn from(TooMany: TooMany) -> Self {
+        let detail = format!(
+            "mto, To, Cc and Bcc: more than {MOST_RECIPIENTS} recipients, or more than {MOST_INVALID} entries that are no \
+             address: divide the mail into several rows"
+        );
+        Self::new(Reason::TooLarge, detail)
+    }
 }
 
 struct Reader<'a> {
@@ -136,21 +163,24 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    fn recipients_of(&mut self, name: &str) -> Vec<Mailbox> {
+    fn recipients_of(&mut self, name: &'static str, repairs: &mut Repairs) -> Result<Vec<Mailbox>, Unreadable> {
         let fields = self.fields;
-        let fields = fields.iter().filter(|field| field.is(name));
-        fields.flat_map(|field| self.recipients(address::list(&field.value))).collect()
+        let mut found = Vec::new();
+        for field in fields.iter().filter(|field| field.is(name)) {
+            found.append(&mut self.recipients(entries(&field.value, name, repairs)?)?);
+        }
+        Ok(found)
     }
 
-    fn recipients(&mut self, entries: Vec<Entry>) -> Vec<Mailbox> {
-        let reachable = |entry: Entry| match entry.and_then(|mailbox| self.reachable(mailbox)) {
-            Ok(mailbox) => Some(mailbox),
-            Err(invalid) => {
-                self.invalid.push(invalid);
-                None
+    fn recipients(&mut self, entries: Vec<Entry>) -> Result<Vec<Mailbox>, TooMany> {
+        let mut found = Vec::with_capacity(entries.len());
+        for entry in entries {
+            match entry.and_then(|mailbox| self.reachable(mailbox)) {
+                Ok(mailbox) => found.push(mailbox),
+                Err(invalid) => self.invalid.push(invalid),
             }
-        };
-        entries.into_iter().filter_map(reachable).collect()
+        }
+        if self.invalid.len() > MOST_INVALID { Err(TooMany) } else { Ok(found) }
     }
 
     fn reachable(&self, mailbox: Mailbox) -> Entry {
@@ -161,41 +191,43 @@ impl Reader<'_> {
     }
 
     /// The first field of this name that holds a usable mailbox, for headers of which there is one.
-    fn senders(&self, name: &str, repairs: &mut Repairs) -> Vec<Mailbox> {
+    fn senders(&self, name: &'static str, repairs: &mut Repairs) -> Result<Vec<Mailbox>, TooMany> {
         let mut found = Vec::new();
         for field in self.fields.iter().filter(|field| field.is(name)) {
             if !found.is_empty() {
                 repairs.add(RepairCode::HeaderDropped, name, format!("a further {name} header was left out"));
                 continue;
             }
-            found = self.usable(field, repairs);
+            found = self.usable(field, name, repairs)?;
         }
-        found
+        Ok(found)
     }
 
     /// The mailboxes of all fields of this name.
-    fn others(&self, name: &str, repairs: &mut Repairs) -> Vec<Mailbox> {
-        let fields = self.fields.iter().filter(|field| field.is(name));
-        fields.flat_map(|field| self.usable(field, repairs)).collect()
+    fn others(&self, name: &'static str, repairs: &mut Repairs) -> Result<Vec<Mailbox>, TooMany> {
+        let mut found = Vec::new();
+        for field in self.fields.iter().filter(|field| field.is(name)) {
+            found.append(&mut self.usable(field, name, repairs)?);
+        }
+        Ok(found)
     }
 
-    fn usable(&self, field: &Field<'_>, repairs: &mut Repairs) -> Vec<Mailbox> {
-        let usable = |entry: Entry| match entry.and_then(|mailbox| self.reachable(mailbox)) {
-            Ok(mailbox) => Some(mailbox),
-            Err(bad) => {
-                repairs.add(
-                    RepairCode::AddressDropped,
-                    &field.name,
-                    format!("{}: `{}` was left out: {}", field.name, bad.written, bad.why),
-                );
-                None
+    fn usable(&self, field: &Field<'_>, name: &str, repairs: &mut Repairs) -> Result<Vec<Mailbox>, TooMany> {
+        let mut found = Vec::new();
+        for entry in entries(&field.value, name, repairs)? {
+            match entry.and_then(|mailbox| self.reachable(mailbox)) {
+                Ok(mailbox) => found.push(mailbox),
+                Err(bad) => {
+                    let text = format!("{name}: `{}` was left out: {}", bad.written, bad.why);
+                    repairs.add(RepairCode::AddressDropped, name, text);
+                }
             }
-        };
-        address::list(&field.value).into_iter().filter_map(usable).collect()
+        }
+        Ok(found)
     }
 
     fn from(&self, settings: &Settings, repairs: &mut Repairs) -> Result<Vec<Mailbox>, Unreadable> {
-        let from = self.senders("From", repairs);
+        let from = self.senders("From", repairs)?;
         if !from.is_empty() {
             return Ok(from);
         }
@@ -264,7 +296,7 @@ fn reverse_path(written: &str, wire: Wire) -> Option<Option<Address>> {
     if written == "<>" {
         return Some(None);
     }
-    match address::list(written).as_slice() {
+    match address_list::list(written).map(|list| list.entries).unwrap_or_default().as_slice() {
         [Ok(mailbox)] if wire.smtputf8 || !needs_smtputf8(&mailbox.email) => Some(Some(mailbox.email.clone())),
         _ => None,
     }

@@ -12,7 +12,7 @@ use super::envelope::Parties;
 use super::headers::Field;
 use super::lines::{self, LONGEST_LINE};
 use super::mime::Value;
-use super::{Repairs, Stamp, Unreadable, address, words};
+use super::{Repairs, Stamp, Unreadable, address, address_list, words};
 use crate::mail::RepairCode;
 use crate::outcome::Reason;
 
@@ -241,7 +241,8 @@ impl<'a> Writer<'a> {
             return write_words(&mut self.out, &field.name, &field.value);
         }
         if field.is_one_of(&OTHER_ADDRESSES) {
-            let mailboxes: Vec<Mailbox> = address::list(&field.value).into_iter().flatten().collect();
+            let list = address_list::list(&field.value).map(|list| list.entries).unwrap_or_default();
+            let mailboxes: Vec<Mailbox> = list.into_iter().flatten().collect();
             if !mailboxes.is_empty() && mailboxes.iter().all(|mailbox| mailbox.email.user().is_ascii()) {
                 return address::write(&mut self.out, &field.name, &mailboxes);
             }

@@ -1,4 +1,4 @@
-//! Lines of bytes that end in CRLF, LF or CR, all of which the producers write, often mixed.
+//! Lines of bytes that end in CRLF, LF or CR, all of which the producers write, often mixed, and in CR CR LF.
 
 use std::borrow::Cow;
 
@@ -26,6 +26,7 @@ pub fn lines(bytes: &[u8]) -> impl Iterator<Item = Line<'_>> {
         let ending = match &rest[length..] {
             [b'\r', b'\n', ..] => 2,
             [] => 0,
+            [b'\r', b'\r', b'\n', ..] => 3,
             _ => 1,
         };
         let line = Line { content: &rest[..length], start, next: start + length + ending };
@@ -61,7 +62,7 @@ pub fn write_crlf(out: &mut Vec<u8>, bytes: &[u8]) -> usize {
     for line in lines(bytes) {
         longest = longest.max(line.content.len());
         let end = line.start + line.content.len();
-        if matches!(&bytes[end..line.next], b"\n" | b"\r") {
+        if !matches!(&bytes[end..line.next], b"\r\n" | b"") {
             out.extend_from_slice(&bytes[written..end]);
             out.extend_from_slice(b"\r\n");
             written = line.next;
@@ -95,8 +96,8 @@ impl Shape {
             shape.longest = shape.longest.max(line.content.len());
             match &bytes[line.start + line.content.len()..line.next] {
                 b"\n" => shape.bare_lf = true,
-                b"\r" => shape.bare_cr = true,
-                _ => {}
+                b"\r\n" | b"" => {}
+                _ => shape.bare_cr = true,
             }
         }
         shape

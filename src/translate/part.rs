@@ -1,10 +1,8 @@
 //! The inside of a multipart body: passed on byte for byte, but for the parts that do not fit the wire.
 
-use std::borrow::Cow;
-
 use super::headers::{self, Field};
 use super::leaf;
-use super::lines::{Shape, is_blank, lines, write_crlf};
+use super::lines::{Shape, is_blank, write_crlf};
 use super::mime::Value;
 use super::split::Split;
 use super::transfer::Encoding;
@@ -141,32 +139,16 @@ struct Line<'a> {
 
 /// A part's headers, and its body. A line that can be no header begins the body (as readers have it), as does a blank one.
 fn open(part: &[u8]) -> (Vec<Line<'_>>, &[u8]) {
-    let mut headers: Vec<(usize, usize, Cow<'_, [u8]>)> = Vec::new();
-    let mut body = part.len();
-    for line in lines(part) {
-        if line.content.is_empty() {
-            body = line.next;
-            break;
+    let mut headers = Vec::new();
+    for line in headers::header_lines(part) {
+        let field = headers::split_unfolded(&line.unfolded);
+        if field.is_none() && !line.unfolded.starts_with(b"From ") {
+            let body = if is_blank(&line.unfolded) { line.next } else { line.start };
+            return (headers, &part[body..]);
         }
-        let end = line.start + line.content.len();
-        match headers.last_mut() {
-            Some(last) if matches!(line.content[0], b' ' | b'\t') => {
-                last.1 = end;
-                last.2.to_mut().extend_from_slice(line.content);
-            }
-            _ if headers::split(line.content).is_some() || line.content.starts_with(b"From ") => {
-                headers.push((line.start, end, line.content.into()));
-            }
-            _ => {
-                body = if is_blank(line.content) { line.next } else { line.start };
-                break;
-            }
-        }
+        headers.push(Line { raw: &part[line.start..line.end], field });
     }
-    let lines = headers
-        .iter()
-        .map(|(start, end, line)| Line { raw: &part[*start..*end], field: headers::split_unfolded(line) });
-    (lines.collect(), &part[body..])
+    (headers, b"")
 }
 
 /// Appends one part: its headers, a blank line, its body.

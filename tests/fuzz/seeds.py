@@ -14,7 +14,7 @@ for file in glob.glob(os.path.join(corpus, "*.jsonl")):
             columns = [base64.b64decode(column or "") for column in stored]
         except ValueError:
             continue
-        seed = b"\xff".join(columns) if target == "row" else columns[-1]
+        seed = {"row": b"\xff".join(columns), "list": columns[0], "block": columns[2], "body": columns[-1]}[target]
         if len(seed) <= 20000:
             with open(os.path.join(out, row["id"].replace("/", "_").replace(" ", "_")[:60]), "wb") as seed_file:
                 seed_file.write(seed)

@@ -71,3 +71,8 @@ pub fn columns(mto: &[u8], msubject: &[u8], mheaders: &[u8], mbody: &[u8]) -> Co
         mparams: None,
     }
 }
+
+/// Cases of a random test: `ordinary`, or what `MAILQUEUE_TEST_CASES` says.
+pub fn cases(ordinary: u32) -> u32 {
+    std::env::var("MAILQUEUE_TEST_CASES").map_or(ordinary, |count| count.parse().unwrap())
+}
