@@ -68,6 +68,8 @@ pub struct Transmission {
     pub recipients: Vec<String>,
     /// With these accepted, the row waits for nobody any more.
     pub complete: bool,
+    /// [Labels](crate::mail::Repair::label) of what was repaired on the way from the row, without text of the row.
+    pub repairs: Vec<String>,
     pub begun: Timestamp,
 }
 

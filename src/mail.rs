@@ -237,3 +237,13 @@ pub struct Mail {
     /// What had to be repaired on the way from the row, in the order of the row.
     pub repairs: Vec<Repair>,
 }
+
+impl Mail {
+    /// [Labels](Repair::label) of the repairs, each once.
+    pub fn repair_labels(&self) -> Vec<String> {
+        let mut labels: Vec<String> = self.repairs.iter().map(Repair::label).collect();
+        labels.sort();
+        labels.dedup();
+        labels
+    }
+}

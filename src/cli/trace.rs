@@ -46,6 +46,7 @@ struct Object<'a> {
     begun: Timestamp,
     accepted: Option<Timestamp>,
     reply: Option<&'a str>,
+    repairs: &'a [String],
 }
 
 /// What an operator did to it.
@@ -163,12 +164,16 @@ fn object(traced: &Traced) -> Object<'_> {
         begun: traced.begun,
         accepted: traced.accepted,
         reply: traced.reply.as_deref(),
+        repairs: &traced.repairs,
     }
 }
 
 fn tell(traced: &Traced, out: &mut Out) -> anyhow::Result<()> {
     writeln!(out, "{}  {}", traced.id, safe(&traced.message_id))?;
     writeln!(out, "  {}  offered to {}", moment(traced.begun), safe(&traced.recipients.join(", ")))?;
+    if !traced.repairs.is_empty() {
+        writeln!(out, "  repaired on the way: {}", safe(&traced.repairs.join(", ")))?;
+    }
     match traced.accepted {
         Some(at) => writeln!(out, "  {}  accepted: {}", moment(at), safe(traced.reply.as_deref().unwrap_or_default()))?,
         None => writeln!(out, "  the answer is not known: the link or the program stopped before it came")?,

@@ -100,7 +100,10 @@ async fn feed_group(
         }
         let stamp = Stamp { record: *claim.record(), created: claim.created() };
         match make_mail(shared, lane, columns, limits, stamp).await {
-            Ok(mail) => jobs.extend(job(shared, lane, claim, fingerprint, mail, share)),
+            Ok(mail) => {
+                events::repaired(shared, claim.id(), &mail);
+                jobs.extend(job(shared, lane, claim, fingerprint, mail, share));
+            }
             Err(Unreadable { reason, detail }) => {
                 let said = detail.clone();
                 set_aside(lane, claim, fingerprint, Fate::Unreadable { reason, detail }, Some(said));

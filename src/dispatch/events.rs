@@ -13,7 +13,7 @@ use super::lane::{Job, Lane};
 use super::meter::Meter;
 use super::news::{Gone, News};
 use super::pulse::Pulse;
-use crate::mail::{Address, MailId};
+use crate::mail::{Address, Mail, MailId};
 use crate::outcome::{Attempt, Fate, Reason, RecipientOutcome, State};
 use crate::queue::{self, Claim, Settled, Settlement};
 
@@ -142,6 +142,16 @@ pub fn claimed(shared: &Shared, claim: &Claim) {
     shared.progress.claimed.fetch_add(1, Ordering::Relaxed);
     let id = claim.id();
     info!(target: MAIL, queue = %id.queue, mid = id.mid, %id, attempt = claim.history().attempts + 1, "claimed");
+}
+
+/// What the mail says otherwise than its row, at each attempt.
+pub fn repaired(shared: &Shared, id: &MailId, mail: &Mail) {
+    if mail.repairs.is_empty() || !tracing::enabled!(target: MAIL, tracing::Level::INFO) {
+        return;
+    }
+    let texts: Vec<&str> = mail.repairs.iter().map(|repair| repair.text.as_str()).collect();
+    let repairs = (shared.settings.redact)(&texts.join("; "));
+    info!(target: MAIL, queue = %id.queue, mid = id.mid, %id, message_id = mail.message_id, repairs, "repaired");
 }
 
 pub fn claim_lost(id: &MailId) {

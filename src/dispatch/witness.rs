@@ -66,6 +66,7 @@ impl relay::Witness for Witness<'_> {
             message_id: job.mail.message_id.clone(),
             recipients: recipients.iter().map(Address::to_string).collect(),
             complete,
+            repairs: job.mail.repair_labels(),
             begun: Timestamp::now(),
         };
         match self.shared.ledger.transmitting(transmission).await {

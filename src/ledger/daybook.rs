@@ -254,6 +254,8 @@ enum Line<'a> {
         message_id: Cow<'a, str>,
         recipients: Cow<'a, [String]>,
         complete: bool,
+        #[serde(default, skip_serializing_if = "<[String]>::is_empty")]
+        repairs: Cow<'a, [String]>,
         begun: i64,
     },
     Accepted {
@@ -277,6 +279,7 @@ impl<'a> Line<'a> {
             message_id: Cow::Borrowed(&transmission.message_id),
             recipients: Cow::Borrowed(&transmission.recipients),
             complete: transmission.complete,
+            repairs: Cow::Borrowed(&transmission.repairs),
             begun: transmission.begun.as_millisecond(),
         }
     }
@@ -304,7 +307,18 @@ impl<'a> Line<'a> {
                     Arc::make_mut(entry).accepted = Some((reply.into_owned(), time(at)));
                 }
             }
-            Self::Transmitting { id, queue, mid, record, fingerprint, message_id, recipients, complete, begun } => {
+            Self::Transmitting {
+                id,
+                queue,
+                mid,
+                record,
+                fingerprint,
+                message_id,
+                recipients,
+                complete,
+                repairs,
+                begun,
+            } => {
                 let ids = RecordId::parse(&record).zip(Fingerprint::from_hex(&fingerprint));
                 let Some((record, fingerprint)) = ids else { return };
                 let transmission = Transmission {
@@ -314,6 +328,7 @@ impl<'a> Line<'a> {
                     message_id: message_id.into_owned(),
                     recipients: recipients.into_owned(),
                     complete,
+                    repairs: repairs.into_owned(),
                     begun: time(begun),
                 };
                 open.insert(id, Arc::new(Entry { transmission, accepted: None }));

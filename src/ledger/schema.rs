@@ -22,7 +22,7 @@ const BUSY: Duration = Duration::from_secs(5);
 const KEY_FILE: &str = "ledger.key";
 
 /// Raised with every change of [`TABLES`].
-const VERSION: i64 = 3;
+const VERSION: i64 = 4;
 
 const TABLES: &str = "
 CREATE TABLE IF NOT EXISTS settled_entry (
@@ -36,7 +36,8 @@ CREATE TABLE IF NOT EXISTS settled_entry (
     complete    INTEGER NOT NULL, -- 1: with these accepted the row waited for nobody any more
     begun       INTEGER NOT NULL, -- milliseconds since 1970, like every time here
     reply       TEXT,             -- without addresses
-    accepted    INTEGER NOT NULL
+    accepted    INTEGER NOT NULL,
+    repairs     TEXT    NOT NULL DEFAULT '[]' -- JSON array of what was repaired on the way, without text of the row
 ) STRICT;
 CREATE INDEX IF NOT EXISTS settled_entry_row ON settled_entry (queue, mid);
 -- Queues for which this ledger has been there since its dispatcher's first claim.
@@ -58,14 +59,19 @@ pub fn open(path: &Path) -> Result<Connection, Error> {
             return Ok(Err(damaged(path, &verdict)));
         }
         let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
-        let from_before = version == 2 && !has_open_entries(&connection)?;
+        let from_before = version == 3 || (version == 2 && !has_open_entries(&connection)?);
         if version != 0 && version != VERSION && !from_before {
             return Ok(Err(of_version(path, version)));
         }
-        let drop_old = if from_before { OPEN_ENTRIES_ELSEWHERE } else { "" };
+        let old_tables = match version {
+            2 => [OPEN_ENTRIES_ELSEWHERE, REPAIRS].concat(),
+            3 => REPAIRS.to_owned(),
+            _ => String::new(),
+        };
         // A ledger that can be read but not written must be noticed now, not when the first mail is settled.
-        connection
-            .execute_batch(&format!("BEGIN IMMEDIATE; {drop_old} {TABLES} PRAGMA user_version = {VERSION}; COMMIT"))?;
+        connection.execute_batch(&format!(
+            "BEGIN IMMEDIATE; {old_tables} {TABLES} PRAGMA user_version = {VERSION}; COMMIT"
+        ))?;
         Ok(Ok(connection))
     };
     match look() {
@@ -76,6 +82,9 @@ pub fn open(path: &Path) -> Result<Connection, Error> {
 
 /// Up to version 2 open entries stood in this file too.
 const OPEN_ENTRIES_ELSEWHERE: &str = "DROP VIEW entry; DROP TABLE open_entry;";
+
+/// Up to version 3 entries did not tell of repairs.
+const REPAIRS: &str = "ALTER TABLE settled_entry ADD COLUMN repairs TEXT NOT NULL DEFAULT '[]';";
 
 fn has_open_entries(connection: &Connection) -> rusqlite::Result<bool> {
     connection.query_row("SELECT EXISTS (SELECT 1 FROM open_entry)", [], |row| row.get(0))
@@ -134,12 +143,12 @@ pub fn post(book: &Connection, key: &[u8; 32], entries: &[(i64, Arc<Entry>)]) ->
     let transaction = book.unchecked_transaction()?;
     let mut insert = transaction.prepare_cached(
         "INSERT OR IGNORE INTO settled_entry (id, queue, mid, record, fingerprint, message_id, recipients, complete, begun,
-         reply, accepted) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+         reply, accepted, repairs) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )?;
     for (id, entry) in entries {
         let Entry { transmission: t, accepted: Some((reply, at)) } = &**entry else { continue };
         let hashed: Vec<_> = t.recipients.iter().map(|address| hash_address(key, address)).collect();
-        let recipients = serde_json::to_string(&hashed).map_err(|error| ToSqlConversionFailure(error.into()))?;
+        let recipients = json(&hashed)?;
         insert.execute(params![
             id,
             &*t.id.queue,
@@ -151,11 +160,16 @@ pub fn post(book: &Connection, key: &[u8; 32], entries: &[(i64, Arc<Entry>)]) ->
             t.complete,
             t.begun.as_millisecond(),
             without_addresses(reply),
-            at.as_millisecond()
+            at.as_millisecond(),
+            json(&t.repairs)?
         ])?;
     }
     drop(insert);
     transaction.commit()
+}
+
+fn json(texts: &[String]) -> rusqlite::Result<String> {
+    serde_json::to_string(texts).map_err(|error| ToSqlConversionFailure(error.into()))
 }
 
 /// Drops entries that began before this.

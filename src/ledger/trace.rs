@@ -33,6 +33,8 @@ pub struct Traced {
     /// The row waited for nobody else.
     pub complete: bool,
     pub reply: Option<String>,
+    /// Labels of what was repaired on the way from the row.
+    pub repairs: Vec<String>,
     pub begun: Timestamp,
     pub accepted: Option<Timestamp>,
 }
@@ -121,6 +123,7 @@ fn still_open(entry: &Entry) -> Traced {
         recipients: transmission.recipients,
         complete: transmission.complete,
         reply,
+        repairs: transmission.repairs,
         begun: transmission.begun,
         accepted,
     }
@@ -137,6 +140,8 @@ fn settled(row: &Row<'_>) -> rusqlite::Result<Traced> {
         recipients: serde_json::from_str(&text("recipients")?).unwrap_or_default(),
         complete: row.get("complete")?,
         reply: row.get("reply")?,
+        // A file of an earlier version has no such column before a dispatcher opens it.
+        repairs: text("repairs").ok().and_then(|json| serde_json::from_str(&json).ok()).unwrap_or_default(),
         begun: time(row.get("begun")?),
         accepted: row.get::<_, Option<i64>>("accepted")?.map(time),
     })

@@ -31,6 +31,7 @@ fn transmission(mid: i64, recipients: &[&str], complete: bool) -> Transmission {
         message_id: format!("<{mid}@example.org>"),
         recipients: recipients.iter().map(|&address| address.to_owned()).collect(),
         complete,
+        repairs: vec!["charset (part 2)".to_owned()],
         begun: now(),
     }
 }
@@ -191,7 +192,9 @@ async fn settled_entries_give_no_address_away_and_are_still_found_by_it() {
         assert!(!found[0].recipients[0].contains('@'));
     }
     assert!(tracer.find(&Query::Recipient("other@example.org".to_owned()), 10).unwrap().is_empty());
-    assert_eq!(tracer.find(&Query::MessageId("1@example.org".to_owned()), 10).unwrap().len(), 1);
+    let found = tracer.find(&Query::MessageId("1@example.org".to_owned()), 10).unwrap();
+    assert_eq!(found.len(), 1);
+    assert_eq!(found[0].repairs, ["charset (part 2)"]);
     drop(tracer);
     checkpoint(&dir.path().join(FILE)).await;
     let text = |name: &str| String::from_utf8_lossy(&std::fs::read(dir.path().join(name)).unwrap()).into_owned();
@@ -283,7 +286,8 @@ fn of_version_2(dir: &Path, open: &str) -> rusqlite::Connection {
     drop(Ledger::open(&take(dir)).unwrap());
     let file = rusqlite::Connection::open(dir.join(FILE)).unwrap();
     file.execute_batch(&format!(
-        "CREATE TABLE open_entry (id INTEGER PRIMARY KEY, accepted INTEGER) STRICT;
+        "ALTER TABLE settled_entry DROP COLUMN repairs;
+         CREATE TABLE open_entry (id INTEGER PRIMARY KEY, accepted INTEGER) STRICT;
          CREATE VIEW entry AS SELECT id FROM settled_entry UNION ALL SELECT id FROM open_entry;
          INSERT INTO settled_entry VALUES (7, 'newsletter', 1, 'r', 'f', '<old@example.org>', '[]', 1, 0, '250 Ok', 0);
          {open} PRAGMA user_version = 2"
@@ -293,19 +297,29 @@ fn of_version_2(dir: &Path, open: &str) -> rusqlite::Connection {
 }
 
 #[tokio::test]
-async fn a_ledger_of_the_version_before_in_which_nothing_is_open_goes_on_as_it_is() {
-    let dir = tempfile::tempdir().unwrap();
-    drop(of_version_2(dir.path(), ""));
-    drop(Ledger::open(&take(dir.path())).unwrap());
-    let tracer = Tracer::open(dir.path()).unwrap();
-    assert_eq!(tracer.find(&Query::MessageId("old@example.org".to_owned()), 10).unwrap().len(), 1);
+async fn a_ledger_of_a_version_before_in_which_nothing_is_open_goes_on_as_it_is() {
+    for version in [2, 3] {
+        let dir = tempfile::tempdir().unwrap();
+        let file = of_version_2(dir.path(), "");
+        if version == 3 {
+            file.execute_batch("DROP VIEW entry; DROP TABLE open_entry; PRAGMA user_version = 3").unwrap();
+        }
+        drop(file);
+        let found = || {
+            let tracer = Tracer::open(dir.path()).unwrap();
+            tracer.find(&Query::MessageId("old@example.org".to_owned()), 10).unwrap().len()
+        };
+        assert_eq!(found(), 1, "before a dispatcher opened it");
+        drop(Ledger::open(&take(dir.path())).unwrap());
+        assert_eq!(found(), 1);
+    }
 }
 
 #[tokio::test]
 async fn a_ledger_of_another_version_is_not_touched() {
     let dir = tempfile::tempdir().unwrap();
     let file = of_version_2(dir.path(), "INSERT INTO open_entry VALUES (8, NULL);");
-    for version in [2, 1, 4] {
+    for version in [2, 1, 5] {
         file.execute_batch(&format!("PRAGMA user_version = {version}")).unwrap();
         let error = Ledger::open(&take(dir.path())).unwrap_err().to_string();
         for word in ["ledger.sqlite", &format!("version {version}"), "until its `status` says"] {

@@ -7,6 +7,7 @@ mod digest;
 mod fake;
 mod monitor;
 mod reload;
+mod repairs;
 mod rules;
 mod summary;
 mod systemd;
