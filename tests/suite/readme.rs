@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 use jiff::Timestamp;
 use mailqueue::dispatch::Meter;
+use mailqueue::mail::RepairCode;
 use mailqueue::observe::metrics::Metrics;
 use mailqueue::observe::subject::Look;
 
@@ -94,4 +95,12 @@ fn the_metrics_in_the_readme_are_those_that_there_are() {
         let source = [include_str!("../../src/observe/metrics.rs"), include_str!("../../src/dispatch/meter.rs")];
         assert!(source.iter().any(|source| source.contains(&format!("\"{name}\""))), "there is no {name}");
     }
+}
+
+#[test]
+fn every_code_of_a_repair_is_in_the_readme_and_no_other() {
+    let table = README.split("| code | what the mail has otherwise than its row |").nth(1).expect("the table");
+    let lines = table.split("\n\n").next().expect("its lines").lines().filter(|line| line.starts_with("| `"));
+    let told: BTreeSet<&str> = lines.filter_map(|line| line.split('`').nth(1)).collect();
+    assert_eq!(told, RepairCode::ALL.into_iter().map(RepairCode::as_str).collect());
 }
