@@ -137,23 +137,39 @@ pub struct Usage(pub String);
 
 /// Parses the command line, runs the command, and says how it ended.
 pub fn main() -> ExitCode {
-    let Cli { global, command } = Cli::parse();
+    let Cli { global, command } = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(answer) => return usage(&answer),
+    };
     let mut out = Out::standard();
-    let ended = run(&global, command, &mut out).and_then(|ending| {
-        out.flush()?;
-        Ok(ending)
-    });
-    match ended {
+    if !command.only_tells() {
+        out.work_to_the_end();
+    }
+    let ended = run(&global, command, &mut out);
+    let written = out.finish();
+    match ended.and_then(|ending| Ok(written.map(|()| ending)?)) {
         Ok(Ending::Done) => ExitCode::SUCCESS,
         Ok(Ending::LeftOver) => ExitCode::from(1),
         Ok(Ending::OutOfReach) => ExitCode::from(UNAVAILABLE),
-        // Whoever reads our output has seen enough.
-        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        // The reader closed the pipe, as `head` does. That is no error.
+        Err(error) if error.downcast_ref().is_some_and(output::is_closed_pipe) => ExitCode::SUCCESS,
         Err(error) => {
-            let _ = out.flush();
             complain(&error);
             ExitCode::from(status(&error))
         }
+    }
+}
+
+/// Prints help, version, or what is wrong with the command line.
+fn usage(answer: &clap::Error) -> ExitCode {
+    let printed = answer.print().and_then(|()| io::stdout().flush());
+    match printed {
+        Err(error) if !answer.use_stderr() && error.kind() != io::ErrorKind::BrokenPipe => {
+            complain(&anyhow::anyhow!("standard output cannot be written: {error}"));
+            ExitCode::from(1)
+        }
+        // 0 or USAGE.
+        _ => ExitCode::from(u8::try_from(answer.exit_code()).unwrap_or(USAGE)),
     }
 }
 
@@ -201,6 +217,16 @@ fn run(global: &Global, command: Command, out: &mut Out) -> anyhow::Result<Endin
     })
 }
 
+impl Command {
+    /// True where the output is all that the command is for: it stops when nobody reads on.
+    fn only_tells(&self) -> bool {
+        matches!(
+            self,
+            Self::List(_) | Self::Show(_) | Self::Status(_) | Self::Trace(_) | Self::Completions(_) | Self::Man(_)
+        )
+    }
+}
+
 impl Global {
     fn level(&self, otherwise: &str) -> String {
         self.log_level.clone().unwrap_or_else(|| otherwise.to_owned())
@@ -243,8 +269,4 @@ fn status(error: &anyhow::Error) -> u8 {
     } else {
         1
     }
-}
-
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }

@@ -10,7 +10,7 @@
 //! 6. [`dispatch`] is the loop around all of this; [`observe`] and [`cli`] show it to people.
 //!
 //! Imports run one way: `main → cli → {config, dispatch, observe} → {queue, ledger, relay, translate, retry} → outcome
-//! → mail`, and `translate → decode`; below all stand `secret` and `crash`. The five in the middle never import each other, each
+//! → mail`, and `translate → decode`; below all stand `secret`, `visible` and `crash`. The five in the middle never import each other, each
 //! owns its `Settings`, and nothing below `cli` imports `config`. `tests/suite/layers.rs` holds this rule.
 
 pub mod cli;
@@ -27,3 +27,4 @@ pub mod relay;
 pub mod retry;
 pub mod secret;
 pub mod translate;
+pub mod visible;

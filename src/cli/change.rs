@@ -57,7 +57,8 @@ fn confirmed(rows: usize) -> anyhow::Result<bool> {
         let text = "delete asks first, and there is no terminal to answer on; add --yes, or look with --dry-run";
         return Err(Usage(text.to_owned()).into());
     }
-    eprint!("Delete {} for good? [y/N] ", count(rows, "row"));
+    // Unasked is unanswered: where the question cannot be shown, nothing is deleted.
+    write!(io::stderr(), "Delete {} for good? [y/N] ", count(rows, "row"))?;
     let mut answer = String::new();
     io::stdin().lock().read_line(&mut answer)?;
     Ok(matches!(answer.trim().to_lowercase().as_str(), "y" | "yes" | "j" | "ja"))

@@ -45,7 +45,12 @@ pub async fn run(args: &Args, out: &mut Out) -> anyhow::Result<Ending> {
             rows.push((MailId::new(queue.name().clone(), mid), mail.about));
         }
     }
-    writeln!(out, "{} mails stand in {}; now they are sent.\n", rows.len(), dir.join("mailqueue.sqlite").display())?;
+    writeln!(
+        out,
+        "{} mails stand in {}; now they are sent.\n",
+        rows.len(),
+        safe(&dir.join("mailqueue.sqlite").display().to_string())
+    )?;
     out.flush()?;
 
     let state_dir = daemon::take_state_dir(&config)?;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::output::{Out, safe};
+use super::output::{self, Out, safe};
 use super::watched::Watched;
 use super::{Ending, daemon};
 use crate::config::Config;
@@ -64,10 +64,10 @@ fn conclude(pass: Pass) -> anyhow::Result<Ending> {
         return Err(refusal.into());
     }
     for (queue, why) in &pass.databases {
-        eprintln!("mailqueue: queue {queue}: {}", safe(why));
+        output::tell(&format!("mailqueue: queue {queue}: {}", safe(why)));
     }
     if let Some(why) = &pass.relay {
-        eprintln!("mailqueue: relay: {}", safe(why));
+        output::tell(&format!("mailqueue: relay: {}", safe(why)));
     }
     Ok(if !pass.databases.is_empty() || pass.relay.is_some() {
         Ending::OutOfReach

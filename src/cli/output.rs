@@ -9,11 +9,28 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde::Serialize;
 
+use crate::observe::logs;
+use crate::visible;
+
 /// Standard output.
 pub struct Out {
     writer: BufWriter<io::Stdout>,
     pub terminal: bool,
     colours: bool,
+    to_the_end: bool,
+    /// The first error of a command that works to its end.
+    failed: Option<io::Error>,
+}
+
+/// Standard output takes nothing more; tells this apart from any other I/O error of a command.
+#[derive(Debug, thiserror::Error)]
+#[error("standard output cannot be written: {0}")]
+struct Unwritable(io::Error);
+
+/// True for an error of [`Out`] that says that the reader closed the pipe, as `head` does.
+pub fn is_closed_pipe(error: &io::Error) -> bool {
+    let ours = error.get_ref().is_some_and(|inner| inner.is::<Unwritable>());
+    ours && error.kind() == io::ErrorKind::BrokenPipe
 }
 
 /// For a word that people look for.
@@ -27,10 +44,39 @@ pub enum Colour {
 impl Out {
     pub fn standard() -> Self {
         let terminal = io::stdout().is_terminal();
-        // <https://no-color.org>
-        let wanted = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-        let able = std::env::var_os("TERM").is_some_and(|term| term != "dumb");
-        Self { writer: BufWriter::new(io::stdout()), terminal, colours: terminal && wanted && able }
+        let colours = terminal && logs::colours_wanted();
+        Self { writer: BufWriter::new(io::stdout()), terminal, colours, to_the_end: false, failed: None }
+    }
+
+    /// For commands that change something: an output that cannot be written, and a reader that closed the pipe, stop
+    /// nothing halfway. What is written after that is discarded, and [`Out::finish`] returns the error.
+    pub fn work_to_the_end(&mut self) {
+        self.to_the_end = true;
+    }
+
+    /// Writes what is still held back, and returns the first error since the start. A closed pipe is none.
+    pub fn finish(&mut self) -> io::Result<()> {
+        let flushed = self.flush();
+        match self.failed.take().map_or(flushed, Err) {
+            Err(error) if is_closed_pipe(&error) => Ok(()),
+            ended => ended,
+        }
+    }
+
+    /// What an error means to the command: nothing yet for one that works to its end.
+    fn outcome<T>(&mut self, written: io::Result<T>, discarded: T) -> io::Result<T> {
+        let error = match written {
+            Ok(written) => return Ok(written),
+            // `write_all` repeats these.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Err(error),
+            Err(error) => error,
+        };
+        let error = io::Error::new(error.kind(), Unwritable(error));
+        if !self.to_the_end {
+            return Err(error);
+        }
+        self.failed = Some(error);
+        Ok(discarded)
     }
 
     /// The text in a colour on a terminal, and as it is anywhere else.
@@ -46,16 +92,15 @@ impl Out {
     /// One JSON object on a line of its own.
     pub fn json(&mut self, value: &impl Serialize) -> io::Result<()> {
         let text = serde_json::to_string(value)?;
-        // JSON itself allows these characters inside strings, and outside of strings there are none.
-        let escaped: String = text.chars().map(|c| if is_unsafe(c) { json_escape(c) } else { c.to_string() }).collect();
-        writeln!(self, "{escaped}")
+        writeln!(self, "{}", visible::escaped_json(&text))
     }
 
-    /// Columns for people, as wide as they must be; in a terminal no wider than it.
+    /// Columns for people, as wide as they must be; in a terminal no wider than it. A terminal that does not know its
+    /// width (0 columns, as a serial line or a container has) gets lines as a pipe does.
     pub fn table<const N: usize>(&mut self, head: Option<[&str; N]>, rows: Vec<[String; N]>) -> io::Result<()> {
         let mut table = Table::new();
         table.load_style(comfy_table::presets::NOTHING);
-        if self.terminal {
+        if self.terminal && table.width().is_some_and(|columns| columns > 0) {
             table.set_content_arrangement(ContentArrangement::Dynamic);
         }
         if let Some(head) = head {
@@ -98,32 +143,37 @@ fn colour(head: &str, cell: &str) -> Option<Colour> {
 
 impl Write for Out {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.writer.write(bytes)
+        if self.failed.is_some() {
+            return Ok(bytes.len());
+        }
+        let written = self.writer.write(bytes);
+        self.outcome(written, bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.writer.flush()
+        if self.failed.is_some() {
+            return Ok(());
+        }
+        let flushed = self.writer.flush();
+        self.outcome(flushed, ())
     }
 }
 
-/// The text on one line, fit for a terminal: control characters, and those that turn the direction of writing around,
-/// are shown as escapes.
+/// Says something to the person at standard error, on lines of its own. Where standard error is full or closed there is
+/// nobody to tell, and the command goes on.
+pub fn tell(text: &str) {
+    let _ = writeln!(io::stderr().lock(), "{text}");
+}
+
+/// The text on one line, fit for a terminal: what cannot be seen, or changes what is seen around it, is shown as an
+/// escape ([`visible::is_hidden`]).
 pub fn safe(text: &str) -> String {
-    text.chars().map(|c| if is_unsafe(c) { c.escape_default().to_string() } else { c.to_string() }).collect()
+    visible::escaped(text).into_owned()
 }
 
 /// Like [`safe`], for text of several lines.
 pub fn safe_lines(text: &str) -> String {
     text.replace("\r\n", "\n").split('\n').map(|line| safe(&line.replace('\t', "    "))).collect::<Vec<_>>().join("\n")
-}
-
-fn is_unsafe(c: char) -> bool {
-    c.is_control()
-        || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-}
-
-fn json_escape(c: char) -> String {
-    format!("\\u{:04x}", u32::from(c))
 }
 
 /// A moment in the local time of whoever reads it.

@@ -7,7 +7,7 @@ use mail_parser::parsers::MessageStream;
 use mail_parser::{MessageParser, MimeHeaders};
 use serde::Serialize;
 
-use super::output::{Out, ago, moment, safe, safe_lines};
+use super::output::{self, Out, ago, moment, safe, safe_lines};
 use super::{Ending, Usage, list, select};
 use crate::config::Config;
 use crate::mail::{Mail, MailId};
@@ -60,8 +60,8 @@ fn raw(listed: &Listed, mail: &Result<Mail, Unreadable>, assumed: bool, out: &mu
     let mail =
         mail.as_ref().map_err(|unreadable| Usage(format!("{} cannot become a mail: {unreadable}", listed.id)))?;
     if assumed {
-        eprintln!(
-            "mailqueue: no dispatcher here has met the smarthost yet: 8BITMIME and SMTPUTF8 are taken for offered"
+        output::tell(
+            "mailqueue: no dispatcher here has met the smarthost yet: 8BITMIME and SMTPUTF8 are taken for offered",
         );
     }
     if out.terminal {

@@ -1,7 +1,10 @@
 //! What is wrong with a configuration: where it stands, and what to do.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::path::PathBuf;
+
+use crate::visible;
 
 /// One thing that is wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,6 +55,6 @@ impl fmt::Display for Invalid {
 impl std::error::Error for Invalid {}
 
 /// Control characters would let a file write to the terminal.
-fn plain(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() }).collect()
+fn plain(text: &str) -> Cow<'_, str> {
+    visible::escaped(text)
 }

@@ -9,6 +9,7 @@ use jiff::Timestamp;
 
 use super::health::{Health, Queue, Relay, RelayState, Rows, grouped, span};
 use super::outside::Daemon;
+use crate::visible;
 
 /// From where on a number is WARN and CRIT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,7 +157,7 @@ fn line(verdict: Verdict, service: &str, metrics: &[Option<String>], text: &str)
     let metrics: Vec<&str> = metrics.iter().flatten().map(String::as_str).collect();
     let metrics = if metrics.is_empty() { "-".to_owned() } else { metrics.join("|") };
     // A line end would begin the next service. A backslash and an n are read as a line end too.
-    let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let text: String = text.chars().map(|c| if visible::is_hidden(c) { ' ' } else { c }).collect();
     format!("{} \"{service}\" {metrics} {}\n", verdict as u8, text.replace('\\', "/"))
 }
 

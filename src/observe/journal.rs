@@ -11,6 +11,8 @@ use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 
+use crate::visible;
+
 const SOCKET: &str = "/run/systemd/journal/socket";
 
 /// What the id of a mail says already.
@@ -80,7 +82,8 @@ impl Fields {
             };
             between = " ";
         }
-        message
+        let hidden = |c| c != '\n' && visible::is_hidden(c);
+        visible::replaced(&message, hidden, |c, out| out.extend(c.escape_default())).into_owned()
     }
 
     fn add(&mut self, field: &Field, text: String) {

@@ -1,6 +1,7 @@
 //! Logs: one event for each thing that happens to a mail, on standard error or in the journal.
 
-use std::io::IsTerminal;
+use std::borrow::Cow;
+use std::io::{self, IsTerminal, Write};
 
 use anyhow::Context as _;
 use tracing_subscriber::filter::EnvFilter;
@@ -9,7 +10,7 @@ use tracing_subscriber::prelude::*;
 use tracing_subscriber::{Layer, Registry, reload};
 
 use super::journal::Journal;
-use crate::ledger;
+use crate::{ledger, visible};
 
 /// `[log]` of the configuration, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -100,14 +101,54 @@ fn filter(level: &str) -> anyhow::Result<EnvFilter> {
 }
 
 fn form(format: Format) -> anyhow::Result<Form> {
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    // A standard error that is full or closed must not end the program: by default the layer reports it with
+    // `eprintln!`, which panics.
+    let lines = tracing_subscriber::fmt::layer().log_internal_errors(false);
     Ok(match format {
-        Format::Json => lines.json().flatten_event(true).with_current_span(false).boxed(),
-        Format::Text => lines.with_ansi(std::io::stderr().is_terminal()).boxed(),
+        Format::Json => {
+            let lines = lines.with_writer(|| Lines { escape: visible::escaped_json });
+            lines.json().flatten_event(true).with_current_span(false).boxed()
+        }
+        Format::Text => {
+            let ansi = io::stderr().is_terminal() && colours_wanted();
+            lines.with_writer(|| Lines { escape: escaped_text }).with_ansi(ansi).boxed()
+        }
         Format::Journald => Journal::new()
             .context("[log] format = \"journald\": there is no journal here; write \"text\" or \"json\" instead")?
             .boxed(),
     })
+}
+
+/// False where the environment asks for text without colours (<https://no-color.org>), or the terminal has none.
+pub fn colours_wanted() -> bool {
+    let wanted = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    wanted && std::env::var_os("TERM").is_some_and(|term| term != "dumb")
+}
+
+/// Standard error, to which the layer writes one line at a time. Characters that a reader would not see are escaped,
+/// wherever in the line they come from.
+struct Lines {
+    escape: fn(&str) -> Cow<'_, str>,
+}
+
+impl Write for Lines {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        match std::str::from_utf8(line) {
+            Ok(text) => io::stderr().write_all((self.escape)(text).as_bytes())?,
+            Err(_) => io::stderr().write_all(line)?,
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
+}
+
+/// Escape characters stay: those in values are escaped by the layer, and the others are its colours.
+fn escaped_text(line: &str) -> Cow<'_, str> {
+    let hidden = |c| !matches!(c, '\n' | '\x1b') && visible::is_hidden(c);
+    visible::replaced(line, hidden, |c, out| out.extend(c.escape_default()))
 }
 
 /// Takes out of addresses what a log may not show.

@@ -14,6 +14,7 @@ use super::pending::Pending;
 use super::subject::{Gone, News, Subject, Undelivered};
 use crate::mail::{Address, Envelope, Mail};
 use crate::outcome::State;
+use crate::visible;
 
 /// `[notify]` of the configuration, with what a mail of our own needs besides.
 #[derive(Clone, Debug)]
@@ -179,7 +180,8 @@ pub fn text(news: &News) -> String {
         for Gone { id, reason, said, .. } in rows {
             let _ = writeln!(text, "  {id}  {reason}");
             if let Some(said) = said {
-                let said: String = said.chars().map(|c| if c.is_control() { ' ' } else { c }).take(500).collect();
+                let said: String =
+                    said.chars().map(|c| if visible::is_hidden(c) { ' ' } else { c }).take(500).collect();
                 let _ = writeln!(text, "      {said}");
             }
         }

@@ -10,6 +10,7 @@ use tokio::time::interval;
 
 use super::health::{Health, Queue, Relay, RelayState, grouped};
 use super::subject::Subject;
+use crate::visible;
 
 /// How often a dispatcher that is starting is looked at.
 const WHILE_STARTING: Duration = Duration::from_millis(100);
@@ -21,7 +22,7 @@ const LOOK: Duration = Duration::from_secs(10);
 pub fn status_text(health: &Health) -> String {
     let mut parts: Vec<String> = health.queues.iter().map(queue_text).collect();
     parts.push(relay_text(&health.relay));
-    parts.join("; ").chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+    parts.join("; ").chars().map(|c| if visible::is_hidden(c) { ' ' } else { c }).collect()
 }
 
 fn queue_text(queue: &Queue) -> String {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use proc_macro2::{Delimiter, TokenStream, TokenTree, token_stream::IntoIter};
 
 /// Each module with those that it may import. What is not listed here may import nothing of ours.
-const MAY_IMPORT: [(&str, &[&str]); 16] = [
+const MAY_IMPORT: [(&str, &[&str]); 17] = [
     ("main", &["cli"]),
     (
         "cli",
@@ -24,21 +24,38 @@ const MAY_IMPORT: [(&str, &[&str]); 16] = [
             "outcome",
             "mail",
             "secret",
+            "visible",
         ],
     ),
     // It fills the settings of its neighbours; nothing but `cli` imports it.
-    ("config", &["dispatch", "observe", "queue", "ledger", "relay", "translate", "retry", "outcome", "mail", "secret"]),
+    (
+        "config",
+        &[
+            "dispatch",
+            "observe",
+            "queue",
+            "ledger",
+            "relay",
+            "translate",
+            "retry",
+            "outcome",
+            "mail",
+            "secret",
+            "visible",
+        ],
+    ),
     ("dispatch", &["queue", "ledger", "relay", "translate", "retry", "outcome", "mail", "crash"]),
-    ("observe", &["queue", "ledger", "relay", "translate", "retry", "outcome", "mail"]),
+    ("observe", &["queue", "ledger", "relay", "translate", "retry", "outcome", "mail", "visible"]),
     ("queue", &["outcome", "mail", "secret", "crash"]),
     ("ledger", &["outcome", "mail"]),
-    ("relay", &["outcome", "mail", "secret", "crash"]),
-    ("translate", &["decode", "outcome", "mail"]),
+    ("relay", &["outcome", "mail", "secret", "visible", "crash"]),
+    ("translate", &["decode", "outcome", "mail", "visible"]),
     ("retry", &["outcome", "mail"]),
     ("decode", &["outcome", "mail"]),
     ("outcome", &["mail"]),
     ("mail", &[]),
     ("secret", &[]),
+    ("visible", &[]),
     ("crash", &[]),
     ("lib", &[]),
 ];
