@@ -3,6 +3,7 @@
 mod check;
 mod database;
 mod file;
+mod host;
 mod problem;
 mod reader;
 

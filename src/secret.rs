@@ -95,6 +95,8 @@ fn cause(error: &io::Error) -> String {
 pub enum Variable {
     #[error("the environment variable {0} is not set: set it, or write out what it stands for{hint}", hint = hint(.0))]
     Unset(String),
+    #[error("the environment variable {0} is empty: give it a value, or take ${{{0}}} out{hint}", hint = hint(.0))]
+    Empty(String),
     #[error("the environment variable {0} is not UTF-8")]
     NotText(String),
     #[error("`${{` begins a variable and is not followed by a name and `}}`: write ${{NAME}}")]
@@ -124,6 +126,8 @@ pub fn expand(text: &str) -> Result<String, Variable> {
             return Err(Variable::Malformed);
         }
         match std::env::var(name) {
+            // Half a URL or half a path is never what was meant.
+            Ok(value) if value.is_empty() => return Err(Variable::Empty(name.to_owned())),
             Ok(value) => expanded.push_str(&value),
             Err(std::env::VarError::NotPresent) => return Err(Variable::Unset(name.to_owned())),
             Err(std::env::VarError::NotUnicode(_)) => return Err(Variable::NotText(name.to_owned())),

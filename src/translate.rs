@@ -153,6 +153,11 @@ fn body_of(mbody: Vec<u8>, behind: &[u8], repairs: &mut Repairs) -> Result<Vec<u
     Err(Unreadable::new(Reason::HeaderInvalid, detail))
 }
 
+/// Reads one address as those in rows are read: its domain comes out in punycode. The error says what is wrong with it.
+pub fn address(text: &str) -> Result<Address, String> {
+    address::parse(text).map_err(|why| why.to_string())
+}
+
 /// In place, since a second copy of a large body is what memory cannot spare.
 fn put_in_front(content: &mut Vec<u8>, head: &[u8]) {
     let length = content.len();

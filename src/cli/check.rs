@@ -1,6 +1,7 @@
 //! `mailqueue check`: is each part ready? Sends nothing.
 
 use std::io::Write;
+use std::net::Ipv6Addr;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
@@ -35,6 +36,9 @@ pub async fn run(args: &Args, config: &Config, out: &mut Out) -> anyhow::Result<
     let file = format!("{}, {}", config.file.display(), count(config.queues.len(), "queue"));
     report.finding("configuration", finding(Level::Ok, "file", file))?;
     if let Some(finding) = exposed(config) {
+        report.finding("configuration", finding)?;
+    }
+    for finding in own_name(config) {
         report.finding("configuration", finding)?;
     }
     report.finding("state_dir", state_dir(&config.state_dir))?;
@@ -112,6 +116,28 @@ fn exposed(config: &Config) -> Option<Finding> {
     })
 }
 
+/// How this host is called towards others.
+fn own_name(config: &Config) -> Vec<Finding> {
+    let helo = &config.relay.helo;
+    let literal = helo.starts_with('[');
+    let mut findings = Vec::new();
+    if !literal && !helo.contains('.') {
+        let found = format!(
+            "\"{helo}\" has no dot, and many mail servers refuse EHLO with such a name: set relay.helo to this host's full \
+             name, as in mail.example.org"
+        );
+        findings.push(finding(Level::Warning, "helo", found));
+    }
+    let named = config.message.default_from.is_some() || config.message.envelope_from.is_some();
+    if config.notify.is_some() && !named && (literal || !helo.contains('.')) {
+        let found = format!(
+            "digests would come from mailqueue@{helo}, which many mail servers refuse: set message.default_from"
+        );
+        findings.push(finding(Level::Warning, "notify", found));
+    }
+    findings
+}
+
 fn state_dir(path: &Path) -> Finding {
     let shown = path.display();
     match std::fs::metadata(path) {
@@ -161,7 +187,10 @@ fn packets(longest: u64, max_size: u64) -> Finding {
 
 async fn relay(config: &Config) -> Vec<Finding> {
     let settings = &config.relay;
-    let place = format!("{}:{}", settings.host, settings.port);
+    let place = match settings.host.parse::<Ipv6Addr>() {
+        Ok(address) => format!("[{address}]:{}", settings.port),
+        Err(_) => format!("{}:{}", settings.host, settings.port),
+    };
     if let Some(login) = &settings.login
         && let Err(error) = login.password.read()
     {

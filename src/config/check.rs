@@ -1,6 +1,5 @@
 //! From the raw form to a [`Config`]: each key by itself, then what must fit together.
 
-use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -9,7 +8,7 @@ use toml::Spanned;
 use super::file::{self, File, Key};
 use super::problem::Problem;
 use super::reader::{self, Objection, Reader, place};
-use super::{Config, Queue};
+use super::{Config, Queue, host};
 use crate::dispatch::Rate;
 use crate::observe::logs;
 use crate::relay::{Login, Password, Timeouts, Tls};
@@ -37,7 +36,7 @@ pub fn check(path: &Path, file: File) -> Result<Config, Vec<Problem>> {
         ledger_keep: r.value("ledger_keep", &file.ledger_keep, 30 * DAY, reader::duration),
         max_in_flight_bytes: r.value("max_in_flight_bytes", &file.max_in_flight_bytes, 64_000_000, reader::size),
         log: log(&mut r, &file.log),
-        monitor: r.optional("monitor.listen", &file.monitor.listen, listen),
+        monitor: r.optional("monitor.listen", &file.monitor.listen, host::listen),
         notify: r.optional("notify.to", &file.notify.to, reader::address),
         retry,
         message,
@@ -73,7 +72,7 @@ fn queues(r: &mut Reader, raw: &[Spanned<file::Queue>]) -> Vec<Queue> {
 fn queue(r: &mut Reader, section: Option<usize>, raw: &file::Queue) -> Option<Queue> {
     let name = r.required("queue.name", section, &raw.name, "newsletter", reader::queue_name);
     let weight = r.number("queue.weight", &raw.weight, 1, 1..=1_000);
-    let password_file = raw.password_file.as_ref().map(|file| PathBuf::from(file.get_ref()));
+    let password_file = password_file(r, "queue.password_file", &raw.password_file);
     // Variables are put in after the URL was taken apart, so this one does not go through `required`.
     let database = match &raw.database {
         None => r.required("queue.database", section, &None, "mysql://USER@HOST/DATABASE", |_| Err(Default::default())),
@@ -118,7 +117,7 @@ fn relay(r: &mut Reader, raw: &Key<file::Relay>, lease: Duration) -> Option<rela
     };
     let section = Some(place(raw));
     let raw = raw.get_ref();
-    let host = r.required("relay.host", section, &raw.host, "smtp.example.org", reader::host);
+    let smarthost = r.required("relay.host", section, &raw.host, "smtp.example.org", host::smarthost);
     let tls = r.value("relay.tls", &raw.tls, Tls::Starttls, |text| reader::choice(text, &TLS));
     let port = r.number("relay.port", &raw.port, 587, 1..=65_535);
     let per_message = r.number("relay.recipients_per_message", &raw.recipients_per_message, 16, 1..=100_000);
@@ -128,7 +127,7 @@ fn relay(r: &mut Reader, raw: &Key<file::Relay>, lease: Duration) -> Option<rela
         tls,
         ca_file: r.optional("relay.ca_file", &raw.ca_file, absolute),
         login: login(r, raw),
-        helo: r.optional("relay.helo", &raw.helo, reader::host).unwrap_or_else(host_name),
+        helo: r.optional("relay.helo", &raw.helo, host::helo).unwrap_or_else(host::own_name),
         messages_per_connection: r.number(
             "relay.messages_per_connection",
             &raw.messages_per_connection,
@@ -138,9 +137,9 @@ fn relay(r: &mut Reader, raw: &Key<file::Relay>, lease: Duration) -> Option<rela
         recipients_per_message: per_message as usize,
         timeouts: Timeouts { final_dot: final_dot(lease), ..Timeouts::default() },
     };
-    settings.host = host?;
+    settings.host = smarthost?;
     let verified = matches!(tls, Tls::Starttls | Tls::Implicit);
-    if let Some(username) = raw.username.as_ref().filter(|_| !verified && !is_loopback(&settings.host)) {
+    if let Some(username) = raw.username.as_ref().filter(|_| !verified && !host::is_loopback(&settings.host)) {
         let what = "a password would cross the network without verified TLS";
         let remedy = "write tls = \"starttls\" or \"implicit\", or take username and password_file out";
         r.blame(Some(raw.tls.as_ref().map_or(place(username), place)), "relay.tls", what, remedy);
@@ -161,9 +160,23 @@ fn login(r: &mut Reader, raw: &file::Relay) -> Option<Login> {
             r.blame(Some(place(file)), "relay.password_file", what, "write username = \"…\" beside it");
             None
         }
-        (Some(_), Some(file)) => {
-            let username = r.optional("relay.username", &raw.username, reader::text)?;
-            Some(Login { username, password: Password::File(PathBuf::from(file.get_ref())) })
+        (Some(_), Some(_)) => {
+            let username = r.optional("relay.username", &raw.username, reader::text);
+            let file = password_file(r, "relay.password_file", &raw.password_file)?;
+            Some(Login { username: username?, password: Password::File(file) })
+        }
+    }
+}
+
+/// The file's name as it is written: its variables are put in when it is read.
+fn password_file(r: &mut Reader, key: &str, raw: &Key<String>) -> Option<PathBuf> {
+    let raw = raw.as_ref()?;
+    let file = Some(raw.get_ref()).filter(|file| file.starts_with("${")).map(|file| Ok(PathBuf::from(file)));
+    match file.unwrap_or_else(|| absolute(raw.get_ref())) {
+        Ok(file) => Some(file),
+        Err((what, remedy)) => {
+            r.blame(Some(place(raw)), key, what, remedy);
+            None
         }
     }
 }
@@ -264,14 +277,11 @@ fn absolute(text: &str) -> Result<PathBuf, Objection> {
     }
 }
 
-fn listen(text: &str) -> Result<SocketAddr, Objection> {
-    text.parse()
-        .map_err(|_| (format!("\"{text}\" is no address with a port"), "write it as in 127.0.0.1:9925".to_owned()))
-}
-
 fn table(text: &str, schemas: bool) -> Result<String, Objection> {
+    // PostgreSQL cuts longer names, and would then mean another table.
+    let longest = if schemas { 63 } else { 64 };
     let word = |word: &str| {
-        word.len() <= 64
+        word.len() <= longest
             && word.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
             && word.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
     };
@@ -284,17 +294,6 @@ fn table(text: &str, schemas: bool) -> Result<String, Objection> {
     }
     let also = if schemas { ", and SCHEMA.TABLE" } else { "" };
     Err((format!("\"{text}\" is no table's name"), format!("letters, digits and _ are allowed{also}")))
-}
-
-/// A name or address that cannot be anywhere else than on this host.
-fn is_loopback(host: &str) -> bool {
-    let bare = host.trim_start_matches('[').trim_end_matches(']');
-    host.eq_ignore_ascii_case("localhost") || bare.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
-}
-
-fn host_name() -> String {
-    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    if reader::host(&name).is_ok() { name } else { "localhost".to_owned() }
 }
 
 fn no_relay() -> relay::Settings {

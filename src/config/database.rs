@@ -1,5 +1,6 @@
 //! A database's URL, taken apart before variables are put in, so that a password with `@` in it needs no care.
 
+use std::net::Ipv6Addr;
 use std::path::PathBuf;
 
 use percent_encoding::percent_decode_str;
@@ -22,6 +23,13 @@ pub fn database(text: &str, password_file: Option<PathBuf>) -> Result<Database, 
         (Some(encoded), None) => Some(Password::Value(decoded(encoded)?)),
         (None, file) => file.map(Password::File),
     };
+    if url.query_pairs().any(|(name, _)| name == "password") {
+        let remedy = "write it behind the user, as in mysql://USER:PASSWORD@HOST/DATABASE, or name a password_file";
+        return Err((
+            "there is a password behind the URL's `?`, where logs would show it".to_owned(),
+            remedy.to_owned(),
+        ));
+    }
     match url.scheme() {
         "sqlite" => {
             if url.cannot_be_a_base() || url.host_str().is_some_and(|host| !host.is_empty()) {
@@ -57,7 +65,10 @@ fn put_in(url: &mut Url) -> Result<(), Objection> {
         url.set_username(&user).map_err(|()| refused("user"))?;
     }
     if let Some(host) = url.host_str().map(str::to_owned).filter(|host| host.contains("${") || host.contains("$%7B")) {
-        url.set_host(Some(&expanded(&host)?)).map_err(|_| refused("host"))?;
+        let host = expanded(&host)?;
+        // In a URL an IPv6 address stands in brackets (RFC 3986 §3.2.2), in a variable often without.
+        let host = if host.parse::<Ipv6Addr>().is_ok() { format!("[{host}]") } else { host };
+        url.set_host(Some(&host)).map_err(|_| refused("host"))?;
     }
     if url.path().contains("$%7B") {
         let path = expanded(url.path())?;

@@ -9,7 +9,7 @@ use super::file::Key;
 use super::problem::Problem;
 use crate::dispatch::Rate;
 use crate::mail::Address;
-use crate::secret;
+use crate::{secret, translate};
 
 #[derive(Debug, Default)]
 pub struct Reader {
@@ -135,13 +135,22 @@ pub fn size(text: &str) -> Result<u64, Objection> {
     }
 }
 
+/// A mail address, read as those in rows are. It stands in every mail of its kind, so that a local part which a smarthost
+/// without SMTPUTF8 (RFC 6531) could not take is refused at once.
 pub fn address(text: &str) -> Result<Address, Objection> {
-    text.parse().map_err(|_| {
+    let address = translate::address(text).map_err(|why| {
         (
-            format!("{} is no mail address", quoted(text)),
-            "write it without name and brackets, as in a@example.org".into(),
+            format!("{} is no mail address ({why})", quoted(text)),
+            "write it without name and brackets, as in a@example.org".to_owned(),
         )
-    })
+    })?;
+    if !address.user().is_ascii() {
+        return Err((
+            format!("{} has letters before its @ that not every mail server takes", quoted(text)),
+            "write one with ASCII letters there, as in a@example.org".to_owned(),
+        ));
+    }
+    Ok(address)
 }
 
 /// One of a few words.
@@ -152,33 +161,23 @@ pub fn choice<T: Copy>(text: &str, words: &[(&str, T)]) -> Result<T, Objection> 
     })
 }
 
-/// Any text that has something in it.
+/// Any text that has something in it. Control characters mean something to the commands that carry it.
 pub fn text(text: &str) -> Result<String, Objection> {
     match text.trim() {
+        text if text.contains(char::is_control) => {
+            Err(("this has a control character in it".to_owned(), "take it out".to_owned()))
+        }
         "" => Err(("this is empty".to_owned(), "fill it in, or take the line out".to_owned())),
         text => Ok(text.to_owned()),
     }
 }
 
-/// A host's name or address, as a URL or EHLO takes it.
-pub fn host(text: &str) -> Result<String, Objection> {
-    let inner = text.strip_prefix('[').and_then(|t| t.strip_suffix(']')).unwrap_or(text);
-    let fits = !inner.is_empty()
-        && inner.len() <= 255
-        && inner.chars().all(|c| c.is_alphanumeric() || matches!(c, '.' | '-' | '_' | ':'));
-    if fits {
-        Ok(text.to_owned())
-    } else {
-        Err((
-            format!("{} is no host's name", quoted(text)),
-            "write it as in mail.example.org, without port or scheme".into(),
-        ))
-    }
-}
-
 /// What names a queue in ids such as `newsletter/1234`.
 pub fn queue_name(text: &str) -> Result<String, Objection> {
-    let fits = !text.is_empty() && text.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-'));
+    // A leading hyphen would make it an option of `mailqueue pause`.
+    let fits = !text.is_empty()
+        && !text.starts_with('-')
+        && text.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-'));
     match text {
         "relay" => Err((
             "\"relay\" cannot name a queue".to_owned(),
@@ -187,7 +186,7 @@ pub fn queue_name(text: &str) -> Result<String, Objection> {
         _ if fits => Ok(text.to_owned()),
         _ => Err((
             format!("{} cannot name a queue", quoted(text)),
-            "write small letters, digits, - and _ only".to_owned(),
+            "write small letters, digits, - and _ only, and no - in front".to_owned(),
         )),
     }
 }

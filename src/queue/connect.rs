@@ -127,20 +127,24 @@ impl Connections {
         let raw = match self.dialect.name {
             "mysql" => {
                 let mut options = MySqlConnectOptions::from_url(url).map_err(bad)?.pipes_as_concat(false);
+                let host = bare(options.get_host()).to_owned();
+                options = options.host(&host);
                 if let Some(password) = &password {
                     options = options.password(password);
                 }
-                if !named(url, &["ssl-mode", "sslmode"]) && options.get_socket().is_none() && is_remote(url) {
+                if !named(url, &["ssl-mode", "sslmode"]) && options.get_socket().is_none() && is_remote(&host) {
                     options = options.ssl_mode(MySqlSslMode::VerifyIdentity);
                 }
                 Raw::MySql(Box::new(quiet(options).connect().await?))
             }
             "postgres" => {
                 let mut options = PgConnectOptions::from_url(url).map_err(bad)?;
+                let host = bare(options.get_host()).to_owned();
+                options = options.host(&host);
                 if let Some(password) = &password {
                     options = options.password(password);
                 }
-                if !named(url, &["ssl-mode", "sslmode"]) && options.get_socket().is_none() && is_remote(url) {
+                if !named(url, &["ssl-mode", "sslmode"]) && options.get_socket().is_none() && is_remote(&host) {
                     options = options.ssl_mode(PgSslMode::VerifyFull);
                 }
                 Raw::Postgres(Box::new(quiet(options).connect().await?))
@@ -195,11 +199,16 @@ fn named(url: &Url, keys: &[&str]) -> bool {
     url.query_pairs().any(|(key, _)| keys.contains(&key.as_ref()))
 }
 
-/// Neither a socket nor loopback, so that what is said passes a network.
-fn is_remote(url: &Url) -> bool {
-    let Some(host) = url.host_str() else { return false };
+/// The host without the brackets in which an IPv6 address stands in a URL (RFC 3986 §3.2.2): neither a resolver nor TLS
+/// takes them.
+fn bare(host: &str) -> &str {
+    host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host)
+}
+
+/// Neither a socket nor loopback, so that what is said passes a network. `host` is the one that is dialled, which a
+/// parameter of the URL can name too.
+fn is_remote(host: &str) -> bool {
     let host = percent_encoding::percent_decode_str(host).decode_utf8_lossy();
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    let loopback = IpAddr::from_str(host).is_ok_and(|address| address.is_loopback());
+    let loopback = IpAddr::from_str(&host).is_ok_and(|address| address.is_loopback());
     !(host.is_empty() || host.eq_ignore_ascii_case("localhost") || host.starts_with('/') || loopback)
 }

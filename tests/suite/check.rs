@@ -78,7 +78,7 @@ async fn each_probe_is_an_object_a_line_and_the_exit_status_says_whether_one_fai
 }
 
 /// Greets, understands EHLO and QUIT, over TLS from the first byte, with a certificate that ends in so many hours.
-async fn tls_smarthost(folder: &std::path::Path, hours: i64, greeting: String) -> u16 {
+async fn tls_smarthost(host: &str, folder: &std::path::Path, hours: i64, greeting: String) -> u16 {
     let key = KeyPair::generate().expect("key");
     let mut params = CertificateParams::new(Vec::new()).expect("parameters");
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -86,7 +86,7 @@ async fn tls_smarthost(folder: &std::path::Path, hours: i64, greeting: String) -
     let issuer = Issuer::new(params, key);
 
     let key = KeyPair::generate().expect("key");
-    let mut params = CertificateParams::new(vec!["localhost".to_owned(), "127.0.0.1".to_owned()]).expect("parameters");
+    let mut params = CertificateParams::new(["localhost", "127.0.0.1", "::1"].map(str::to_owned)).expect("parameters");
     let at = |hours| std::time::SystemTime::from(Timestamp::now() + SignedDuration::from_hours(hours)).into();
     params.not_before = at(-1000);
     params.not_after = at(hours);
@@ -98,7 +98,7 @@ async fn tls_smarthost(folder: &std::path::Path, hours: i64, greeting: String) -
         .with_single_cert(vec![certificate], PrivateKeyDer::Pkcs8(key.serialize_der().into()))
         .expect("certificate");
     let acceptor = TlsAcceptor::from(Arc::new(config));
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let listener = TcpListener::bind((host, 0)).await.expect("bind");
     let port = listener.local_addr().expect("address").port();
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
@@ -122,7 +122,7 @@ async fn tls_smarthost(folder: &std::path::Path, hours: i64, greeting: String) -
 /// What is found of a smarthost like that, with the certificate checked or not.
 async fn of_smarthost(hours: i64, greeting: &str) -> (Option<i32>, Vec<String>) {
     let folder = tempfile::tempdir().expect("folder");
-    let port = tls_smarthost(folder.path(), hours, greeting.to_owned()).await;
+    let port = tls_smarthost("127.0.0.1", folder.path(), hours, greeting.to_owned()).await;
     let house = House::build(database::sqlite(), port, "", "").await;
     let file = house.installation.configuration();
     let tls = format!("tls = \"implicit\"\nca_file = \"{}/ca.pem\"", folder.path().display());
@@ -145,6 +145,49 @@ async fn a_certificate_that_ends_soon_is_a_warning_and_one_that_has_ended_a_fail
     let failure = one(&findings, "certificate");
     assert!(failure.starts_with("failed relay: 127.0.0.1:") && failure.contains("has expired"), "{failure}");
     assert_eq!(status, Some(1));
+}
+
+#[tokio::test]
+async fn a_smarthost_is_reached_by_its_ipv6_address_and_its_certificate_checked_for_that() {
+    let folder = tempfile::tempdir().expect("folder");
+    let port = tls_smarthost("::1", folder.path(), 2400, "mx ESMTP".to_owned()).await;
+    let house = House::build(database::sqlite(), port, "", "").await;
+    let file = house.installation.configuration();
+    let text = std::fs::read_to_string(&file).expect("configuration");
+    let tls = format!("tls = \"implicit\"\nca_file = \"{}/ca.pem\"", folder.path().display());
+    for host in ["::1", "[::1]"] {
+        let text = text.replace("tls = \"none\"", &tls).replace("\"127.0.0.1\"", &format!("\"{host}\""));
+        std::fs::write(&file, text).expect("configuration");
+        let (status, findings) = check(&house.installation).await;
+        assert_eq!(one(&findings, "connected"), format!("ok relay: [::1]:{port}: connected, without login"));
+        assert_eq!(status, Some(0), "{findings:#?}");
+    }
+}
+
+#[tokio::test]
+async fn a_name_for_ehlo_without_a_dot_is_a_warning() {
+    let catcher = Catcher::start().await;
+    let house = House::build(database::sqlite(), catcher.port(), "", "").await;
+    let file = house.installation.configuration();
+    let text = std::fs::read_to_string(&file).expect("configuration");
+    let notify = "[notify]\nto = \"technik@example.org\"\n";
+    for (helo, warned) in [("mail.example.org", false), ("localhost", true), ("[192.0.2.1]", false)] {
+        let changed = text.replace("helo = \"test.example\"", &format!("helo = \"{helo}\"")) + notify;
+        std::fs::write(&file, changed).expect("configuration");
+        let (status, findings) = check(&house.installation).await;
+        assert_eq!(status, Some(0), "{findings:#?}");
+        let warning = findings.iter().find(|finding| finding.starts_with("warning configuration: helo: "));
+        assert_eq!(warning.is_some(), warned, "{helo}: {findings:#?}");
+        let warning = warning.map_or("", String::as_str);
+        assert!(
+            !warned || warning.contains("\"localhost\" has no dot") && warning.contains("set relay.helo"),
+            "{warning}"
+        );
+        let sender = findings.iter().any(|finding| {
+            finding.starts_with(&format!("warning configuration: notify: digests would come from mailqueue@{helo}, "))
+        });
+        assert_eq!(sender, helo != "mail.example.org", "{findings:#?}");
+    }
 }
 
 #[tokio::test]
