@@ -5,15 +5,16 @@ use std::io::{self, IsTerminal, Read, Write};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 
-use super::output::Out;
+use super::output::{self, Out, count};
 use super::{Ending, Usage, migrate, select};
 use crate::config::Config;
 use crate::mail::{Address, Columns, MailId};
-use crate::queue;
+use crate::{queue, translate};
 
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Without --to, --subject and --body a whole mail (RFC 5322) is read from standard input. The id of the new row is printed.\n\
+    after_help = "Without --to, --subject and --body a whole mail (RFC 5322) is read from standard input. The id of the new row is \
+    printed. What could not be sent, or not to all of its recipients, is refused with the reason.\n\
     Examples:\n  mailqueue enqueue --queue newsletter < mail.eml\n  \
     mailqueue enqueue --from a@example.org --to b@example.org --subject Test --body 'Does it arrive?'\n  \
     mailqueue enqueue --queue admidio --sender bounces@example.org < mail.eml"
@@ -29,7 +30,7 @@ pub struct Args {
     #[arg(long, value_name = "TEXT", requires = "to")]
     subject: Option<String>,
     /// The envelope sender, for tables with a column `mparams`
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS", value_parser = sender)]
     sender: Option<Address>,
     /// The text; `-` reads it from standard input
     #[arg(long, value_name = "TEXT", requires = "to")]
@@ -52,6 +53,7 @@ pub async fn run(args: &Args, config: &Config, out: &mut Out) -> anyhow::Result<
     }
     let columns = message.columns(args.sender.as_ref());
     fits(&queue, &settings, &columns).await?;
+    can_be_sent(args, config, &queue, &columns).await?;
     let mid = queue.insert(&columns).await?;
     super::change::audit(config, "inserted", &settings.name, vec![mid]);
     writeln!(out, "{}", MailId::new(settings.name, mid))?;
@@ -115,6 +117,10 @@ fn from_options(args: &Args, config: &Config) -> anyhow::Result<Message> {
     Ok(Message { to: one_line(&args.to.join(", "))?.into(), subject: subject.into(), body, headers: headers.into() })
 }
 
+fn sender(text: &str) -> Result<Address, String> {
+    translate::address(text)
+}
+
 fn one_line(text: &str) -> Result<&str, Usage> {
     if text.contains(char::is_control) {
         return Err(Usage("an address or a subject must stand on one line, without control characters".to_owned()));
@@ -130,7 +136,7 @@ fn stdin() -> io::Result<Vec<u8>> {
 
 fn from_stdin() -> anyhow::Result<Message> {
     if io::stdin().is_terminal() {
-        eprintln!("Type the mail, header first, then an empty line and the text; end with Ctrl-D.");
+        output::tell("Type the mail, header first, then an empty line and the text; end with Ctrl-D.");
     }
     Ok(split(&stdin()?)?)
 }
@@ -193,6 +199,34 @@ fn is_field(line: &[u8]) -> bool {
         Some(colon) => colon > 0 && line[..colon].trim_ascii_end().iter().all(|byte| matches!(byte, b'!'..=b'~')),
         None => false,
     }
+}
+
+/// Makes a mail of the columns as the dispatcher does, and refuses those of which it makes none, or one that does not
+/// go to everybody. A smarthost of which nothing is known is taken for one that can do everything.
+async fn can_be_sent(args: &Args, config: &Config, queue: &queue::Queue, columns: &Columns) -> anyhow::Result<()> {
+    /// Recipients that a message names.
+    const NAMED: usize = 5;
+    let wire = select::announced_wire(config).unwrap_or_default();
+    let mail = select::drafted(config, queue, columns, wire).await?;
+    let mail = mail.map_err(|unreadable| Usage(format!("the mail could not be sent: {unreadable}")))?;
+    if !mail.invalid.is_empty() {
+        let named = mail.invalid.iter().take(NAMED).map(|invalid| format!("{} ({})", invalid.written, invalid.why));
+        let more = mail.invalid.len().saturating_sub(NAMED);
+        let more = if more > 0 { format!(", and {more} more") } else { String::new() };
+        return Err(Usage(format!(
+            "{} could not get the mail: {}{more}; correct each address, or leave it out",
+            count(mail.invalid.len(), "recipient"),
+            named.collect::<Vec<_>>().join(", ")
+        ))
+        .into());
+    }
+    if let Some(sender) = args.sender.as_ref().filter(|_| config.message.envelope_from.is_none())
+        && mail.envelope.sender.as_ref() != Some(sender)
+    {
+        let text = format!("{sender} would not become the envelope sender: write --sender as in bounces@example.org");
+        return Err(Usage(text).into());
+    }
+    Ok(())
 }
 
 /// A value that its column would cut, or that is just as long as the column, would be taken for damaged.

@@ -1,10 +1,10 @@
 //! `mailqueue render`: what would go out for each row, as files. Sends nothing and changes nothing.
 
-use std::fs;
+mod folder;
+
 use std::io::Write;
 use std::path::PathBuf;
 
-use anyhow::Context;
 use jiff::Timestamp;
 
 use super::output::{Out, count, safe};
@@ -12,12 +12,14 @@ use super::select::{self, Filters};
 use super::{Ending, Usage};
 use crate::config::Config;
 use crate::mail::Mail;
-use crate::queue::Listed;
+use crate::queue::{Listed, Queue};
+use folder::Folder;
 
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "For each row QUEUE-NUMBER.eml with the exact mail and QUEUE-NUMBER.json with its envelope are \
-    written.\nExit status: 0 all rows can become mails; 1 some cannot.\n\
+    written, for their owner's eyes only. A file that exists is never overwritten, so name a new folder each time.\n\
+    Exit status: 0 all rows can become mails; 1 some cannot, or a file cannot be written.\n\
     Examples:\n  mailqueue render --all --out /var/tmp/trial\n  \
     mailqueue render --queue newsletter --to @example.org --out trial"
 )]
@@ -25,7 +27,7 @@ pub struct Args {
     /// Every row of every queue
     #[arg(long, conflicts_with_all = ["queue", "state", "reason", "to", "subject", "older_than"])]
     all: bool,
-    /// The folder to write into; made where it does not exist
+    /// The folder to write into; made with mode 0700 where it does not exist
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     #[command(flatten)]
@@ -43,18 +45,41 @@ pub async fn run(args: &Args, config: &Config, out: &mut Out) -> anyhow::Result<
     if !args.all && args.filters.is_empty() {
         return Err(Usage("which rows? add --all, or a filter such as --queue newsletter".to_owned()).into());
     }
-    fs::create_dir_all(&args.out).with_context(|| format!("cannot make the folder {}", args.out.display()))?;
+    let queues = args.filters.queues(config)?;
+    let folder = Folder::create(&args.out)?;
+    let mut summary = Summary::default();
+    let ended = rows(args, config, queues, &folder, &mut summary, out).await;
+    writeln!(
+        out,
+        "{} written to {}, {} of them mended; {} cannot become a mail",
+        count(summary.written, "mail"),
+        safe(&folder.path().display().to_string()),
+        summary.mended,
+        count(summary.unreadable, "row")
+    )?;
+    ended?;
+    Ok(if summary.unreadable == 0 { Ending::Done } else { Ending::LeftOver })
+}
+
+/// Goes on to the first file that cannot be written; `summary` then says how far it came.
+async fn rows(
+    args: &Args,
+    config: &Config,
+    queues: Vec<Queue>,
+    folder: &Folder,
+    summary: &mut Summary,
+    out: &mut Out,
+) -> anyhow::Result<()> {
     let wire = select::announced_wire(config).unwrap_or_default();
     let now = Timestamp::now();
-    let mut summary = Summary::default();
-    for queue in args.filters.queues(config)? {
+    for queue in queues {
         let mut walk = args.filters.walk(config, queue.clone(), now);
         while let Some(page) = walk.next().await? {
             for listed in page {
                 let Some((listed, columns)) = queue.look(listed.id.mid).await? else { continue };
                 match select::translated(config, &queue, &listed, &columns, wire).await? {
                     Ok(mail) => {
-                        write(args, &listed, &mail)?;
+                        write(folder, &listed, &mail)?;
                         summary.written += 1;
                         summary.mended += usize::from(!mail.repairs.is_empty());
                         for repair in &mail.repairs {
@@ -78,18 +103,10 @@ pub async fn run(args: &Args, config: &Config, out: &mut Out) -> anyhow::Result<
             }
         }
     }
-    writeln!(
-        out,
-        "{} written to {}, {} of them mended; {} cannot become a mail",
-        count(summary.written, "mail"),
-        args.out.display(),
-        summary.mended,
-        count(summary.unreadable, "row")
-    )?;
-    Ok(if summary.unreadable == 0 { Ending::Done } else { Ending::LeftOver })
+    Ok(())
 }
 
-fn write(args: &Args, listed: &Listed, mail: &Mail) -> anyhow::Result<()> {
+fn write(folder: &Folder, listed: &Listed, mail: &Mail) -> anyhow::Result<()> {
     let stem = format!("{}-{}", listed.id.queue, listed.id.mid);
     let envelope = serde_json::json!({
         "id": listed.id.to_string(),
@@ -98,9 +115,6 @@ fn write(args: &Args, listed: &Listed, mail: &Mail) -> anyhow::Result<()> {
         "invalid": mail.invalid.iter().map(|invalid| &invalid.written).collect::<Vec<_>>(),
         "repairs": mail.repairs.iter().map(|repair| &repair.text).collect::<Vec<_>>(),
     });
-    for (end, bytes) in [("eml", &mail.content[..]), ("json", format!("{envelope:#}\n").as_bytes())] {
-        let path = args.out.join(format!("{stem}.{end}"));
-        fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))?;
-    }
-    Ok(())
+    let envelope = format!("{envelope:#}\n");
+    folder.write(&[(format!("{stem}.eml"), &mail.content), (format!("{stem}.json"), envelope.as_bytes())])
 }

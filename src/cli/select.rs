@@ -7,7 +7,7 @@ use jiff::Timestamp;
 
 use super::Usage;
 use crate::config::Config;
-use crate::mail::{Columns, MailId};
+use crate::mail::{Columns, Mail, MailId, RecordId};
 use crate::observe::snapshot::Snapshot;
 use crate::outcome::{Reason, State};
 use crate::queue::{self, Listed, Queue};
@@ -20,7 +20,7 @@ const PAGE: u32 = 500;
 #[command(next_help_heading = "Which rows")]
 pub struct Filters {
     /// Rows of this queue; may be given several times
-    #[arg(long, value_name = "QUEUE")]
+    #[arg(long, value_name = "QUEUE", value_parser = filled)]
     pub queue: Vec<String>,
     /// Rows in this state; several with commas
     #[arg(long, value_delimiter = ',', value_parser = states())]
@@ -29,10 +29,10 @@ pub struct Filters {
     #[arg(long, value_parser = reasons())]
     pub reason: Option<Reason>,
     /// Rows with this recipient, an address; or @DOMAIN for all of a domain
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS", value_parser = recipient)]
     pub to: Option<String>,
     /// Rows whose subject has this in it
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", value_parser = filled)]
     pub subject: Option<String>,
     /// Rows first seen longer ago than this, as in 2h or 3d
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
@@ -45,6 +45,22 @@ fn states() -> impl TypedValueParser<Value = State> {
 
 fn reasons() -> impl TypedValueParser<Value = Reason> {
     PossibleValuesParser::new(Reason::ALL.map(Reason::as_str)).try_map(|text| Reason::parse(&text).ok_or("no reason"))
+}
+
+/// A value with something in it. An empty one comes from a shell's variable that is not set, and as a filter it would let
+/// every row through.
+pub fn filled(text: &str) -> Result<String, String> {
+    if text.trim().is_empty() {
+        return Err("it is empty, as from a shell's variable that is not set; give a value".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+fn recipient(text: &str) -> Result<String, String> {
+    match text.trim() {
+        "@" => Err("it names no domain; write @DOMAIN, as in @example.org".to_owned()),
+        _ => filled(text),
+    }
 }
 
 impl Filters {
@@ -159,13 +175,38 @@ pub async fn translated(
     listed: &Listed,
     columns: &Columns,
     wire: translate::Wire,
-) -> Result<Result<crate::mail::Mail, translate::Unreadable>, queue::Error> {
+) -> Result<Result<Mail, translate::Unreadable>, queue::Error> {
     let stamp = translate::Stamp {
-        record: listed.record.unwrap_or_else(|| crate::mail::RecordId::new([0; 16])),
+        record: listed.record.unwrap_or_else(no_record),
         created: listed.first_seen.unwrap_or_else(Timestamp::now),
     };
+    stamped(config, queue, columns, &stamp, wire).await
+}
+
+/// Columns that are no row yet, as the dispatcher would send them.
+pub async fn drafted(
+    config: &Config,
+    queue: &Queue,
+    columns: &Columns,
+    wire: translate::Wire,
+) -> Result<Result<Mail, translate::Unreadable>, queue::Error> {
+    let stamp = translate::Stamp { record: no_record(), created: Timestamp::now() };
+    stamped(config, queue, columns, &stamp, wire).await
+}
+
+async fn stamped(
+    config: &Config,
+    queue: &Queue,
+    columns: &Columns,
+    stamp: &translate::Stamp,
+    wire: translate::Wire,
+) -> Result<Result<Mail, translate::Unreadable>, queue::Error> {
     let limits = queue.limits().await?;
-    Ok(translate::translate(columns, &limits, &stamp, wire, &config.message))
+    Ok(translate::translate(columns, &limits, stamp, wire, &config.message))
+}
+
+fn no_record() -> RecordId {
+    RecordId::new([0; 16])
 }
 
 /// The queue that an id or an option names.

@@ -5,7 +5,7 @@ use std::io::Write;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::output::{Out, count, moment, safe};
+use super::output::{self, Out, count, moment, safe};
 use super::{Ending, Usage, list, select};
 use crate::config::Config;
 use crate::ledger::{Query, Traced, Tracer};
@@ -27,10 +27,10 @@ const LIMIT: u32 = 1_000;
 )]
 pub struct Args {
     /// An id, as in newsletter/1234, or a Message-ID
-    #[arg(value_name = "ID", required_unless_present = "to", conflicts_with = "to")]
+    #[arg(value_name = "ID", required_unless_present = "to", conflicts_with = "to", value_parser = select::filled)]
     id: Option<String>,
     /// All mails to this address
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS", value_parser = select::filled)]
     to: Option<String>,
     /// One JSON object a line
     #[arg(long)]
@@ -71,11 +71,11 @@ pub async fn run(args: &Args, config: &Config, out: &mut Out) -> anyhow::Result<
     if args.to.is_some()
         && let Some(before) = tracer.blind_before()
     {
-        eprintln!(
+        output::tell(&format!(
             "mailqueue: mails from before {} cannot be found by their recipients: ledger.key was lost then; look them \
              up by id or Message-ID, or put the old file back",
             moment(before)
-        );
+        ));
     }
     for traced in &found {
         if args.json { out.json(&object(traced))? } else { tell(traced, out)? }
@@ -115,7 +115,7 @@ async fn rows(query: &Query, config: &Config) -> anyhow::Result<Vec<Listed>> {
         }
         let queue = select::open(settings)?;
         if let Err(error) = matching(query, &queue, &mut found).await {
-            eprintln!("mailqueue: what stands in the table is not known: {}", safe(&error.to_string()));
+            output::tell(&format!("mailqueue: what stands in the table is not known: {}", safe(&error.to_string())));
         }
     }
     Ok(found)

@@ -1,11 +1,16 @@
 //! What operators type and what they get to read, with the program itself on an SQLite file.
 
+mod enqueue;
+mod filters;
+mod output;
+mod render;
+mod show;
+
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Output, Stdio};
 
 use mailqueue::config::Config;
-use mailqueue::mail::Columns;
 use mailqueue::queue::Queue;
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -95,75 +100,6 @@ async fn commands_before_migrate_say_what_to_do() {
 }
 
 #[tokio::test]
-async fn a_mail_from_standard_input_becomes_the_columns_that_php_would_write() {
-    let installation = installation().await;
-    let output = enqueue(&installation, "newsletter", MAIL).await;
-    assert_eq!((stdout(&output), output.status.code()), ("newsletter/1", Some(0)), "{}", stderr(&output));
-    let (_, columns) = queue(&installation, "newsletter").look(1).await.expect("SQLite").expect("the row");
-    let decoded = columns.each().map(|(_, value)| value.map(decode));
-    let [to, subject, body, headers, params] = decoded;
-    assert_eq!(to.as_deref(), Some("anna@example.org"));
-    assert_eq!(subject.as_deref(), Some("Grüße"));
-    assert_eq!(body.as_deref(), Some(".Hallo\nAnna\n"));
-    assert_eq!(
-        headers.as_deref(),
-        Some(
-            "From: \"Jörg\" <joerg@example.org>\r\nCc: bea@example.org\r\nMessage-ID: <1@example.org>\r\n\
-             Date: Sat, 3 Mar 2018 10:00:00 +0100\r\n"
-        )
-    );
-    assert_eq!(params, None);
-}
-
-fn decode(base64: &[u8]) -> String {
-    use base64::Engine;
-    let bytes = base64::prelude::BASE64_STANDARD.decode(base64).expect("base64");
-    String::from_utf8(bytes).expect("UTF-8")
-}
-
-#[tokio::test]
-async fn enqueue_says_what_it_misses() {
-    let installation = installation().await;
-    let complaint = async |arguments: &[&str]| {
-        let output = installation.run(arguments).await;
-        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
-        stderr(&output).to_owned()
-    };
-    assert_eq!(
-        complaint(&["enqueue", "--to", "a@example.org", "--from", "b@example.org"]).await,
-        "mailqueue: into which queue? add --queue with one of newsletter, admidio"
-    );
-    assert_eq!(
-        complaint(&["enqueue", "--queue", "newsletter", "--to", "a@example.org"]).await,
-        "mailqueue: a mail needs a sender: add --from ADDRESS, or set message.default_from in the configuration"
-    );
-    assert_eq!(
-        complaint(&["enqueue", "--queue", "press"]).await,
-        format!(
-            "mailqueue: there is no queue \"press\" in {}; there is newsletter, admidio",
-            installation.configuration().display()
-        )
-    );
-    assert_eq!(
-        complaint(&["enqueue", "--queue", "newsletter"]).await,
-        "mailqueue: there is no mail on standard input; its headers come first"
-    );
-    let output = enqueue(&installation, "newsletter", "From: a@example.org\nHallo Anna\n").await;
-    assert_eq!(
-        stderr(&output),
-        "mailqueue: line 2 of the mail is no header; write headers as NAME: VALUE, then an empty line, then the text"
-    );
-    let injection = "Hallo\nBcc: all@example.org";
-    let arguments =
-        ["enqueue", "--queue=newsletter", "--to=a@example.org", "--from=b@example.org", "--subject", injection];
-    assert_eq!(
-        complaint(&arguments).await,
-        "mailqueue: an address or a subject must stand on one line, without control characters"
-    );
-    assert_eq!(stdout(&installation.run(&["list"]).await), "");
-}
-
-#[tokio::test]
 async fn list_shows_rows_to_people_and_to_programs() {
     let installation = installation().await;
     enqueue(&installation, "newsletter", MAIL).await;
@@ -195,97 +131,6 @@ async fn list_shows_rows_to_people_and_to_programs() {
         let found = objects(&installation.run(&["list", "--json", filter[0], filter[1]]).await);
         let ids: Vec<&str> = found.iter().filter_map(|object| object["id"].as_str()).collect();
         assert_eq!(ids, expected, "{filter:?}");
-    }
-}
-
-#[tokio::test]
-async fn show_explains_a_row_and_prints_what_would_go_out() {
-    let installation = installation().await;
-    enqueue(&installation, "newsletter", MAIL).await;
-    let shown = installation.run(&["show", "newsletter/1"]).await;
-    assert_eq!(
-        stdout(&shown),
-        "newsletter/1\n  \
-         state         waiting: no dispatcher has looked at it yet\n  \
-         row           216 bytes in the table\n\n\
-         Envelope\n  \
-         sender        joerg@example.org\n  \
-         open  anna@example.org\n  \
-         open  bea@example.org\n\n\
-         Mended on the way\n  \
-         From held raw 8-bit text: it was read as UTF-8 and encoded\n  \
-         there was no MIME-Version: it was added\n\n\
-         Headers\n  \
-         To: anna@example.org\n  \
-         Subject: Grüße\n  \
-         From: Jörg <joerg@example.org>\n  \
-         Cc: bea@example.org\n  \
-         Message-ID: <1@example.org>\n  \
-         Date: Sat, 3 Mar 2018 10:00:00 +0100\n  \
-         MIME-Version: 1.0\n  \
-         Content-Type: text/plain; charset=utf-8\n  \
-         Content-Transfer-Encoding: 7bit\n\n\
-         Body (the whole mail has 302 bytes)\n  \
-         .Hallo\n  \
-         Anna"
-    );
-    let raw = installation.run(&["show", "newsletter/1", "--raw"]).await;
-    let raw = std::str::from_utf8(&raw.stdout).expect("pure ASCII");
-    assert!(raw.starts_with("To: anna@example.org\r\nSubject: =?utf-8?b?"), "{raw}");
-    assert!(raw.ends_with("\r\n\r\n.Hallo\r\nAnna\r\n"), "{raw}");
-
-    let object = &objects(&installation.run(&["show", "newsletter/1", "--json"]).await)[0];
-    assert_eq!(object["mail"]["sender"], "joerg@example.org");
-    assert_eq!(object["mail"]["subject"], "Grüße");
-    assert_eq!(
-        object["recipients"][1],
-        json!({"address": "bea@example.org", "state": "open", "last_reply": null, "at": null})
-    );
-}
-
-#[tokio::test]
-async fn show_says_what_stands_in_the_way() {
-    let installation = installation().await;
-    let columns = Columns { mto: Some(b"YUBiLmRl*".to_vec()), ..Columns::default() };
-    queue(&installation, "newsletter").insert(&columns).await.expect("SQLite");
-    let shown = installation.run(&["show", "newsletter/1"]).await;
-    assert!(
-        stdout(&shown).contains("This row cannot become a mail and stays as it is:\n  mto: "),
-        "{}",
-        stdout(&shown)
-    );
-    assert!(stdout(&shown).ends_with("(base64-invalid)"), "{}", stdout(&shown));
-    let raw = installation.run(&["show", "newsletter/1", "--raw"]).await;
-    assert_eq!((stdout(&raw), raw.status.code()), ("", Some(2)));
-    assert!(stderr(&raw).starts_with("mailqueue: newsletter/1 cannot become a mail: base64-invalid: mto: "));
-    let nothing = installation.run(&["show", "newsletter/2"]).await;
-    assert_eq!(nothing.status.code(), Some(1));
-    assert_eq!(
-        stderr(&nothing),
-        "mailqueue: there is no row newsletter/2; `mailqueue list` shows those that there are"
-    );
-}
-
-#[tokio::test]
-async fn nothing_from_a_row_reaches_the_terminal_unescaped() {
-    let installation = installation().await;
-    let nasty = "\u{1b}]0;owned\u{7}\u{9b}31m\u{202e}";
-    let mail = format!(
-        "From: \"{nasty}\" <a@example.org>\nTo: b@example.org\nSubject: {nasty}\nX-Other: {nasty}\n\
-         Content-Type: text/plain; charset=utf-8\n\n{nasty}\n"
-    );
-    enqueue(&installation, "newsletter", &mail).await;
-    for arguments in [
-        &["show", "newsletter/1"][..],
-        &["show", "newsletter/1", "--json"],
-        &["list"],
-        &["list", "--json", "--subject", "owned"],
-        &["render", "--all", "--out", "rendered"],
-    ] {
-        let output = installation.run(arguments).await;
-        let shown = stdout(&output).to_owned() + stderr(&output);
-        let bad = shown.chars().find(|c| (c.is_control() && *c != '\n') || *c == '\u{202e}');
-        assert_eq!(bad, None, "{arguments:?} lets it through: {}", shown.escape_debug());
     }
 }
 
@@ -345,24 +190,6 @@ async fn pause_and_resume_are_seen_in_status() {
     let unknown = installation.run(&["pause", "newsletter", "press"]).await;
     assert_eq!(unknown.status.code(), Some(2));
     assert_eq!(status().await["queues"][0]["paused"], false, "nothing is paused when a name is wrong");
-}
-
-#[tokio::test]
-async fn render_writes_each_mail_with_its_envelope_and_names_what_cannot_become_one() {
-    let installation = installation().await;
-    enqueue(&installation, "newsletter", MAIL).await;
-    queue(&installation, "admidio").insert(&Columns::default()).await.expect("SQLite");
-    let output = installation.run(&["render", "--all", "--out", "rendered"]).await;
-    assert_eq!(output.status.code(), Some(1));
-    assert!(stdout(&output).contains("admidio/1: no mail: "), "{}", stdout(&output));
-    let folder = installation.path().join("rendered");
-    let raw = installation.run(&["show", "newsletter/1", "--raw"]).await;
-    assert_eq!(std::fs::read(folder.join("newsletter-1.eml")).expect("the mail"), raw.stdout);
-    let envelope = std::fs::read(folder.join("newsletter-1.json")).expect("the envelope");
-    let envelope: Value = serde_json::from_slice(&envelope).expect("JSON");
-    assert_eq!(envelope["sender"], "joerg@example.org");
-    assert_eq!(envelope["recipients"], json!(["anna@example.org", "bea@example.org"]));
-    assert_eq!(std::fs::read_dir(&folder).expect("the folder").count(), 2);
 }
 
 #[tokio::test]
@@ -502,17 +329,6 @@ async fn completions_and_manual_pages_are_there_for_packages() {
 }
 
 #[tokio::test]
-async fn a_reader_that_has_seen_enough_is_no_error() {
-    let installation = Installation::new("");
-    let mut command = installation.command();
-    let mut child =
-        command.args(["completions", "bash"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("start");
-    drop(child.stdout.take());
-    let output = child.wait_with_output().await.expect("mailqueue");
-    assert_eq!((stderr(&output), output.status.code()), ("", Some(0)));
-}
-
-#[tokio::test]
 async fn status_follows_a_running_dispatcher() {
     let installation = installation().await;
     let daemon = installation.start(&["run"]);
@@ -544,7 +360,7 @@ async fn check_warns_when_everybody_can_read_a_password_in_the_configuration() {
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode)).expect("chmod");
         let output = installation.run(&["check"]).await;
         assert!(!(stdout(&output).to_owned() + stderr(&output)).contains("hunter2"));
-        let lines = stdout(&output).lines().filter(|line| line.starts_with("warning  configuration: "));
+        let lines = stdout(&output).lines().filter(|line| line.starts_with("warning  configuration: mode: "));
         lines.map(str::to_owned).collect::<Vec<_>>()
     };
     let expected = format!(

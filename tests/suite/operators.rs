@@ -139,16 +139,23 @@ async fn a_mail_on_the_wire_of_another_dispatcher_is_known_by_its_message_id() {
 
 /// Runs a command with its output on a terminal of 160 columns.
 async fn on_a_terminal(house: &House, arguments: &[&str], no_color: &str) -> String {
+    let (status, text) = on_a_terminal_of(160, house, arguments, no_color).await;
+    assert_ne!(status, None, "{arguments:?}: ended by a signal");
+    text
+}
+
+/// Runs a command with all of its output on a terminal of so many columns; its exit status, and what it wrote.
+async fn on_a_terminal_of(columns: u16, house: &House, arguments: &[&str], no_color: &str) -> (Option<i32>, String) {
     let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a terminal");
     grantpt(&terminal).expect("grant");
     unlockpt(&terminal).expect("unlock");
-    let size = Winsize { ws_row: 50, ws_col: 160, ws_xpixel: 0, ws_ypixel: 0 };
+    let size = Winsize { ws_row: 50.min(columns), ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
     tcsetwinsize(&terminal, size).expect("size");
     let name = ptsname(&terminal, Vec::new()).expect("name");
     let name = name.to_str().expect("ASCII").to_owned();
     let end = || OwnedFd::from(std::fs::OpenOptions::new().read(true).write(true).open(&name).expect("open"));
     let mut command = house.installation.command();
-    command.args(arguments).env("TERM", "xterm").env("NO_COLOR", no_color).stdout(end()).stderr(Stdio::null());
+    command.args(arguments).env("TERM", "xterm").env("NO_COLOR", no_color).stdout(end()).stderr(end());
     let mut child = command.spawn().expect("mailqueue");
     drop(command);
     let reading = tokio::task::spawn_blocking(move || {
@@ -157,14 +164,52 @@ async fn on_a_terminal(house: &House, arguments: &[&str], no_color: &str) -> Str
         let _ = std::fs::File::from(terminal).read_to_end(&mut bytes);
         String::from_utf8(bytes).expect("UTF-8")
     });
-    child.wait().await.expect("it ends");
-    reading.await.expect("reader")
+    let status = child.wait().await.expect("it ends").code();
+    (status, reading.await.expect("reader"))
+}
+
+#[tokio::test]
+async fn a_terminal_that_does_not_know_its_width_shows_everything() {
+    let (house, _catcher) = rows_in_all_states().await;
+    for columns in [0, 1, 160] {
+        for (arguments, status, expected) in [
+            (&["list"][..], 0, "newsletter/1"),
+            (&["status"], 0, "newsletter"),
+            (&["show", "newsletter/1"], 0, "no@example.org"),
+            (&["check"], 0, "configuration"),
+            (&["--help"], 0, "mailqueue"),
+            (&["once"], 0, "delivered"),
+        ] {
+            let (ended, text) = on_a_terminal_of(columns, &house, arguments, "1").await;
+            assert_eq!(ended, Some(status), "{arguments:?} with {columns} columns: {text}");
+            let text: String = text.split_whitespace().collect();
+            assert!(text.contains(expected), "{arguments:?} with {columns} columns: {text:?}");
+        }
+    }
+    let (_, unknown) = on_a_terminal_of(0, &house, &["list"], "1").await;
+    let piped = String::from_utf8(house.run(&["list"]).await.stdout).expect("UTF-8");
+    let lines = |text: &str| text.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>();
+    assert_eq!(lines(&unknown).len(), lines(&piped).len(), "{unknown}");
+}
+
+#[tokio::test]
+async fn a_log_on_a_terminal_has_colours_only_for_those_who_want_them() {
+    let house = House::build(database::sqlite(), 1, "", "").await;
+    let arguments = ["--log-level", "info", "once"];
+    let (status, coloured) = on_a_terminal_of(160, &house, &arguments, "").await;
+    assert_eq!(status, Some(0), "{coloured}");
+    house.newsletter.insert(&mail("a@example.org", "x")).await.expect("INSERT");
+    let colour = "\u{1b}[3";
+    let (_, coloured) = on_a_terminal_of(160, &house, &arguments, "").await;
+    assert!(coloured.contains(colour), "{coloured:?}");
+    let (_, plain) = on_a_terminal_of(160, &house, &arguments, "1").await;
+    assert!(plain.contains("WARN") && !plain.contains(colour), "{plain:?}");
 }
 
 #[tokio::test]
 async fn colours_are_for_terminals_and_for_those_who_want_them() {
     let (house, _catcher) = rows_in_all_states().await;
-    for arguments in [&["status"][..], &["list"], &["check"]] {
+    for arguments in [&["status"][..], &["list"], &["check"], &["--help"]] {
         let coloured = on_a_terminal(&house, arguments, "").await;
         let plain = on_a_terminal(&house, arguments, "1").await;
         let piped = String::from_utf8(house.run(arguments).await.stdout).expect("UTF-8");
@@ -223,7 +268,6 @@ async fn enqueue_takes_an_envelope_sender_where_the_table_has_a_place_for_it() {
         "{}",
         said(&refused)
     );
-    assert_eq!(enqueue("admidio", "x@example.org -OQueueDirectory=/tmp").await.status.code(), Some(2), "no address");
     assert_eq!(house.once().await, 0);
     let [caught] = catcher.received().try_into().expect("one mail");
     assert_eq!(caught.sender, "bounces@example.org");
