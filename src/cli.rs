@@ -23,7 +23,7 @@ use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::config::{Config, DEFAULT_FILE, Invalid};
 use crate::observe::logs;
@@ -137,7 +137,8 @@ pub struct Usage(pub String);
 
 /// Parses the command line, runs the command, and says how it ended.
 pub fn main() -> ExitCode {
-    let Cli { global, command } = match Cli::try_parse() {
+    let parsed = command_line().try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches));
+    let Cli { global, command } = match parsed {
         Ok(cli) => cli,
         Err(answer) => return usage(&answer),
     };
@@ -158,6 +159,12 @@ pub fn main() -> ExitCode {
             ExitCode::from(status(&error))
         }
     }
+}
+
+/// A terminal that does not know its width may say so as COLUMNS=0, which would give the help a line for each word.
+fn command_line() -> clap::Command {
+    let unknown = std::env::var("COLUMNS").is_ok_and(|columns| columns.trim() == "0");
+    if unknown { Cli::command().term_width(100) } else { Cli::command() }
 }
 
 /// Prints help, version, or what is wrong with the command line.

@@ -113,8 +113,8 @@ fn hint(variable: &str) -> &'static str {
     }
 }
 
-/// Puts environment variables in place of each `${NAME}`. A `$` without `{` stands for itself, and what a variable
-/// holds is not looked through again.
+/// Puts environment variables in place of each `${NAME}`; one that is not set, or empty, is an error. A `$` without `{`
+/// stands for itself, and what a variable holds is not looked through again.
 pub fn expand(text: &str) -> Result<String, Variable> {
     let mut expanded = String::with_capacity(text.len());
     let mut rest = text;

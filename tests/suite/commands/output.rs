@@ -49,6 +49,17 @@ async fn a_reader_that_has_seen_enough_is_no_error() {
     assert_eq!((stderr(&output), output.status.code()), ("", Some(0)));
 }
 
+#[tokio::test]
+async fn help_has_its_lines_where_the_environment_says_that_a_terminal_has_no_columns() {
+    let installation = Installation::new("");
+    let help = async |columns: &str| {
+        let mut command = installation.command();
+        command.args(["list", "--help"]).env("COLUMNS", columns);
+        stdout(&output(command).await).to_owned()
+    };
+    assert_eq!(help("0").await, help("100").await);
+}
+
 fn full() -> Stdio {
     OpenOptions::new().write(true).open("/dev/full").expect("/dev/full").into()
 }
