@@ -98,10 +98,22 @@ impl Filters {
     }
 }
 
-/// An address, or with a leading `@` a domain; case does not matter.
+/// An address, or with a leading `@` a domain; case does not matter, and an international domain may be written as
+/// people write it or in punycode, as recipients have it.
 fn is_meant(wanted: &str, address: &str) -> bool {
-    let (wanted, address) = (wanted.to_lowercase(), address.to_lowercase());
-    if wanted.starts_with('@') { address.ends_with(&wanted) } else { address == wanted }
+    let address = address.to_lowercase();
+    [wanted.to_lowercase(), as_recipient(wanted).to_lowercase()]
+        .iter()
+        .any(|wanted| if wanted.starts_with('@') { address.ends_with(wanted) } else { address == *wanted })
+}
+
+/// The address, or `@` and a domain, as an envelope has it; as it is where it is no address.
+pub fn as_recipient(wanted: &str) -> String {
+    let local = if wanted.starts_with('@') { "x" } else { "" };
+    match translate::address(&format!("{local}{wanted}")) {
+        Ok(address) => address.to_string()[local.len()..].to_owned(),
+        Err(_) => wanted.to_owned(),
+    }
 }
 
 /// The rows of a queue that a filter lets through, ascending.

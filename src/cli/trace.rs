@@ -97,7 +97,7 @@ pub async fn run(args: &Args, config: &Config, out: &mut Out) -> anyhow::Result<
 
 fn query(args: &Args) -> Query {
     match (&args.to, args.id.as_deref().unwrap_or_default()) {
-        (Some(address), _) => Query::Recipient(address.clone()),
+        (Some(address), _) => Query::Recipient(select::as_recipient(address)),
         (None, id) => match id.parse() {
             // A Message-ID can end like one of our ids, but has an @ in it.
             Ok(row) if !id.contains('@') => Query::Id(row),

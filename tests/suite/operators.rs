@@ -79,6 +79,23 @@ async fn a_filter_means_the_same_rows_in_every_command_and_a_dry_run_changes_non
 }
 
 #[tokio::test]
+async fn a_recipient_in_an_international_domain_is_found_in_either_form() {
+    let catcher = Catcher::start().await;
+    let house = House::build(database::sqlite(), catcher.port(), "", "").await;
+    house.newsletter.insert(&mail("anna@müller.example.at", "x")).await.expect("INSERT");
+    let forms = ["anna@müller.example.at", "anna@xn--mller-kva.example.at"];
+    for to in [forms[0], forms[1], "ANNA@MÜLLER.example.at", "@müller.example.at", "@xn--mller-kva.example.at"] {
+        assert_eq!(ids(&house.run(&["list", "--json", "--to", to]).await), ["newsletter/1"], "{to}");
+    }
+    assert_eq!(ids(&house.run(&["list", "--json", "--to", "@example.at"]).await), [""; 0]);
+    assert_eq!(house.once().await, 0);
+    for to in forms {
+        let told = house.run(&["trace", "--to", to]).await;
+        assert!(told.status.success() && said(&told).contains("newsletter/1"), "{to}: {}", said(&told));
+    }
+}
+
+#[tokio::test]
 async fn trace_knows_a_mail_that_was_never_accepted_by_id_message_id_and_recipient() {
     let (house, _catcher) = rows_in_all_states().await;
     let failed = house.run(&["trace", "newsletter/1", "--json"]).await;

@@ -19,7 +19,7 @@ async fn show_explains_a_row_and_prints_what_would_go_out() {
          sender        joerg@example.org\n  \
          open  anna@example.org\n  \
          open  bea@example.org\n\n\
-         Mended on the way\n  \
+         Repaired on the way\n  \
          From held raw 8-bit text: it was read as UTF-8 and encoded\n  \
          there was no MIME-Version: it was added\n\n\
          Headers\n  \
