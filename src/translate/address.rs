@@ -7,6 +7,7 @@ use lettre::message::Mailbox;
 use super::address_grammar::{self as grammar, Spec};
 use super::words::{self, Line};
 use crate::mail::Address;
+use crate::visible::is_hidden;
 
 /// The reason why a text is no address, in words for a person.
 pub type Why = Cow<'static, str>;
@@ -66,14 +67,10 @@ fn strip<'a>(
     (rest, stripped)
 }
 
-/// Returns true for characters that a person does not see: format characters (Unicode category Cf), blanks outside of
-/// ASCII, fillers and variation selectors. They come into addresses with text that was copied from a page.
+/// Returns true for characters outside of ASCII that a person does not see, blanks of any width included. They come into
+/// addresses with text that was copied from a page.
 pub fn is_invisible(c: char) -> bool {
-    (!c.is_ascii() && c.is_whitespace())
-        || matches!(c, '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}')
-        || matches!(c, '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}')
-        || matches!(c, '\u{2060}'..='\u{206f}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{ffa0}')
-        || matches!(c, '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e0fff}')
+    !c.is_ascii() && (c.is_whitespace() || is_hidden(c))
 }
 
 fn holds_invisible(c: char) -> Why {

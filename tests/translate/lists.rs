@@ -219,7 +219,7 @@ fn phrase() -> impl Strategy<Value = String> {
         .prop_map(|words| words.iter().map(|(word, behind)| format!("{word} {behind}")).collect())
 }
 
-fn mailbox() -> impl Strategy<Value = (String, Vec<String>)> {
+fn mailbox() -> impl Strategy<Value = Named> {
     let route = prop_oneof![9 => Just(""), 1 => Just("@a.example, @b.example :")];
     (local(), domain(), prop::option::of((phrase(), route, cfws(), cfws())), cfws()).prop_map(
         |(local, domain, named, end)| {
@@ -233,9 +233,12 @@ fn mailbox() -> impl Strategy<Value = (String, Vec<String>)> {
     )
 }
 
-fn valid_list() -> impl Strategy<Value = (String, Vec<String>)> {
+/// A list as written, and the addresses that it names.
+type Named = (String, Vec<String>);
+
+fn valid_list() -> impl Strategy<Value = Named> {
     let separator = prop_oneof![8 => Just(","), 2 => Just(", "), 1 => Just(",,"), 1 => Just(", \r\n ,")];
-    let joined = |members: Vec<((String, Vec<String>), &'static str)>| {
+    let joined = |members: Vec<(Named, &'static str)>| {
         let mut text = String::new();
         let mut all = Vec::new();
         let last = members.len().saturating_sub(1);
