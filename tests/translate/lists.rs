@@ -350,11 +350,14 @@ proptest! {
     fn a_second_reader_sees_the_same_recipients_in_lists_without_obsolete_forms(
         people in prop::collection::vec((prop::option::of(quoted()), "[a-z]{1,8}", cfws()), 1..6),
     ) {
-        let person = |(at, (name, local, comment)): (usize, &(Option<(String, String)>, String, String))| match name {
-            Some((name, _)) => format!("{name} {comment}<{local}{at}@e.org>"),
-            None => format!("{local}{at}@e.org {comment}"),
-        };
-        let list = people.iter().enumerate().map(person).collect::<Vec<_>>().join(", ");
+        let mut written = Vec::new();
+        for (at, (name, local, comment)) in people.iter().enumerate() {
+            written.push(match name {
+                Some((name, _)) => format!("{name} {comment}<{local}{at}@e.org>"),
+                None => format!("{local}{at}@e.org {comment}"),
+            });
+        }
+        let list = written.join(", ");
         let message = format!("To: {list}\r\n\r\n");
         let message = MessageParser::new().parse(message.as_bytes()).unwrap();
         let second: Vec<String> = message.to().unwrap().iter().filter_map(|one| Some(one.address()?.to_owned())).collect();
