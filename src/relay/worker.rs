@@ -146,11 +146,12 @@ impl<'a> Task<'a> {
         next: Option<Offer<'_>>,
         witness: &mut impl Witness,
     ) -> Step {
-        self.leave_out_unreachable(&session.announced);
+        let size = session.flight().map_or(session.recipients, |flight| flight.recipients);
+        self.leave_out_unreachable(&session.announced, size);
         if self.pending.is_empty() {
             return if session.flight().is_none() { Step::Keep } else { Step::Stop };
         }
-        let size = session.flight().map_or(session.recipients, |flight| flight.recipients).min(self.pending.len());
+        let size = size.min(self.pending.len());
         let chunk = self.pending.iter().take(size).map(|index| &self.offer.recipients[*index]);
         let envelope = Envelope::new(self.offer.mail, chunk, &session.announced);
         // The flight was another mail's.
@@ -227,7 +228,8 @@ impl<'a> Task<'a> {
         if !may {
             None
         } else if !self.pending.is_empty() {
-            let chunk = self.pending.iter().take(size).map(|index| &self.offer.recipients[*index]);
+            let pending = self.pending.iter().map(|index| &self.offer.recipients[*index]);
+            let chunk = pending.filter(|recipient| unreachable(recipient, announced).is_none()).take(size);
             relay.trust.allows().then(|| Envelope::new(self.offer.mail, chunk, announced))
         } else {
             let next = next.filter(|next| obstacle(next.mail, announced).is_none())?;
@@ -238,16 +240,23 @@ impl<'a> Task<'a> {
         }
     }
 
-    /// Gives those an outcome that cannot be offered to this smarthost.
-    fn leave_out_unreachable(&mut self, announced: &Announced) {
-        let refusal = obstacle(self.offer.mail, announced).map(RecipientOutcome::Refused);
+    /// Gives those an outcome that cannot be offered to this smarthost. Looks no further than the transaction's `size`
+    /// recipients, or a row with very many would be looked through for each transaction.
+    fn leave_out_unreachable(&mut self, announced: &Announced, size: usize) {
         let Self { offer, outcomes, pending, .. } = self;
-        pending.retain(|index| {
-            let outcome = refusal.clone().or_else(|| unreachable(&offer.recipients[*index], announced));
-            let stays = outcome.is_none();
-            outcomes[*index] = outcome;
-            stays
-        });
+        if let Some(refusal) = obstacle(offer.mail, announced).map(RecipientOutcome::Refused) {
+            pending.drain(..).for_each(|index| outcomes[index] = Some(refusal.clone()));
+        }
+        let mut reachable = Vec::with_capacity(size.min(pending.len()));
+        while reachable.len() < size
+            && let Some(index) = pending.pop_front()
+        {
+            match unreachable(&offer.recipients[index], announced) {
+                Some(outcome) => outcomes[index] = Some(outcome),
+                None => reachable.push(index),
+            }
+        }
+        reachable.into_iter().rev().for_each(|index| pending.push_front(index));
     }
 
     /// Notes what became of the first recipients in `pending`, and returns those that the content may go to.
