@@ -1,5 +1,6 @@
 //! What can become of a mail: the smarthost's reply, whom a failure concerns, and what follows from it. No I/O.
 
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 
 use jiff::Timestamp;
@@ -307,6 +308,33 @@ pub struct History {
     pub first_deferred: Option<Timestamp>,
     /// Recipients that have an outcome of their own. The others are open.
     pub recipients: Vec<RecipientRecord>,
+}
+
+impl History {
+    /// Notes what became of recipients, in time that is linear in their number and in that of those known. A recipient
+    /// that was accepted stays accepted.
+    pub fn note(&mut self, news: impl IntoIterator<Item = RecipientRecord>) {
+        let mut news = news.into_iter().peekable();
+        if news.peek().is_none() {
+            return;
+        }
+        let known = self.recipients.iter().enumerate();
+        let mut places: HashMap<String, usize> = known.map(|(at, known)| (known.address.clone(), at)).collect();
+        for record in news {
+            let at = *places.entry(record.address.clone()).or_insert(self.recipients.len());
+            match self.recipients.get_mut(at) {
+                Some(known) if known.state == RecipientState::Accepted => {}
+                Some(known) => *known = record,
+                None => self.recipients.push(record),
+            }
+        }
+    }
+
+    /// The addresses of recipients in one of these states.
+    pub fn in_states(&self, states: &[RecipientState]) -> HashSet<&str> {
+        let known = self.recipients.iter().filter(|known| states.contains(&known.state));
+        known.map(|known| known.address.as_str()).collect()
+    }
 }
 
 /// What shall become of a claimed row.

@@ -53,11 +53,10 @@ impl Default for Settings {
 pub fn decide(settings: &Settings, history: &History, attempt: &Attempt, now: Timestamp, jitter: f64) -> Verdict {
     let before = history;
     let mut history = history.clone();
-    for (address, outcome) in &attempt.outcomes {
-        if let Some((state, reply)) = record(outcome) {
-            note(&mut history.recipients, RecipientRecord { address: address.to_string(), state, reply, at: now });
-        }
-    }
+    history.note(attempt.outcomes.iter().filter_map(|(address, outcome)| {
+        let (state, reply) = record(outcome)?;
+        Some(RecipientRecord { address: address.to_string(), state, reply, at: now })
+    }));
 
     let outcomes = || attempt.outcomes.iter().map(|(_, outcome)| outcome);
     let put_off: Vec<&Trouble> = outcomes().filter_map(deferral).collect();
@@ -143,15 +142,6 @@ fn record(outcome: &RecipientOutcome) -> Option<(RecipientState, Option<String>)
         RecipientOutcome::Unknown(trouble) => (RecipientState::Open, Some(trouble.to_string())),
         RecipientOutcome::Untried => return None,
     })
-}
-
-/// Acceptance is monotone: nothing takes it back.
-fn note(records: &mut Vec<RecipientRecord>, new: RecipientRecord) {
-    match records.iter_mut().find(|record| record.address == new.address) {
-        Some(old) if old.state == RecipientState::Accepted => {}
-        Some(old) => *old = new,
-        None => records.push(new),
-    }
 }
 
 fn deferral(outcome: &RecipientOutcome) -> Option<&Trouble> {

@@ -10,7 +10,7 @@ use super::lane::Lane;
 use super::{Shared, StartError, events, jitter, keeper};
 use crate::ledger::{EntryId, OpenEntry};
 use crate::mail::RecordId;
-use crate::outcome::{Fate, History, Reason, RecipientRecord, RecipientState, Verdict};
+use crate::outcome::{Fate, Reason, RecipientRecord, RecipientState, Verdict};
 use crate::queue::{Claim, Settlement};
 use crate::retry;
 
@@ -79,11 +79,8 @@ impl Closed {
 /// A row that we were sending: what the ledger knows decides.
 fn settlement(shared: &Shared, claim: Claim, entries: Vec<OpenEntry>, now: Timestamp) -> Settlement {
     let mut history = claim.history().clone();
-    let mut last_reply = None;
-    for (reply, at, entry) in entries.iter().filter_map(|entry| entry.accepted.as_ref().map(|(r, at)| (r, at, entry))) {
-        last_reply = Some(reply.clone());
-        note_accepted(&mut history, &entry.transmission.recipients, reply, *at);
-    }
+    history.note(entries.iter().flat_map(accepted));
+    let last_reply = entries.iter().rev().find_map(|entry| Some(entry.accepted.as_ref()?.0.clone()));
     let fingerprint = entries.first().map(|entry| entry.transmission.fingerprint).or(claim.fingerprint());
     let message_id = entries.first().map(|entry| entry.transmission.message_id.clone());
     let complete = entries.iter().any(|entry| entry.accepted.is_some() && entry.transmission.complete);
@@ -105,33 +102,28 @@ fn settlement(shared: &Shared, claim: Claim, entries: Vec<OpenEntry>, now: Times
 /// An entry whose row is no longer in our hands. An acceptance counts all the same; for the rest, whoever has the row
 /// has dealt with it.
 async fn replay(lane: &Lane, entry: OpenEntry) -> Result<(), Trouble> {
-    let Some((reply, at)) = entry.accepted else { return Ok(()) };
+    if entry.accepted.is_none() {
+        return Ok(());
+    }
+    let recipients: Vec<_> = accepted(&entry).collect();
     let transmission = entry.transmission;
-    let mut history = History::default();
-    note_accepted(&mut history, &transmission.recipients, &reply, at);
     let stood = lane
         .queue
-        .replay(
-            transmission.id.mid,
-            &transmission.record,
-            transmission.fingerprint,
-            &history.recipients,
-            transmission.complete,
-        )
+        .replay(transmission.id.mid, &transmission.record, transmission.fingerprint, &recipients, transmission.complete)
         .await?;
     tracing::info!(target: events::MAIL, id = %transmission.id, message_id = transmission.message_id, stood,
         "acceptance settled from the ledger");
     Ok(())
 }
 
-fn note_accepted(history: &mut History, recipients: &[String], reply: &str, at: Timestamp) {
-    for address in recipients {
-        history.recipients.retain(|known| known.address != *address);
-        history.recipients.push(RecipientRecord {
+/// The recipients that the entry says were accepted.
+fn accepted(entry: &OpenEntry) -> impl Iterator<Item = RecipientRecord> {
+    entry.accepted.iter().flat_map(|(reply, at)| {
+        entry.transmission.recipients.iter().map(|address| RecipientRecord {
             address: address.clone(),
             state: RecipientState::Accepted,
-            reply: Some(reply.to_owned()),
-            at,
-        });
-    }
+            reply: Some(reply.clone()),
+            at: *at,
+        })
+    })
 }

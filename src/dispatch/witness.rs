@@ -33,12 +33,9 @@ pub enum Stopped {
 
 impl<'a> Witness<'a> {
     pub fn new(shared: &'a Shared, job: &'a Job) -> Self {
-        let is_accepted = |address: &Address| {
-            let address = address.to_string();
-            let mut known = job.history.recipients.iter();
-            known.any(|known| known.address == address && known.state == RecipientState::Accepted)
-        };
-        let accepted = job.mail.envelope.recipients.iter().filter(|address| is_accepted(address)).count();
+        let known = job.history.in_states(&[RecipientState::Accepted]);
+        let recipients = job.mail.envelope.recipients.iter();
+        let accepted = recipients.filter(|address| known.contains(AsRef::<str>::as_ref(address))).count();
         Self { shared, job, notes: Notes::default(), current: None, accepted, stopped: None }
     }
 
