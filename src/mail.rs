@@ -82,8 +82,8 @@ impl Columns {
     }
 }
 
-/// How many bytes each column can hold, so that a value of just that length is recognised as cut off.
-/// `u64::MAX` where the value cannot have been cut.
+/// A number of bytes for each column: how long a value the column holds. As what the translation is told, it is the
+/// length at which a value has been cut off, and `u64::MAX` where the database does not cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ColumnLimits {
     pub mto: u64,
@@ -91,6 +91,12 @@ pub struct ColumnLimits {
     pub mbody: u64,
     pub mheaders: u64,
     pub mparams: u64,
+}
+
+impl ColumnLimits {
+    /// No column has a limit.
+    pub const NONE: Self =
+        Self { mto: u64::MAX, msubject: u64::MAX, mbody: u64::MAX, mheaders: u64::MAX, mparams: u64::MAX };
 }
 
 impl Default for ColumnLimits {
@@ -122,6 +128,21 @@ impl Fingerprint {
         Self(whole.finalize().into())
     }
 
+    /// The fingerprint of a row that is too large to be read: of the columns' lengths in bytes, in the order of
+    /// [`Columns::each`], `None` being NULL. Its first eight bytes are zero, which tells it from one of content: a SHA-256
+    /// begins like that once in 2^64 times.
+    pub fn of_lengths(lengths: [Option<u64>; 5]) -> Self {
+        let text = lengths.map(|length| length.map_or_else(|| "-".to_owned(), |length| length.to_string())).join(",");
+        let mut bytes: [u8; 32] = Sha256::digest(text).into();
+        bytes[..UNREAD.len()].copy_from_slice(&UNREAD);
+        Self(bytes)
+    }
+
+    /// The row was not read: the fingerprint is of its columns' lengths.
+    pub fn is_of_lengths(self) -> bool {
+        self.0.starts_with(&UNREAD)
+    }
+
     /// 64 lower-case hexadecimal digits.
     pub fn to_hex(self) -> String {
         ascii(&digits::<64>(&self.0)).to_owned()
@@ -140,6 +161,9 @@ impl Fingerprint {
         Some(Self(bytes))
     }
 }
+
+/// The first bytes of a fingerprint of lengths.
+const UNREAD: [u8; 8] = [0; 8];
 
 impl fmt::Debug for Fingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -11,6 +11,7 @@ mod leases;
 mod link;
 mod listing;
 mod mysql;
+mod oversize;
 mod postgres;
 mod record;
 mod rights;
@@ -32,8 +33,9 @@ use tokio_util::task::TaskTracker;
 pub use self::check::clock_ahead;
 pub use self::claim::{Claim, Found, Recovered, Row, Settled, Settlement};
 pub use self::error::Error;
+pub use self::oversize::{Oversize, Unread};
 pub use self::settings::{Database, Password, Settings};
-pub use self::view::{Chosen, Counts, Filter, Finding, Granted, Level, Listed, Paused, Wish};
+pub use self::view::{Chosen, Content, Counts, Filter, Finding, Granted, Level, Listed, Paused, Wish};
 use crate::mail::{ColumnLimits, Columns, Fingerprint, MailId, RecordId};
 use crate::outcome::RecipientRecord;
 
@@ -145,15 +147,33 @@ impl Queue {
         self.inner.next_due().await
     }
 
-    /// Loads the content. Rows that are gone, and claims whose record was made for another content, are settled here:
-    /// their record is dropped, and the row (if any) is waiting again.
+    /// Loads the content. Rows that are gone, claims whose record was made for another content, and rows that have grown
+    /// too large since they were claimed, are settled here: their record is dropped, and the row (if any) is waiting again.
     pub async fn load(&self, claims: Vec<Claim>) -> Result<Vec<Row>, (Error, Vec<Claim>)> {
         self.inner.load(claims).await
     }
 
-    /// What the schema says of the columns' sizes; read once a connection, then remembered.
+    /// Returns true for a claim whose row has a column that decodes to more than twice [`Settings::max_size`]. It goes to
+    /// [`Queue::measure`], because [`Queue::load`] does not load it.
+    pub fn is_too_large(&self, claim: &Claim) -> bool {
+        self.inner.is_too_large(claim)
+    }
+
+    /// Measures rows that are too large to be read; nothing of their content is loaded. Claims whose row is gone, changed
+    /// or small by now are settled here, as in [`Queue::load`].
+    pub async fn measure(&self, claims: Vec<Claim>) -> Result<Vec<Unread>, (Error, Vec<Claim>)> {
+        self.inner.measure(claims).await
+    }
+
+    /// The lengths in bytes at which the database cuts a value off silently; `u64::MAX` for a column that it does not
+    /// cut, as PostgreSQL and SQLite never do. Read again every five minutes.
     pub async fn limits(&self) -> Result<ColumnLimits, Error> {
         self.inner.limits().await
+    }
+
+    /// The longest value that each column holds, in bytes of base64; `u64::MAX` for a column without a limit.
+    pub async fn column_sizes(&self) -> Result<ColumnLimits, Error> {
+        self.inner.column_sizes().await
     }
 
     /// Marks rows `sending` before any of their dots may go out, with the fingerprint of what will be sent. Answers for
@@ -257,8 +277,8 @@ impl Queue {
         self.inner.list(filter, cursor, limit).await
     }
 
-    /// One row with its record.
-    pub async fn look(&self, mid: i64) -> Result<Option<(Listed, Columns)>, Error> {
+    /// One row with its record, and with its content unless that is too large to be read.
+    pub async fn look(&self, mid: i64) -> Result<Option<(Listed, Content)>, Error> {
         self.inner.look(mid).await
     }
 

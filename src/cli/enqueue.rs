@@ -8,7 +8,7 @@ use base64::prelude::BASE64_STANDARD;
 use super::output::{self, Out, count};
 use super::{Ending, Usage, migrate, select};
 use crate::config::Config;
-use crate::mail::{Address, Columns, MailId};
+use crate::mail::{Address, ColumnLimits, Columns, MailId};
 use crate::{queue, translate};
 
 #[derive(Debug, clap::Args)]
@@ -52,7 +52,7 @@ pub async fn run(args: &Args, config: &Config, out: &mut Out) -> anyhow::Result<
         .into());
     }
     let columns = message.columns(args.sender.as_ref());
-    fits(&queue, &settings, &columns).await?;
+    fits(&queue, &columns).await?;
     can_be_sent(args, config, &queue, &columns).await?;
     let mid = queue.insert(&columns).await?;
     super::change::audit(config, "inserted", &settings.name, vec![mid]);
@@ -229,16 +229,16 @@ async fn can_be_sent(args: &Args, config: &Config, queue: &queue::Queue, columns
     Ok(())
 }
 
-/// A value that its column would cut, or that is just as long as the column, would be taken for damaged.
-async fn fits(queue: &queue::Queue, settings: &queue::Settings, columns: &Columns) -> anyhow::Result<()> {
-    let limits = queue.limits().await?;
-    let limits = [limits.mto, limits.msubject, limits.mbody, limits.mheaders, limits.mparams];
-    let cuts = settings.database.url.scheme() != "sqlite";
-    for ((column, value), limit) in columns.each().into_iter().zip(limits) {
+/// Refuses a value that is longer than its column, and one of a length at which the column would have cut it: such a row is
+/// taken for damaged.
+async fn fits(queue: &queue::Queue, columns: &Columns) -> anyhow::Result<()> {
+    let each = |limits: ColumnLimits| [limits.mto, limits.msubject, limits.mbody, limits.mheaders, limits.mparams];
+    let (sizes, cut_at) = (each(queue.column_sizes().await?), each(queue.limits().await?));
+    for ((column, value), (size, cut_at)) in columns.each().into_iter().zip(sizes.into_iter().zip(cut_at)) {
         let length = value.map_or(0, <[u8]>::len) as u64;
-        if length == limit || (cuts && length > limit) {
+        if length > size || length == cut_at {
             return Err(Usage(format!(
-                "{column} would be {length} bytes in base64, and its column holds {limit}: shorten the mail{}, or widen the column",
+                "{column} would be {length} bytes in base64, and its column holds {size}: shorten the mail{}, or widen the column",
                 if column == "mto" { ", or move recipients into a Bcc header" } else { "" }
             ))
             .into());

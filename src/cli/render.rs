@@ -76,8 +76,8 @@ async fn rows(
         let mut walk = args.filters.walk(config, queue.clone(), now);
         while let Some(page) = walk.next().await? {
             for listed in page {
-                let Some((listed, columns)) = queue.look(listed.id.mid).await? else { continue };
-                match select::translated(config, &queue, &listed, &columns, wire).await? {
+                let Some((listed, content)) = queue.look(listed.id.mid).await? else { continue };
+                match select::translated(config, &queue, &listed, &content, wire).await? {
                     Ok(mail) => {
                         write(folder, &listed, &mail)?;
                         summary.written += 1;

@@ -10,7 +10,7 @@ use crate::config::Config;
 use crate::mail::{Columns, Mail, MailId, RecordId};
 use crate::observe::snapshot::Snapshot;
 use crate::outcome::{Reason, State};
-use crate::queue::{self, Listed, Queue};
+use crate::queue::{self, Content, Listed, Queue};
 use crate::translate;
 
 /// Rows a page; a command holds no more than these, and one row's content, at a time.
@@ -89,7 +89,7 @@ impl Filters {
     }
 
     /// Whether the conditions on decoded content hold.
-    fn fits(&self, content: &Content) -> bool {
+    fn fits(&self, content: &Decoded) -> bool {
         let subject =
             self.subject.as_ref().is_none_or(|text| content.subject.to_lowercase().contains(&text.to_lowercase()));
         let to =
@@ -137,9 +137,9 @@ impl Walk<'_> {
         }
         let mut fitting = Vec::new();
         for listed in page {
-            if let Some((Listed { content: read, .. }, columns)) = self.queue.look(listed.id.mid).await? {
-                let content = Content::of(self.config, &self.queue, &listed, &columns).await?;
-                if self.filters.fits(&content) {
+            if let Some((Listed { content: read, .. }, content)) = self.queue.look(listed.id.mid).await? {
+                let decoded = Decoded::of(self.config, &self.queue, &listed, &content).await?;
+                if self.filters.fits(&decoded) {
                     fitting.push(Listed { content: read, ..listed });
                 }
             }
@@ -148,16 +148,16 @@ impl Walk<'_> {
     }
 }
 
-/// What a row says of itself, as far as it can be read.
-struct Content {
+/// Subject and recipients of a row, as far as it can be read.
+struct Decoded {
     subject: String,
     recipients: Vec<String>,
 }
 
-impl Content {
-    async fn of(config: &Config, queue: &Queue, listed: &Listed, columns: &Columns) -> Result<Self, queue::Error> {
+impl Decoded {
+    async fn of(config: &Config, queue: &Queue, listed: &Listed, content: &Content) -> Result<Self, queue::Error> {
         let known = listed.history.recipients.iter().map(|recipient| recipient.address.clone());
-        Ok(match translated(config, queue, listed, columns, translate::Wire::default()).await? {
+        Ok(match translated(config, queue, listed, content, translate::Wire::default()).await? {
             Ok(mail) => Self {
                 subject: mail.subject,
                 recipients: mail
@@ -185,9 +185,16 @@ pub async fn translated(
     config: &Config,
     queue: &Queue,
     listed: &Listed,
-    columns: &Columns,
+    content: &Content,
     wire: translate::Wire,
 ) -> Result<Result<Mail, translate::Unreadable>, queue::Error> {
+    let columns = match content {
+        Content::Read(columns) => columns,
+        Content::TooLarge(oversize) => {
+            let unreadable = translate::Unreadable { reason: Reason::TooLarge, detail: oversize.to_string() };
+            return Ok(Err(unreadable));
+        }
+    };
     let stamp = translate::Stamp {
         record: listed.record.unwrap_or_else(no_record),
         created: listed.first_seen.unwrap_or_else(Timestamp::now),

@@ -1,5 +1,6 @@
 //! `mailqueue show`: explains one row to a person who has never seen the table.
 
+use std::collections::HashMap;
 use std::io::Write;
 
 use jiff::Timestamp;
@@ -35,21 +36,21 @@ pub struct Args {
 
 pub async fn run(args: &Args, config: &Config, out: &mut Out) -> anyhow::Result<Ending> {
     let queue = select::named(config, &args.id.queue)?;
-    let Some((listed, columns)) = queue.look(args.id.mid).await? else {
+    let Some((listed, content)) = queue.look(args.id.mid).await? else {
         return Err(anyhow::anyhow!("there is no row {}; `mailqueue list` shows those that there are", args.id));
     };
     let wire = select::announced_wire(config);
-    let mail = select::translated(config, &queue, &listed, &columns, wire.unwrap_or_default()).await?;
+    let mail = select::translated(config, &queue, &listed, &content, wire.unwrap_or_default()).await?;
     if args.raw {
         return raw(&listed, &mail, wire.is_none(), out);
     }
     let now = Timestamp::now();
     if args.json {
-        out.json(&Object::of(&listed, &mail, columns.len()))?;
+        out.json(&Object::of(&listed, &mail, content.bytes()))?;
     } else {
-        record(&listed, columns.len(), now, out)?;
+        record(&listed, content.bytes(), now, out)?;
         match &mail {
-            Ok(mail) => content(mail, &listed, out)?,
+            Ok(mail) => readable(mail, &listed, out)?,
             Err(unreadable) => obstacle(unreadable, out)?,
         }
     }
@@ -73,7 +74,7 @@ fn raw(listed: &Listed, mail: &Result<Mail, Unreadable>, assumed: bool, out: &mu
 }
 
 /// What we remember of the row.
-fn record(listed: &Listed, bytes: usize, now: Timestamp, out: &mut Out) -> anyhow::Result<()> {
+fn record(listed: &Listed, bytes: u64, now: Timestamp, out: &mut Out) -> anyhow::Result<()> {
     let when = |at: Timestamp| format!("{} ({})", moment(at), ago(at, now));
     let mut lines = vec![["state".to_owned(), state(listed)]];
     let mut line = |name: &str, value: Option<String>| lines.extend(value.map(|value| [name.to_owned(), value]));
@@ -110,7 +111,7 @@ fn obstacle(unreadable: &Unreadable, out: &mut Out) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn content(mail: &Mail, listed: &Listed, out: &mut Out) -> anyhow::Result<()> {
+fn readable(mail: &Mail, listed: &Listed, out: &mut Out) -> anyhow::Result<()> {
     let sender = mail.envelope.sender.as_ref().map_or("<> (the null sender)".to_owned(), ToString::to_string);
     writeln!(out, "\nEnvelope")?;
     indented(vec![["sender".to_owned(), sender]], out)?;
@@ -186,18 +187,23 @@ struct Recipient {
 
 /// Those that the mail names, in its order, then those that only the record knows.
 fn recipients(mail: &Mail, listed: &Listed) -> Vec<Recipient> {
-    let mut known: Vec<_> = listed.history.recipients.iter().collect();
+    let mut known: Vec<_> = listed.history.recipients.iter().map(Some).collect();
+    // From the last to the first, so that of two records whose addresses differ in case only the first is found first.
+    let mut places: HashMap<String, Vec<usize>> = HashMap::new();
+    for (at, record) in listed.history.recipients.iter().enumerate().rev() {
+        places.entry(record.address.to_ascii_lowercase()).or_default().push(at);
+    }
     let mut all = Vec::new();
     let named = mail.envelope.recipients.iter().map(|address| (address.to_string(), RecipientState::Open, None));
     let invalid = mail.invalid.iter().map(|i| (i.written.clone(), RecipientState::Invalid, Some(i.why.clone())));
     for (address, state, why) in named.chain(invalid) {
-        let found = known.iter().position(|record| record.address.eq_ignore_ascii_case(&address));
-        all.push(match found.map(|at| known.remove(at)) {
+        let place = places.get_mut(&address.to_ascii_lowercase()).and_then(Vec::pop);
+        all.push(match place.and_then(|at| known[at].take()) {
             Some(record) => Recipient::of(record),
             None => Recipient { address, state: state.as_str(), said: why, at: None },
         });
     }
-    all.extend(known.into_iter().map(Recipient::of));
+    all.extend(known.into_iter().flatten().map(Recipient::of));
     all
 }
 
@@ -221,7 +227,7 @@ struct Object<'a> {
     message_id: Option<&'a str>,
     owner: Option<&'a str>,
     unknown_outcomes: u32,
-    stored_bytes: usize,
+    stored_bytes: u64,
     mail: Option<Content<'a>>,
     obstacle: Option<Obstacle<'a>>,
 }
@@ -242,7 +248,7 @@ struct Obstacle<'a> {
 }
 
 impl<'a> Object<'a> {
-    fn of(listed: &'a Listed, mail: &'a Result<Mail, Unreadable>, stored_bytes: usize) -> Self {
+    fn of(listed: &'a Listed, mail: &'a Result<Mail, Unreadable>, stored_bytes: u64) -> Self {
         let readable = mail.as_ref().ok();
         Self {
             row: list::Summary::of(listed),

@@ -21,9 +21,9 @@ const DAY: Duration = Duration::from_secs(24 * 3_600);
 pub fn check(path: &Path, file: File) -> Result<Config, Vec<Problem>> {
     let mut r = Reader::default();
     let lease = r.value("lease", &file.lease, 15 * MINUTE, lease);
-    let queues = queues(&mut r, &file.queue);
-    let relay = relay(&mut r, &file.relay, lease);
     let message = message(&mut r, &file.message);
+    let queues = queues(&mut r, &file.queue, message.max_size);
+    let relay = relay(&mut r, &file.relay, lease);
     let retry = retry(&mut r, &file.retry, file.relay.as_ref().and_then(|relay| relay.get_ref().on_unknown.clone()));
     let dials = Relayed::read(&mut r, file.relay.as_ref().map(Spanned::get_ref));
     let config = Config {
@@ -47,7 +47,7 @@ pub fn check(path: &Path, file: File) -> Result<Config, Vec<Problem>> {
     if r.problems.is_empty() { Ok(config) } else { Err(r.problems) }
 }
 
-fn queues(r: &mut Reader, raw: &[Spanned<file::Queue>]) -> Vec<Queue> {
+fn queues(r: &mut Reader, raw: &[Spanned<file::Queue>], max_size: u64) -> Vec<Queue> {
     if raw.is_empty() {
         r.blame(None, "queue", "there is no queue", "write a [[queue]] with name, database and table");
     }
@@ -55,7 +55,7 @@ fn queues(r: &mut Reader, raw: &[Spanned<file::Queue>]) -> Vec<Queue> {
     for raw in raw {
         let section = Some(place(raw));
         let raw = raw.get_ref();
-        let Some(queue) = queue(r, section, raw) else { continue };
+        let Some(queue) = queue(r, section, raw, max_size) else { continue };
         let twin = |other: &Queue| other.settings.name == queue.settings.name;
         if queues.iter().any(twin) {
             let what = format!("there is a queue \"{}\" already", queue.settings.name);
@@ -69,7 +69,7 @@ fn queues(r: &mut Reader, raw: &[Spanned<file::Queue>]) -> Vec<Queue> {
     queues
 }
 
-fn queue(r: &mut Reader, section: Option<usize>, raw: &file::Queue) -> Option<Queue> {
+fn queue(r: &mut Reader, section: Option<usize>, raw: &file::Queue, max_size: u64) -> Option<Queue> {
     let name = r.required("queue.name", section, &raw.name, "newsletter", reader::queue_name);
     let weight = r.number("queue.weight", &raw.weight, 1, 1..=1_000);
     let password_file = password_file(r, "queue.password_file", &raw.password_file);
@@ -86,7 +86,8 @@ fn queue(r: &mut Reader, section: Option<usize>, raw: &file::Queue) -> Option<Qu
     };
     let schemas = database.as_ref().is_some_and(|database| database.url.scheme() == "postgres");
     let table = r.required("queue.table", section, &raw.table, "mail_queue", |text| table(text, schemas));
-    Some(Queue { settings: queue::Settings { name: name?.into(), database: database?, table: table? }, weight })
+    let settings = queue::Settings { name: name?.into(), database: database?, table: table?, max_size };
+    Some(Queue { settings, weight })
 }
 
 fn same_table(one: &queue::Settings, other: &queue::Settings) -> bool {

@@ -8,6 +8,7 @@ use super::rights::Rights;
 use super::schema::Schema;
 use super::view::{Finding, Level};
 use super::{Inner, mysql, postgres, sqlite};
+use crate::mail::ColumnLimits;
 
 /// Seconds.
 const CLOCK_MAY_DIFFER: i64 = 60;
@@ -113,7 +114,7 @@ impl Inner {
         for (level, what, found) in self.engine(&mut link).await? {
             tell(level, what, found);
         }
-        let (level, found) = sizes(&schema);
+        let (level, found) = sizes(&schema, self.dialect().cuts);
         tell(level, "column sizes", found);
         Ok(())
     }
@@ -260,12 +261,11 @@ pub fn clock_ahead(whose: &str, ahead: SignedDuration) -> (Level, String) {
     (Level::Warning, found)
 }
 
-fn sizes(schema: &Schema) -> (Level, String) {
-    let limits = schema.limits;
-    if !schema.sized {
-        let found =
-            "the columns have no limit; a value of exactly 256 (mto) or 65535 bytes is taken for cut all the same";
-        return (Level::Ok, found.to_owned());
+/// `cuts`: the database cuts a value that is too long without an error.
+fn sizes(schema: &Schema, cuts: bool) -> (Level, String) {
+    let limits = schema.sizes;
+    if limits == ColumnLimits::NONE {
+        return (Level::Ok, "the columns have no limit".to_owned());
     }
     let small = [
         ("mto", limits.mto, 4096),
@@ -280,10 +280,10 @@ fn sizes(schema: &Schema) -> (Level, String) {
     // Three bytes of text are four of base64.
     let small: Vec<_> =
         small.iter().map(|(name, limit, _)| format!("{name} holds {} bytes of text", limit / 4 * 3)).collect();
-    let found = format!(
-        "{}; a server that is not strict cuts what is longer without a word, and the row is set aside as truncated; make \
-         the columns longer",
-        small.join(", ")
-    );
-    (Level::Warning, found)
+    let consequence = if cuts {
+        "a server that is not strict cuts what is longer without a word, and the row is set aside as truncated"
+    } else {
+        "the database refuses an INSERT with more, and a producer that ignores the error loses that mail"
+    };
+    (Level::Warning, format!("{}; {consequence}; make the columns longer", small.join(", ")))
 }

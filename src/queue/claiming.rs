@@ -39,6 +39,7 @@ impl Inner {
                 new: true,
                 history: History::default(),
                 bytes: row.bytes,
+                longest: row.longest,
                 _alive: self.claims.token(),
             }));
         }
@@ -129,17 +130,19 @@ impl Inner {
         let schema = self.schema(&mut link).await?;
         let (these, mut args) = self.claimed("d", &keys);
         let sql = format!(
-            "SELECT {RECORD}, {} FROM mailqueue_delivery d{} LEFT JOIN {} q ON q.mid = d.mid \
+            "SELECT {RECORD}, {}, {} FROM mailqueue_delivery d{} LEFT JOIN {} q ON q.mid = d.mid \
              WHERE {these} AND d.claim = ?",
             schema.size,
+            schema.longest,
             self.by_key(),
             schema.table
         );
         args.push(token.into());
         let mut ours = Vec::with_capacity(group.len());
         for line in link.fetch(&sql, args).await? {
-            let bytes = line.int(RECORD_COLUMNS)?.unwrap_or(0).unsigned_abs();
-            ours.push(Record { bytes, ..Record::read(&line, 0)? });
+            let number = |column| line.int(column).map(|bytes| bytes.unwrap_or(0).unsigned_abs());
+            let (bytes, longest) = (number(RECORD_COLUMNS)?, number(RECORD_COLUMNS + 1)?);
+            ours.push(Record { bytes, longest, ..Record::read(&line, 0)? });
         }
         histories(&mut link, &mut ours).await?;
         let mut ours: HashMap<RecordId, Record> = ours.into_iter().map(|record| (record.id, record)).collect();
@@ -182,9 +185,12 @@ impl Inner {
         let mut contents = HashMap::new();
         let mut void = Vec::new();
         for group in claims.chunks(GROUP) {
-            let mut found = self.contents(&mut link, group.iter().map(|claim| claim.id.mid)).await?;
+            let mut found = self.contents(&mut link, group.iter().map(|claim| claim.id.mid), Lengths::Bounded).await?;
             for claim in group {
-                let content = found.remove(&claim.id.mid).map(|columns| (Fingerprint::of(&columns), columns));
+                let content = match found.remove(&claim.id.mid) {
+                    Some(columns) => Some(fingerprinted(columns).await),
+                    None => None,
+                };
                 match content {
                     Some((fingerprint, columns)) if claim.fingerprint.is_none_or(|made| made == fingerprint) => {
                         contents.insert(claim.record, (columns, fingerprint));
@@ -193,15 +199,21 @@ impl Inner {
                 }
             }
         }
+        self.drop_void(&mut link, &void).await?;
+        Ok(contents)
+    }
+
+    /// Drops the records of claims whose row is gone or another. Ours only: a record that was taken over is the other's
+    /// to drop.
+    pub(super) async fn drop_void(&self, link: &mut Link, void: &[&Claim]) -> Result<(), Failure> {
         for claim in void {
-            // Ours only: a record that was taken over is the other's to drop.
             let sql = "DELETE FROM mailqueue_delivery WHERE queue_table = ? AND mid = ? AND claim = ?";
             if link.execute(sql, vec![self.key(), claim.id.mid.into(), (&*claim.token).into()]).await? > 0 {
-                self.drop_recipients(&mut link, &[claim.key()]).await?;
+                self.drop_recipients(link, &[claim.key()]).await?;
                 self.forget_head();
             }
         }
-        Ok(contents)
+        Ok(())
     }
 
     pub(super) async fn sending(&self, rows: &[(&Claim, Fingerprint)]) -> Result<Vec<bool>, Error> {
@@ -249,18 +261,47 @@ impl Inner {
         Ok(rows.iter().map(|(claim, _)| marked.contains(&claim.record)).collect())
     }
 
-    /// The columns of rows, as they stand now.
+    /// The columns of rows, as they stand now. Bounded: of those only that are not too large to be read.
     pub(super) async fn contents(
         &self,
         link: &mut Link,
         mids: impl Iterator<Item = i64>,
+        lengths: Lengths,
     ) -> Result<HashMap<i64, Columns>, Failure> {
         let schema = self.schema(link).await?;
         let (numbers, mids) = self.dialect().among("q.mid", mids);
-        let sql = format!("SELECT {}, {} FROM {} q WHERE {numbers}", self.dialect().mid, schema.bytes, schema.table);
+        let bound = match lengths {
+            Lengths::Bounded => format!(" AND {} <= {}", schema.longest, self.settings.longest_column()),
+            Lengths::Any => String::new(),
+        };
+        let (mid, bytes, table) = (self.dialect().mid, schema.bytes.join(", "), &schema.table);
+        let sql = format!("SELECT {mid}, {bytes} FROM {table} q WHERE {numbers}{bound}");
         let lines = link.fetch(&sql, mids.into_iter().map(Value::from).collect()).await?;
         // Line by line, so that few bodies are in memory twice.
         lines.into_iter().map(|line| Ok((line.some_int(0)?, columns(&line, 1)?))).collect()
+    }
+}
+
+/// Which rows are read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lengths {
+    /// None with a column that is too long to be read.
+    Bounded,
+    Any,
+}
+
+/// Bytes of a content whose hash takes about a millisecond. Larger ones are hashed on a thread of their own, so that no
+/// heartbeat and no reply waits for them.
+const HASHED_AT_ONCE: usize = 512 * 1024;
+
+/// The content with its fingerprint.
+pub(super) async fn fingerprinted(columns: Columns) -> (Fingerprint, Columns) {
+    if columns.len() <= HASHED_AT_ONCE {
+        return (Fingerprint::of(&columns), columns);
+    }
+    match tokio::task::spawn_blocking(move || (Fingerprint::of(&columns), columns)).await {
+        Ok(done) => done,
+        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
     }
 }
 

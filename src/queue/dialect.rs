@@ -42,8 +42,16 @@ pub(super) struct Dialect {
     pub estimate: &'static str,
     /// The stored bytes of a column of this type.
     pub bytes: fn(column: &str, kind: &str) -> String,
-    /// How many of them there are.
-    pub length: fn(bytes: &str) -> String,
+    /// The number of stored bytes of a column of this type, as a 64-bit integer; NULL for NULL. Tells it without the
+    /// content, where the database can.
+    pub length: fn(column: &str, kind: &str) -> String,
+    /// -1 in place of the length of a column that a table lacks.
+    pub no_length: &'static str,
+    /// The function that returns the largest of its arguments.
+    pub greatest: &'static str,
+    /// A value that is too long for its column is cut off without an error, if the producer's session is not strict.
+    /// Where this is false, the database refuses such a value.
+    pub cuts: bool,
     /// NULL in place of the bytes of a column that a table lacks.
     pub no_bytes: &'static str,
     /// The fingerprint of a row from the stored bytes of its columns; `None` where the database knows no SHA-256.

@@ -76,10 +76,11 @@ impl Inner {
         // Length and fingerprint apart from the search: where a table keeps long columns elsewhere, they are read for what
         // is found only, and not for all that is looked at.
         let sql = format!(
-            "SELECT {}, {size}, {fingerprint} FROM (SELECT q.mid FROM {table} q LEFT JOIN mailqueue_delivery d \
+            "SELECT {}, {size}, {}, {fingerprint} FROM (SELECT q.mid FROM {table} q LEFT JOIN mailqueue_delivery d \
              ON d.queue_table = ? AND d.mid = q.mid WHERE q.mid > ? AND d.mid IS NULL ORDER BY q.mid LIMIT ?) f \
              JOIN {table} q ON q.mid = f.mid ORDER BY f.mid",
             self.dialect().mid,
+            schema.longest,
             size = schema.size,
             table = schema.table
         );
@@ -88,7 +89,8 @@ impl Inner {
             Ok(Found {
                 mid: line.some_int(0)?,
                 bytes: line.some_int(1)?.unsigned_abs(),
-                fingerprint: line.text(2)?.and_then(|text| Fingerprint::from_hex(&text)),
+                longest: line.some_int(2)?.unsigned_abs(),
+                fingerprint: line.text(3)?.and_then(|text| Fingerprint::from_hex(&text)),
             })
         };
         lines.iter().map(found).collect()

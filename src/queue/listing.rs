@@ -1,6 +1,7 @@
 //! Rows and records as operators see them.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 
@@ -8,9 +9,11 @@ use super::Inner;
 use super::claiming::columns;
 use super::error::{Error, Failure, persist};
 use super::link::{Line, Link, Value};
-use super::record::{RECORD, Record, histories, time};
-use super::view::{Counts, Filter, Listed};
-use crate::mail::{ColumnLimits, Columns, Fingerprint, MailId};
+use super::oversize::lengths;
+use super::record::{RECORD, RECORD_COLUMNS, Record, histories, time};
+use super::schema::{NAMES, Schema};
+use super::view::{Content, Counts, Filter, Listed};
+use crate::mail::{ColumnLimits, Fingerprint, MailId};
 use crate::outcome::{History, State};
 
 /// Up to this many waiting rows are counted.
@@ -18,12 +21,16 @@ const EXACTLY: i64 = 10_000;
 
 impl Inner {
     pub(super) async fn limits(&self) -> Result<ColumnLimits, Error> {
-        persist!(self, self.limits_once())
+        persist!(self, self.schema_once()).map(|schema| schema.cut_at)
     }
 
-    async fn limits_once(&self) -> Result<ColumnLimits, Failure> {
+    pub(super) async fn column_sizes(&self) -> Result<ColumnLimits, Error> {
+        persist!(self, self.schema_once()).map(|schema| schema.sizes)
+    }
+
+    async fn schema_once(&self) -> Result<Arc<Schema>, Failure> {
         let mut link = self.link().await?;
-        Ok(self.schema(&mut link).await?.limits)
+        self.schema(&mut link).await
     }
 
     pub(super) async fn list(&self, filter: &Filter, cursor: i64, limit: u32) -> Result<Vec<Listed>, Error> {
@@ -97,25 +104,38 @@ impl Inner {
         Ok(listed)
     }
 
-    pub(super) async fn look(&self, mid: i64) -> Result<Option<(Listed, Columns)>, Error> {
+    pub(super) async fn look(&self, mid: i64) -> Result<Option<(Listed, Content)>, Error> {
         persist!(self, self.look_once(mid))
     }
 
-    async fn look_once(&self, mid: i64) -> Result<Option<(Listed, Columns)>, Failure> {
+    async fn look_once(&self, mid: i64) -> Result<Option<(Listed, Content)>, Failure> {
+        const LENGTHS: usize = 1 + RECORD_COLUMNS;
         let mut link = self.link().await?;
         let schema = self.schema(&mut link).await?;
+        // In one statement, so that record and content are of one moment. Where the condition does not hold, nothing of
+        // the content is read.
+        let bound = format!("{} <= {}", schema.longest, self.settings.longest_column());
+        let bytes: Vec<_> = schema.bytes.iter().map(|bytes| format!("CASE WHEN {bound} THEN {bytes} END")).collect();
         let sql = format!(
-            "SELECT {}, {RECORD}, {} FROM {} q LEFT JOIN mailqueue_delivery d ON d.queue_table = ? AND d.mid = q.mid \
-             WHERE q.mid = ?",
+            "SELECT {}, {RECORD}, {}, {} FROM {} q LEFT JOIN mailqueue_delivery d ON d.queue_table = ? \
+             AND d.mid = q.mid WHERE q.mid = ?",
             self.dialect().mid,
-            schema.bytes,
+            schema.lengths,
+            bytes.join(", "),
             schema.table
         );
         let lines = link.fetch(&sql, vec![self.key(), mid.into()]).await?;
         let Some(line) = lines.first() else { return Ok(None) };
-        let columns = columns(line, 15)?;
-        let content = Some(Fingerprint::of(&columns));
-        Ok(self.listed(&mut link, &lines[..1]).await?.pop().map(|listed| (Listed { content, ..listed }, columns)))
+        let content = match self.oversize(&lengths(line, LENGTHS)?) {
+            Some(oversize) => Content::TooLarge(oversize),
+            None => Content::Read(columns(line, LENGTHS + NAMES.len())?),
+        };
+        let fingerprint = match &content {
+            Content::Read(columns) => Some(Fingerprint::of(columns)),
+            Content::TooLarge(_) => None,
+        };
+        let listed = self.listed(&mut link, &lines[..1]).await?.pop();
+        Ok(listed.map(|listed| (Listed { content: fingerprint, ..listed }, content)))
     }
 
     pub(super) async fn counts(&self, now: Timestamp) -> Result<Counts, Error> {

@@ -44,7 +44,12 @@ pub(super) const DIALECT: Dialect = Dialect {
                WHERE table_schema = DATABASE() AND table_name = ?",
     // A CAST would copy each, which takes longer than to hash it.
     bytes: |column, _| column.to_owned(),
-    length: |bytes| format!("COALESCE(LENGTH({bytes}), 0)"),
+    length: |column, _| format!("LENGTH({column})"),
+    no_length: "-1",
+    greatest: "GREATEST",
+    // VARCHAR(n) holds n characters, and base64 has one byte a character, whichever the character set; TEXT and its
+    // like hold 65,535 bytes and more. `columns` says either number.
+    cuts: true,
     no_bytes: "NULL",
     fingerprint: Some(|columns| {
         let parts = columns.each_ref().map(|column| match column {

@@ -43,7 +43,14 @@ pub(super) const DIALECT: Dialect = Dialect {
         "bytea" => column.to_owned(),
         _ => format!("convert_to({column}::text, getdatabaseencoding())"),
     },
-    length: |bytes| format!("COALESCE(octet_length({bytes}), 0)::bigint"),
+    // Of a value that is stored compressed or elsewhere, this reads the head only.
+    length: |column, kind| match kind {
+        "bytea" => format!("octet_length({column})::bigint"),
+        _ => format!("octet_length({column}::text)::bigint"),
+    },
+    no_length: "(-1)::bigint",
+    greatest: "GREATEST",
+    cuts: false,
     no_bytes: "NULL::bytea",
     fingerprint: Some(|columns| {
         let parts = columns.each_ref().map(|column| match column {

@@ -34,8 +34,9 @@ pub(super) struct Record {
     pub owner: Option<String>,
     pub last_reply: Option<String>,
     pub message_id: Option<String>,
-    /// 0 until the row was looked at.
+    /// Of the row's columns together, and of the longest; 0 until the row was looked at.
     pub bytes: u64,
+    pub longest: u64,
     /// Without recipients until [`histories`] has read them.
     pub history: History,
 }
@@ -63,6 +64,7 @@ impl Record {
             last_reply: line.text(first + 12)?,
             message_id: line.text(first + 13)?,
             bytes: 0,
+            longest: 0,
             history: History {
                 attempts: u32::try_from(line.some_int(first + 6)?).unwrap_or(u32::MAX),
                 unknowns: u32::try_from(line.some_int(first + 7)?).unwrap_or(u32::MAX),
@@ -82,6 +84,7 @@ impl Record {
             new: false,
             history: self.history,
             bytes: self.bytes,
+            longest: self.longest,
             _alive: alive.token(),
         }
     }

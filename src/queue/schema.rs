@@ -14,7 +14,8 @@ use crate::mail::ColumnLimits;
 /// How long a table's definition is taken for granted. An error of a statement ends it at once.
 const TRUSTED: Duration = Duration::from_secs(300);
 
-const NAMES: [&str; 5] = ["mto", "msubject", "mbody", "mheaders", "mparams"];
+/// The text columns, in the order of [`Columns::each`](crate::mail::Columns::each).
+pub(super) const NAMES: [&str; 5] = ["mto", "msubject", "mbody", "mheaders", "mparams"];
 
 #[derive(Debug)]
 pub(super) struct Schema {
@@ -24,14 +25,19 @@ pub(super) struct Schema {
     pub by_mid: String,
     /// Name and type of the text columns that are there.
     pub columns: Vec<(&'static str, String)>,
-    /// The five columns' bytes, for a SELECT.
-    pub bytes: String,
+    /// The five columns' bytes, each for a SELECT.
+    pub bytes: [String; 5],
+    /// The five columns' lengths in bytes, for a SELECT; -1 for NULL and for a column that the table lacks.
+    pub lengths: String,
     /// Bytes of all columns together.
     pub size: String,
+    /// Bytes of the longest column.
+    pub longest: String,
     pub fingerprint: Option<String>,
-    pub limits: ColumnLimits,
-    /// The database keeps to limits of some columns at least.
-    pub sized: bool,
+    /// How long a value each column holds, as the database's catalogue says.
+    pub sizes: ColumnLimits,
+    /// The lengths at which the database cuts a value silently.
+    pub cut_at: ColumnLimits,
     read: Instant,
 }
 
@@ -80,25 +86,32 @@ impl Schema {
             by_mid = (dialect.by_index)(&line.some_text(0)?);
         }
         let bytes = NAMES.map(|name| column(name).map(|(_, kind, _)| (dialect.bytes)(name, kind)));
-        let size = bytes.iter().flatten().map(|bytes| (dialect.length)(bytes)).collect::<Vec<_>>();
-        let limit = |name, default| match column(name) {
-            Some((_, _, Some(limit))) => u64::try_from(*limit).unwrap_or(default),
-            _ => default,
+        let length = NAMES.map(|name| column(name).map(|(_, kind, _)| (dialect.length)(name, kind)));
+        let known: Vec<_> = length.iter().flatten().map(|length| format!("COALESCE({length}, 0)")).collect();
+        let lengths = length.map(|length| match length {
+            Some(length) => format!("COALESCE({length}, -1)"),
+            None => dialect.no_length.to_owned(),
+        });
+        let size = |name| match column(name) {
+            Some((_, _, Some(size))) => u64::try_from(*size).unwrap_or(u64::MAX),
+            _ => u64::MAX,
         };
-        let fallback = ColumnLimits::default();
+        let sizes = ColumnLimits {
+            mto: size("mto"),
+            msubject: size("msubject"),
+            mbody: size("mbody"),
+            mheaders: size("mheaders"),
+            mparams: size("mparams"),
+        };
         Ok(Self {
-            size: size.join(" + "),
+            lengths: lengths.join(", "),
+            size: known.join(" + "),
+            longest: format!("{}({})", dialect.greatest, known.join(", ")),
             fingerprint: dialect.fingerprint.map(|of| of(&bytes)),
-            bytes: bytes.map(|bytes| bytes.unwrap_or_else(|| dialect.no_bytes.to_owned())).join(", "),
-            limits: ColumnLimits {
-                mto: limit("mto", fallback.mto),
-                msubject: limit("msubject", fallback.msubject),
-                mbody: limit("mbody", fallback.mbody),
-                mheaders: limit("mheaders", fallback.mheaders),
-                mparams: limit("mparams", fallback.mparams),
-            },
+            bytes: bytes.map(|bytes| bytes.unwrap_or_else(|| dialect.no_bytes.to_owned())),
+            sizes,
+            cut_at: if dialect.cuts { sizes } else { ColumnLimits::NONE },
             columns: NAMES.iter().filter_map(|&name| column(name).map(|(_, kind, _)| (name, kind.clone()))).collect(),
-            sized: found.iter().any(|(name, _, limit)| NAMES.contains(&name.as_str()) && limit.is_some()),
             table: quoted,
             by_mid,
             read: Instant::now(),

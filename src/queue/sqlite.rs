@@ -34,7 +34,11 @@ pub(super) const DIALECT: Dialect = Dialect {
     columns: "SELECT name, lower(type), NULL FROM pragma_table_info(?)",
     estimate: "SELECT max(mid) - min(mid) + 1 FROM {table} WHERE ? <> ''",
     bytes: |column, _| format!("CAST({column} AS BLOB)"),
-    length: |bytes| format!("COALESCE(LENGTH({bytes}), 0)"),
+    // Of a stored column this reads the head only; LENGTH would read all of a text.
+    length: |column, _| format!("octet_length({column})"),
+    no_length: "-1",
+    greatest: "MAX",
+    cuts: false,
     no_bytes: "NULL",
     fingerprint: None,
     pair: |_| String::new(),

@@ -119,8 +119,7 @@ impl Inner {
         let Some(fingerprint) = &schema.fingerprint else {
             // One row at a time: together they may be larger than memory.
             for &mid in mids {
-                let content = self.contents(link, std::iter::once(mid)).await?;
-                found.extend(content.iter().map(|(&mid, columns)| (mid, Fingerprint::of(columns))));
+                found.extend(self.fingerprint_here(link, mid).await?.map(|content| (mid, content)));
             }
             return Ok(found);
         };

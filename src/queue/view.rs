@@ -3,7 +3,8 @@
 use jiff::Timestamp;
 
 use super::DispatcherId;
-use crate::mail::{Fingerprint, MailId, RecordId};
+use super::oversize::Oversize;
+use crate::mail::{Columns, Fingerprint, MailId, RecordId};
 use crate::outcome::{History, Reason, State};
 
 /// Counts for `status`. `waiting` is exact to 10,000, then an estimate.
@@ -53,6 +54,32 @@ pub struct Listed {
     pub owner: Option<DispatcherId>,
     pub last_reply: Option<String>,
     pub history: History,
+}
+
+/// What is in a row, as far as it is read.
+#[derive(Clone, Debug)]
+pub enum Content {
+    Read(Columns),
+    /// A column is too long: nothing was loaded.
+    TooLarge(Oversize),
+}
+
+impl Content {
+    /// Bytes of all columns, as they are stored.
+    pub fn bytes(&self) -> u64 {
+        match self {
+            Self::Read(columns) => columns.len() as u64,
+            Self::TooLarge(oversize) => oversize.row,
+        }
+    }
+
+    /// `None` where the row is too large to be read.
+    pub fn into_columns(self) -> Option<Columns> {
+        match self {
+            Self::Read(columns) => Some(columns),
+            Self::TooLarge(_) => None,
+        }
+    }
 }
 
 /// A row that an operator means, as it was when it was chosen.

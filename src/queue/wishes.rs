@@ -81,7 +81,12 @@ impl Inner {
                 _ if changes.contains_key(&mid) => Granted::NotNow(changes[&mid].clone()),
                 (Some(content), Some(record)) if record.fingerprint.is_some_and(|made| made != *content) => {
                     self.drop_records(&mut link, &[record.key()]).await?;
-                    Granted::NotNow("the row has another content than it had; it is waiting now".to_owned())
+                    let was_unread = record.fingerprint.is_some_and(Fingerprint::is_of_lengths);
+                    match wish {
+                        // Under a larger `max_size` it can be read now: as a waiting row it is tried again.
+                        Wish::Retry if was_unread => Granted::Done,
+                        _ => Granted::NotNow("the row has another content than it had; it is waiting now".to_owned()),
+                    }
                 }
                 (Some(content), record) => self.grant_one(&mut link, wish, mid, *content, record, now).await?,
             };

@@ -9,6 +9,7 @@ async fn a_mail_from_standard_input_becomes_the_columns_that_php_would_write() {
     let output = enqueue(&installation, "newsletter", MAIL).await;
     assert_eq!((stdout(&output), output.status.code()), ("newsletter/1", Some(0)), "{}", stderr(&output));
     let (_, columns) = queue(&installation, "newsletter").look(1).await.expect("SQLite").expect("the row");
+    let columns = columns.into_columns().expect("a small row");
     let decoded = columns.each().map(|(_, value)| value.map(decode));
     let [to, subject, body, headers, params] = decoded;
     assert_eq!(to.as_deref(), Some("anna@example.org"));

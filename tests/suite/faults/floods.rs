@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use mailqueue::outcome::{Reason, State};
 
 use super::{OFTEN, stop, until_empty};
 use crate::support::binary::Running;
@@ -19,7 +20,10 @@ const MB: u64 = 1_000_000;
 /// What the program needs besides the rows: itself, its libraries, its connections.
 const FIXED: u64 = 60 * MB;
 
-on_every_database!(tens_of_thousands_of_rows_do_not_delay_the_first_mail_or_fill_the_memory);
+on_every_database!(
+    tens_of_thousands_of_rows_do_not_delay_the_first_mail_or_fill_the_memory,
+    a_row_larger_than_any_mail_is_set_aside_with_none_of_it_in_memory,
+);
 
 async fn tens_of_thousands_of_rows_do_not_delay_the_first_mail_or_fill_the_memory(database: TestDatabase) {
     let count = if long() { 200_000 } else { 50_000 };
@@ -40,6 +44,50 @@ async fn tens_of_thousands_of_rows_do_not_delay_the_first_mail_or_fill_the_memor
     let bound = if long() { 1.0 } else { 5.0 };
     assert!(first.as_secs_f64() < bound, "the first mail left after {first:?}");
     assert!(peak < FIXED, "{} MB", peak / MB);
+}
+
+/// What may come on top while such a row is dealt with, in bytes: less than any part of it.
+const UNREAD: u64 = 15 * MB;
+
+async fn a_row_larger_than_any_mail_is_set_aside_with_none_of_it_in_memory(database: TestDatabase) {
+    let (size, max_size) = if long() { (300 * MB, "40MB") } else { (60 * MB, "10MB") };
+    let catcher = Catcher::start().await;
+    let house = House::build(database, catcher.port(), OFTEN, &format!("[message]\nmax_size = \"{max_size}\"")).await;
+    if house.database.url.scheme() == "mysql" {
+        Session::on(&house.database.url).await.run("SET GLOBAL max_allowed_packet = 1073741824").await.unwrap();
+    }
+    let mut session = Session::on(&house.database.url).await;
+    let mut mails = Mails::default();
+    mails.fill(&mut session, "before", 3).await;
+    let daemon = house.start();
+    until_empty(&house.newsletter).await;
+    let before = peak(&daemon);
+
+    let length = size / 3 * 4;
+    let body = match house.database.url.scheme() {
+        "sqlite" => format!("printf('%.*c', {length}, 'Q')"),
+        _ => format!("REPEAT('QUFB', {})", length / 4),
+    };
+    let [to, headers] = ["large@example.org", "From: a@example.org\r\n"].map(|text| STANDARD.encode(text));
+    let sql =
+        format!("INSERT INTO mail_queue (mto, mbody, mheaders) VALUES ('{to}', {body}, '{headers}') RETURNING mid");
+    let mid = session.number(&sql).await.expect("INSERT");
+    daemon.wait_for_line("\"unreadable\"").await;
+    // Two more passes, each of which looks whether the row is still what it was.
+    for name in ["after", "later"] {
+        mails.fill(&mut session, name, 2).await;
+        super::until_left(&house.newsletter, 1).await;
+    }
+    let peak = peak(&daemon);
+    stop(daemon).await;
+    println!("{} MB in a row, {max_size} allowed: {} MB before, {} MB in the end", size / MB, before / MB, peak / MB);
+    let row = house.rows(&house.newsletter).await.remove(0);
+    assert_eq!((row.id.mid, row.state, row.reason), (mid, State::Unreadable, Some(Reason::TooLarge)));
+    assert!(row.detail.is_some_and(|detail| detail.contains(&format!("mbody holds {size} bytes"))));
+    assert!(peak < before + UNREAD, "{} MB before, {} MB in the end", before / MB, peak / MB);
+    let gone = house.run(&["delete", "--yes", &format!("newsletter/{mid}")]).await;
+    assert_eq!(gone.status.code(), Some(0));
+    assert!(house.rows(&house.newsletter).await.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -40,6 +40,7 @@ macro_rules! on_every_server {
     };
 }
 
+mod bounds;
 mod certificate;
 mod crash;
 mod floods;

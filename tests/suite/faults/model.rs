@@ -199,7 +199,7 @@ impl Place {
         let url = format!("sqlite:{}/queue.sqlite", self.directory.display()).parse().unwrap();
         let database = Database { url, password: None };
         Queue::new(
-            Settings { name: "newsletter".into(), database, table: "mail_queue".to_owned() },
+            Settings { name: "newsletter".into(), database, table: "mail_queue".to_owned(), max_size: 1_000_000 },
             dispatcher.to_owned(),
         )
         .unwrap()

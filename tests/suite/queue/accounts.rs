@@ -60,7 +60,7 @@ on_each_server! {
         std::fs::write(&file, "first\n").unwrap();
         std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
         let database = Database { url, password: Some(Password::File(file.clone())) };
-        let settings = Settings { name: Arc::from("x"), database, table: TABLE.to_owned() };
+        let settings = Settings { name: Arc::from("x"), database, table: TABLE.to_owned(), max_size: MAX_SIZE };
         let queue = Queue::new(settings, "a".to_owned()).unwrap();
         queue.paused().await.unwrap();
 

@@ -1,6 +1,6 @@
 //! What stands in a row is what is loaded, compared and deleted, byte for byte.
 
-use mailqueue::mail::{Columns, Fingerprint};
+use mailqueue::mail::{ColumnLimits, Columns, Fingerprint};
 use mailqueue::queue::Settled;
 
 use super::on_each_database;
@@ -54,7 +54,7 @@ on_each_database! {
         let row = take_all(&queue).await.remove(0);
         // In the encoding in which the column keeps it.
         let latin1: Vec<u8> = garbage.chars().map(|c| u8::try_from(c).unwrap()).collect();
-        let kept = if place.has_latin1() { latin1 } else { garbage.as_bytes().to_vec() };
+        let kept = if place.is_mysql() { latin1 } else { garbage.as_bytes().to_vec() };
         assert_eq!(row.columns.mto.as_deref(), Some(kept.as_slice()));
         assert_eq!(row.columns.msubject.as_deref(), Some(garbage.as_bytes()));
         assert_eq!(row.columns.mbody.as_deref(), Some(garbage.as_bytes()));
@@ -120,12 +120,56 @@ on_each_database! {
     async fn the_limits_are_those_of_the_schema(place: Place) {
         let mut session = place.session().await;
         session.run(&place.odd_table()).await.unwrap();
-        let limits = place.queue_on(place.database.url.clone(), "odd", "a").limits().await.unwrap();
-        let expected = if place.is_sqlite() { 256 } else { 200 };
-        assert_eq!((limits.mto, limits.mparams), (expected, 65_535));
-        let limits = place.dispatcher("a").limits().await.unwrap();
-        let text = if place.has_latin1() { u64::from(u32::MAX) } else { 65_535 };
-        assert_eq!(limits.mbody, text);
+        let odd = place.queue_on(place.database.url.clone(), "odd", "a");
+        let (limits, sizes) = (odd.limits().await.unwrap(), odd.column_sizes().await.unwrap());
+        let size = if place.is_sqlite() { u64::MAX } else { 200 };
+        assert_eq!((sizes.mto, sizes.mparams), (size, u64::MAX));
+        // MySQL alone cuts.
+        if place.is_mysql() {
+            assert_eq!((limits.mto, limits.msubject, limits.mbody), (200, 65_535, u64::from(u32::MAX)));
+        } else {
+            assert_eq!(limits, ColumnLimits::NONE);
+        }
+    }
+
+    async fn a_value_that_is_too_long_for_its_column_is_cut_at_the_limit_or_refused(place: Place) {
+        place.allow_large_packets().await;
+        let mut session = place.session().await;
+        let (types, not_strict, text) = match place.database.url.scheme() {
+            // TEXT and its like hold bytes, VARCHAR characters.
+            "mysql" => (
+                &["VARCHAR(256)", "VARCHAR(256) CHARACTER SET utf8mb4", "VARCHAR(300) CHARACTER SET latin1", "TINYTEXT",
+                  "CHAR(200) CHARACTER SET utf8mb3", "TEXT CHARACTER SET latin1", "TEXT CHARACTER SET utf8mb4",
+                  "TEXT(1000) CHARACTER SET utf8mb4", "MEDIUMTEXT CHARACTER SET utf8mb4", "VARBINARY(256)", "BLOB",
+                  "MEDIUMBLOB"][..],
+                "SET SESSION sql_mode = ''",
+                "REPEAT('QUFB', 5000000)",
+            ),
+            "postgres" => (&["VARCHAR(256)", "CHAR(256)", "TEXT", "BYTEA"][..], "SELECT 1", "repeat('QUFB', 100)"),
+            _ => (&["VARCHAR(256)", "TEXT", "BLOB"][..], "SELECT 1", "printf('%.*c', 400, 'Q')"),
+        };
+        session.run(not_strict).await.unwrap();
+        for (number, kind) in types.iter().enumerate() {
+            let table = format!("cut_{number}");
+            session
+                .run(&format!(
+                    "CREATE TABLE {table} (mid INTEGER PRIMARY KEY, mto {kind}, msubject TEXT, mbody TEXT, mheaders TEXT)"
+                ))
+                .await
+                .unwrap();
+            let value = if *kind == "BYTEA" { format!("convert_to({text}, 'UTF8')") } else { text.to_owned() };
+            let inserted = session.run(&format!("INSERT INTO {table} (mid, mto) VALUES (1, {value})")).await;
+            let limit = place.queue_on(place.database.url.clone(), &table, "a").limits().await.unwrap().mto;
+            if place.is_mysql() {
+                inserted.unwrap();
+                let kept = session.number(&format!("SELECT CAST(LENGTH(mto) AS SIGNED) FROM {table}")).await;
+                println!("{kind}: cut at {kept}");
+                assert_eq!(kept.unsigned_abs(), limit, "{kind}");
+            } else {
+                let refused = !place.is_sqlite() && kind.contains("256");
+                assert_eq!((inserted.is_err(), limit), (refused, u64::MAX), "{kind}");
+            }
+        }
     }
 
     async fn numbers_come_back_only_where_the_table_gives_them_out_again(place: Place) {
@@ -177,7 +221,7 @@ on_each_database! {
 }
 
 impl Place {
-    fn has_latin1(&self) -> bool {
+    fn is_mysql(&self) -> bool {
         self.database.url.scheme() == "mysql"
     }
 

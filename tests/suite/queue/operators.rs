@@ -35,8 +35,8 @@ on_each_database! {
         let (record, content) = (*row.claim.record(), row.fingerprint);
         let recipients = [recipient("b@example.org", RecipientState::Refused), recipient("a@example.org", RecipientState::Accepted)];
         settle(&queue, row, verdict(Fate::Failed { reason: Reason::Refused }, &recipients)).await;
-        let (listed, columns) = queue.look(mids[0]).await.unwrap().unwrap();
-        assert_eq!(columns, mail(0));
+        let (listed, read) = queue.look(mids[0]).await.unwrap().unwrap();
+        assert_eq!(read.into_columns(), Some(mail(0)));
         assert_eq!((listed.record, listed.fingerprint), (Some(record), Some(content)));
         assert_eq!((listed.id.to_string(), listed.first_seen), (format!("newsletter/{}", mids[0]), Some(at(0))));
         assert_eq!(listed.history.recipients, recipients);

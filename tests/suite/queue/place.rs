@@ -13,6 +13,9 @@ use crate::support::database::{self, TestDatabase};
 
 pub const TABLE: &str = "mail_queue";
 
+/// `message.max_size` of the queues here: the configuration's default, in bytes.
+pub const MAX_SIZE: u64 = 40_000_000;
+
 pub struct Place {
     pub database: TestDatabase,
 }
@@ -53,6 +56,7 @@ impl Place {
             name: Arc::from("newsletter"),
             database: Database { url, password: None },
             table: table.to_owned(),
+            max_size: MAX_SIZE,
         };
         Queue::new(settings, dispatcher.to_owned()).unwrap()
     }
@@ -190,7 +194,7 @@ pub async fn find(queue: &Queue, cursor: i64, limit: u32) -> Vec<i64> {
 
 /// Claims waiting rows, however long they may be, and whatever is in them.
 pub async fn claim(queue: &Queue, mids: &[i64], now: Timestamp) -> Result<Vec<Claim>, Error> {
-    let found: Vec<_> = mids.iter().map(|&mid| Found { mid, bytes: 0, fingerprint: None }).collect();
+    let found: Vec<_> = mids.iter().map(|&mid| Found { mid, bytes: 0, longest: 0, fingerprint: None }).collect();
     queue.claim(&found, now).await
 }
 

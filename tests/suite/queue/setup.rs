@@ -67,7 +67,7 @@ on_each_database! {
     async fn a_table_name_that_is_none_is_refused(place: Place) {
         for table in ["a b", "a;--", "", "a.b.c", "ä", "a`", "a\""] {
             let database = Database { url: place.database.url.clone(), password: None };
-            let settings = Settings { name: Arc::from("x"), database, table: table.to_owned() };
+            let settings = Settings { name: Arc::from("x"), database, table: table.to_owned(), max_size: MAX_SIZE };
             assert!(Queue::new(settings, String::new()).is_err(), "{table}");
         }
     }

@@ -136,7 +136,10 @@ fn open(database: &TestDatabase, name: &str, table: &str) -> Queue {
     // A URL without an authority has no password to take out.
     let _ = url.set_password(None);
     let database = queue::Database { url, password };
-    Queue::new(queue::Settings { name: name.into(), database, table: table.to_owned() }, String::new()).expect("queue")
+    let (name, table) = (name.into(), table.to_owned());
+    // What the program reads is bounded by its own configuration.
+    let settings = queue::Settings { name, database, table, max_size: u64::MAX };
+    Queue::new(settings, String::new()).expect("queue")
 }
 
 fn configuration(database: &TestDatabase, smarthost: u16, top: &str, relay: &str) -> String {
