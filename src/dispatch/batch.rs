@@ -20,7 +20,7 @@ use crate::translate::{self, Stamp, Unreadable, Wire};
 
 /// Bytes of a row's columns. Larger rows are translated on a thread of their own, so that no heartbeat and no reply waits
 /// for them. At this length plain text takes about 1 ms, and a list of addresses or a body of many small parts up to
-/// 4 ms. A newsletter of 3 kB takes 0.1 ms, and stays where it is: the way to another thread and back would cost it throughput.
+/// 4 ms. A newsletter of 3 kB takes 0.1 ms, and the way to another thread and back would cost as much again.
 const LARGE: usize = 32 * 1024;
 
 /// Loads claimed rows in groups that fit the memory, and passes them on as mails.

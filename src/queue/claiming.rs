@@ -282,7 +282,7 @@ impl Inner {
     }
 }
 
-/// Which rows are read.
+/// The rows that are read.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Lengths {
     /// None with a column that is too long to be read.

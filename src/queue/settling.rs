@@ -100,7 +100,10 @@ impl Inner {
         let mut settled = Vec::with_capacity(group.len());
         for (index, (settlement, standing)) in group.iter().zip(&standing).enumerate() {
             let record = &settlement.claim.record;
+            // What stands in the table already is not written again: of very many recipients an attempt may concern one.
+            let known = &settlement.claim.history.recipients;
             let history = settlement.verdict.history.recipients.iter().enumerate();
+            let history = history.filter(move |(at, recipient)| known.get(*at) != Some(*recipient));
             let of_history =
                 |only: Option<RecipientState>| history.filter(move |(_, r)| only.is_none_or(|only| r.state == only));
             let accepted = Some(RecipientState::Accepted);

@@ -130,6 +130,15 @@ on_each_database! {
         } else {
             assert_eq!(limits, ColumnLimits::NONE);
         }
+        let findings = odd.check().await;
+        let said = &findings.iter().find(|finding| finding.what == "column sizes").unwrap().found;
+        let consequence = match place.database.url.scheme() {
+            "mysql" => "mto holds 150 bytes of text",
+            "postgres" => "the database refuses an INSERT with more",
+            _ => "the columns have no limit",
+        };
+        assert!(said.contains(consequence), "{said}");
+        assert_eq!(said.contains("truncated"), place.is_mysql(), "{said}");
     }
 
     async fn a_value_that_is_too_long_for_its_column_is_cut_at_the_limit_or_refused(place: Place) {
