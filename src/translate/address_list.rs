@@ -10,7 +10,7 @@ use std::ops::Range;
 use lettre::message::Mailbox;
 use memchr::{memchr2, memrchr};
 
-use super::address::{self, is_invisible};
+use super::address::{self, Why, is_invisible};
 use super::address_grammar::{self as grammar, Written};
 use super::words;
 use crate::mail::InvalidRecipient;
@@ -58,26 +58,36 @@ impl List {
         }
     }
 
-    /// An entry without brackets: an address, perhaps with its owner's name in a comment or behind the name of a group.
+    /// An entry without brackets: an address, perhaps with its owner's name in a comment, or behind the name of a group.
     fn bare(&mut self, text: &str) -> Result<(), TooMany> {
-        let mut text = text.trim_matches(' ');
-        loop {
-            if text.chars().all(|c| c == ' ' || is_invisible(c)) {
-                return Ok(());
-            }
-            if let Ok(written) = grammar::mailbox(text) {
-                return self.written(written);
-            }
-            match address::parse_noting(text) {
-                Ok((address, stripped)) => {
-                    self.stripped = self.stripped.or(stripped);
-                    return self.push(Ok(Mailbox::new(None, address)));
-                }
-                Err(why) => match behind_group_name(text) {
-                    Some(rest) => text = rest,
-                    None => return self.invalid(text, &why),
+        let text = text.trim_matches(' ');
+        let (text, why) = match self.address(text)? {
+            None => return Ok(()),
+            Some(why) => match behind_group_name(text) {
+                None => (text, why),
+                Some(behind) => match self.address(behind)? {
+                    None => return Ok(()),
+                    Some(why) => (behind, why),
                 },
+            },
+        };
+        self.invalid(text, &why)
+    }
+
+    /// Takes a text that is one address, or nothing that is seen. Gives the reason why it is neither.
+    fn address(&mut self, text: &str) -> Result<Option<Why>, TooMany> {
+        if text.chars().all(|c| c == ' ' || is_invisible(c)) {
+            return Ok(None);
+        }
+        if let Ok(written) = grammar::mailbox(text) {
+            return self.written(written).map(|()| None);
+        }
+        match address::parse_noting(text) {
+            Ok((address, stripped)) => {
+                self.stripped = self.stripped.or(stripped);
+                self.push(Ok(Mailbox::new(None, address))).map(|()| None)
             }
+            Err(why) => Ok(Some(why)),
         }
     }
 

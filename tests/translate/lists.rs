@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use mail_parser::MessageParser;
 use mailqueue::mail::{ColumnLimits, Mail};
 use mailqueue::outcome::Reason;
-use mailqueue::translate::{Unreadable, Wire, translate};
+use mailqueue::translate::{Settings, Unreadable, Wire, translate};
 use proptest::prelude::*;
 
 use crate::rows::{cases, columns, settings, stamp};
@@ -92,6 +92,18 @@ fn an_encoded_word_is_no_part_of_an_address() {
 }
 
 #[test]
+fn a_from_that_is_an_encoded_word_as_a_whole_names_no_sender() {
+    let from = b"From: =?utf-8?q?Graf_L=C3=BCk=C3=A4s_=3Cl=2Egraf=40example=2Eat=3E?=\n";
+    let columns = columns(b"a@e.org", b"x", from, b"y");
+    let refusal = translate(&columns, &UNLIMITED, &stamp(), Wire::default(), &settings()).unwrap_err();
+    assert_eq!(refusal.reason, Reason::NoSender, "{refusal}");
+    let settings = Settings { default_from: Some("noreply@e.at".parse().unwrap()), ..settings() };
+    let mail = translate(&columns, &UNLIMITED, &stamp(), Wire::default(), &settings).unwrap();
+    assert_eq!(mail.envelope.sender.unwrap().to_string(), "noreply@e.at");
+    assert!(mail.repairs.iter().any(|repair| repair.label() == "sender-replaced (From)"), "{:?}", mail.repairs);
+}
+
+#[test]
 fn invisible_characters_at_the_ends_of_an_address_are_taken_off_and_named_elsewhere() {
     let list = "\u{200b}anna@e.org, \u{feff}bert@e.org, clara\u{200b}@e.org, dora@e.org\u{200e}, emil@e.org\u{a0}, <\u{2060}f@e.org>, g@e\u{ad}.org";
     let mail = sent_to(list).unwrap();
@@ -126,6 +138,9 @@ fn lists_are_read_in_time_that_is_linear_in_their_length() {
         "a@example.org, ",
         "\"A\" <a@example.org>, ",
         "x:, ",
+        "x:",
+        "a@b:",
+        "x: a@",
         "<a>(",
         "\"x <a@example.org>, ",
         "=?a?q?x",
