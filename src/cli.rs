@@ -13,6 +13,7 @@ mod packaging;
 mod pause;
 mod render;
 mod run;
+mod second_reader;
 mod select;
 mod show;
 mod status;

@@ -4,12 +4,12 @@ use std::collections::HashMap;
 use std::io::Write;
 
 use jiff::Timestamp;
+use mail_parser::MimeHeaders;
 use mail_parser::parsers::MessageStream;
-use mail_parser::{MessageParser, MimeHeaders};
 use serde::Serialize;
 
 use super::output::{self, Out, ago, moment, safe, safe_lines};
-use super::{Ending, Usage, list, select};
+use super::{Ending, Usage, list, second_reader, select};
 use crate::config::Config;
 use crate::mail::{Mail, MailId};
 use crate::outcome::RecipientState;
@@ -135,8 +135,11 @@ fn readable(mail: &Mail, listed: &Listed, out: &mut Out) -> anyhow::Result<()> {
 }
 
 fn body(mail: &Mail, out: &mut Out) -> anyhow::Result<()> {
-    let Some(message) = MessageParser::new().parse(&*mail.content) else { return Ok(()) };
     writeln!(out, "\nBody (the whole mail has {} bytes)", mail.content.len())?;
+    let Some(message) = second_reader::read(&mail.content) else {
+        writeln!(out, "  it cannot be taken apart here, as it holds too many mails inside of mails; --raw shows it")?;
+        return Ok(());
+    };
     if let Some(text) = message.body_text(0) {
         let text = safe_lines(text.trim_end());
         for line in text.lines().take(LINES) {
