@@ -1,11 +1,14 @@
 //! Stored bytes to text: base64 of the columns, and character sets.
 
+mod label;
+
 use std::borrow::Cow;
 
 use base64::Engine;
 use base64::alphabet::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
-use encoding_rs::{DecoderResult, Encoding, UTF_8, WINDOWS_1252};
+use encoding_rs::{DecoderResult, Encoding, UTF_8, UTF_16BE, UTF_16LE, WINDOWS_1252};
+pub use label::{charset, is_foreign, is_meaningless};
 
 use crate::outcome::Reason;
 
@@ -72,14 +75,11 @@ fn is_base64(byte: u8) -> bool {
 }
 
 /// Base64 as it comes in mail (RFC 2045 §6.8, RFC 2047 §4.1): characters outside the alphabet are skipped, missing padding
-/// is no error, and a last character that stands alone is dropped.
+/// is no error, and a last character that stands alone is dropped. Padding ends a piece, and a further piece may follow it:
+/// some producers encode a footer on its own and append it.
 pub fn loose_base64(text: &[u8]) -> Vec<u8> {
     if let Ok(bytes) = base64_simd::STANDARD.decode_to_vec(text) {
         return bytes;
-    }
-    let mut digits: Vec<u8> = text.iter().copied().filter(|byte| is_base64(*byte) && *byte != b'=').collect();
-    if digits.len() % 4 == 1 {
-        digits.pop();
     }
     let engine = GeneralPurpose::new(
         &STANDARD,
@@ -87,17 +87,63 @@ pub fn loose_base64(text: &[u8]) -> Vec<u8> {
             .with_decode_allow_trailing_bits(true)
             .with_decode_padding_mode(DecodePaddingMode::Indifferent),
     );
-    engine.decode(digits).unwrap_or_default()
+    let mut bytes = Vec::with_capacity(text.len() / 4 * 3);
+    let mut digits = Vec::with_capacity(text.len());
+    let mut decode = |digits: &mut Vec<u8>| {
+        if digits.len() % 4 == 1 {
+            digits.pop();
+        }
+        // Nothing is left in it that the engine could refuse.
+        let _ = engine.decode_vec(&*digits, &mut bytes);
+        digits.clear();
+    };
+    let mut pads = 0;
+    for byte in text.iter().copied().filter(|byte| is_base64(*byte)) {
+        if byte == b'=' {
+            pads += 1;
+            continue;
+        }
+        if pads > 0 && ends_piece(digits.len(), pads) {
+            decode(&mut digits);
+        }
+        pads = 0;
+        digits.push(byte);
+    }
+    decode(&mut digits);
+    bytes
 }
 
-/// The encoding that a charset label means; `None` for a missing or unknown label, and for `us-ascii`, under which 8-bit
-/// text says nothing of itself. A language tag behind `*` (RFC 2231 §5) is passed over.
-pub fn charset(label: &str) -> Option<&'static Encoding> {
-    let label = label.split('*').next().unwrap_or_default().trim();
-    if ["us-ascii", "ascii", "ansi_x3.4-1968"].iter().any(|ascii| label.eq_ignore_ascii_case(ascii)) {
-        return None;
+/// The padding is what so many digits need. Other `=` belong to nothing.
+fn ends_piece(digits: usize, pads: usize) -> bool {
+    matches!((digits % 4, pads), (2, 2..) | (3, 1..))
+}
+
+/// The text holds padding that more base64 follows: readers stop there, or go on with the bits of both pieces mixed.
+pub fn is_base64_in_pieces(text: &[u8]) -> bool {
+    let Some(first) = memchr::memchr(b'=', text) else { return false };
+    let is_digit = |byte: &u8| *byte != b'=' && is_base64(*byte);
+    if !text[first..].iter().any(is_digit) {
+        return false;
     }
-    Encoding::for_label_no_replacement(label.as_bytes())
+    let mut digits = text[..first].iter().filter(|byte| is_digit(byte)).count();
+    let mut pads = 0;
+    for byte in text[first..].iter().filter(|byte| is_base64(**byte)) {
+        if *byte == b'=' {
+            pads += 1;
+        } else if ends_piece(digits, pads) {
+            return true;
+        } else {
+            pads = 0;
+            digits += 1;
+        }
+    }
+    false
+}
+
+/// Text in which hardly a byte is foreign to base64: it is that, and not text that was never encoded.
+pub fn is_mostly_base64(text: &[u8]) -> bool {
+    let foreign = text.iter().filter(|byte| !is_base64(**byte) && !byte.is_ascii_whitespace()).count();
+    foreign == 0 || foreign.saturating_mul(50) <= text.len()
 }
 
 /// Text of a charset that nobody has named, or not truly: UTF-8 if it is that, else Windows-1252.
@@ -111,10 +157,32 @@ pub fn utf8_or_windows_1252(bytes: &[u8]) -> Cow<'_, str> {
 /// The bytes as text of this charset, if every one of them is. In UTF-16 a mark of the byte order is believed.
 pub fn strictly<'a>(bytes: &'a [u8], charset: &'static Encoding) -> Option<Cow<'a, str>> {
     match Encoding::for_bom(bytes) {
-        Some((marked, mark)) if !charset.is_ascii_compatible() => {
+        Some((marked, mark)) if charset == UTF_16BE || charset == UTF_16LE => {
             marked.decode_without_bom_handling_and_without_replacement(&bytes[mark..])
         }
         _ => charset.decode_without_bom_handling_and_without_replacement(bytes),
+    }
+}
+
+/// Every one of the bytes is text of this charset, as [`strictly`] has it. Needs no room for the text.
+pub fn is_text(bytes: &[u8], charset: &'static Encoding) -> bool {
+    if charset == UTF_8 {
+        return std::str::from_utf8(bytes).is_ok();
+    }
+    let (charset, mut rest) = match Encoding::for_bom(bytes) {
+        Some((marked, mark)) if charset == UTF_16BE || charset == UTF_16LE => (marked, &bytes[mark..]),
+        _ => (charset, bytes),
+    };
+    let mut decoder = charset.new_decoder_without_bom_handling();
+    let mut text = [0; 4096];
+    loop {
+        let (result, read, _) = decoder.decode_to_utf8_without_replacement(rest, &mut text, true);
+        rest = &rest[read..];
+        match result {
+            DecoderResult::InputEmpty => return true,
+            DecoderResult::OutputFull => {}
+            DecoderResult::Malformed(..) => return false,
+        }
     }
 }
 

@@ -7,14 +7,18 @@ mod address;
 mod address_grammar;
 mod address_list;
 mod body;
+mod boundary;
 mod envelope;
 mod head;
 mod headers;
 mod leaf;
 mod lines;
 mod mime;
+mod multipart;
+mod out;
 mod part;
 mod split;
+mod structured;
 mod transfer;
 mod words;
 
@@ -107,22 +111,21 @@ pub fn translate(
         value.main == "attachment" || value.names_a_file()
     });
     let (kind, label) = (first("Content-Type"), first("Content-Transfer-Encoding"));
-    let mut body = body::render(&mbody, kind, label, attached, wire.eight_bit, &mut repairs)?;
+    let mut body = body::render(&mbody, kind, label, attached, wire.eight_bit, settings.max_size, &mut repairs)?;
     drop(mbody);
     if !body.content.is_empty() && !body.content.ends_with(b"\r\n") {
         body.content.extend_from_slice(b"\r\n");
     }
     let eight_bit = !body.content.is_ascii();
     if eight_bit && body.encoding.is_none() {
-        body.encoding = Some("8bit");
+        body.encoding = Some("8bit".into());
     }
     let msubject = decode::utf8_or_windows_1252(&msubject);
     let head = head::compose(&msubject, &fields, &parties, &body, stamp, &mut repairs)?;
     let mut content = body.content;
     put_in_front(&mut content, head.text.as_bytes());
     if content.len() as u64 > settings.max_size {
-        let detail = format!("the mail has {} bytes, and max_size allows {}", content.len(), settings.max_size);
-        return Err(Unreadable::new(Reason::TooLarge, detail));
+        return Err(out::too_large(content.len() as u64, settings.max_size));
     }
     Ok(Mail {
         message_id: head.message_id,
@@ -161,6 +164,7 @@ pub fn address(text: &str) -> Result<Address, String> {
 /// In place, since a second copy of a large body is what memory cannot spare.
 fn put_in_front(content: &mut Vec<u8>, head: &[u8]) {
     let length = content.len();
+    content.reserve_exact(head.len());
     content.resize(length + head.len(), 0);
     content.copy_within(..length, head.len());
     content[..head.len()].copy_from_slice(head);

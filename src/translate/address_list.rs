@@ -47,6 +47,13 @@ pub fn list(text: &str) -> Result<List, TooMany> {
     Ok(list)
 }
 
+/// Returns the mailboxes of a list that holds nothing else and needs no SMTPUTF8; `None` for any other list.
+pub fn plain_mailboxes(text: &str) -> Option<Vec<Mailbox>> {
+    let plain = |entry: Entry| entry.ok().filter(|mailbox| mailbox.email.user().is_ascii());
+    let mailboxes: Vec<Mailbox> = list(text).ok()?.entries.into_iter().map(plain).collect::<Option<_>>()?;
+    (!mailboxes.is_empty()).then_some(mailboxes)
+}
+
 impl List {
     fn written(&mut self, Written { name, spec }: Written<'_>) -> Result<(), TooMany> {
         match address::check(&spec) {

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::fmt::Write;
 
 use jiff::Timestamp;
+use jiff::fmt::rfc2822::DateTimeParser;
 use jiff::tz::TimeZone;
 use lettre::message::Mailbox;
 
@@ -12,6 +13,7 @@ use super::envelope::Parties;
 use super::headers::Field;
 use super::lines::{self, LONGEST_LINE};
 use super::mime::Value;
+use super::structured::{self, Written};
 use super::{Repairs, Stamp, Unreadable, address, address_list, words};
 use crate::mail::RepairCode;
 use crate::outcome::Reason;
@@ -41,6 +43,13 @@ const LEFT_OUT: [&str; 6] = ["Bcc", "Resent-Bcc", "Return-Path", "Content-Length
 /// Headers of which there is one (RFC 5322 §3.6), and that hold nothing but ASCII.
 const SINGLE: [&str; 4] = ["Date", "Message-ID", "In-Reply-To", "References"];
 
+/// Signatures over the mail as the producer wrote it (RFC 6376, RFC 8617, RFC 4870). They hold for no mail that goes out: To
+/// and Subject are always written here, the other headers are folded anew, and text gets another encoding.
+fn is_signature(name: &str) -> bool {
+    let name = words::lower_case(name);
+    name.ends_with("dkim-signature") || name == "domainkey-signature" || name.starts_with("arc-")
+}
+
 /// Words of a Subject that are longer than this are encoded, so that every line fits into 76 characters.
 const LONGEST_WORD: usize = 64;
 
@@ -53,20 +62,17 @@ pub fn compose<'a>(
     stamp: &Stamp,
     repairs: &mut Repairs,
 ) -> Result<Head, Unreadable> {
-    if lines::lines(msubject.trim().as_bytes())
-        .skip(1)
-        .any(|line| !line.content.starts_with(b" ") && !line.content.starts_with(b"\t"))
-    {
+    if holds_line_end(msubject) {
         repairs.add(
             RepairCode::LineEnd,
             "msubject",
             "msubject held a line end: it became a blank, and what follows it part of the subject",
         );
     }
-    let mut subject = words::one_line(words::decode(msubject));
+    let mut subject = decoded("msubject", msubject, repairs);
     if subject.is_empty() {
         let in_block = fields.iter().find(|field| field.is("Subject"));
-        subject = in_block.map_or(subject, |field| words::one_line(words::decode(&field.value)));
+        subject = in_block.map_or(subject, |field| decoded("Subject", &field.value, repairs));
     }
     let out =
         String::with_capacity(fields.iter().map(|field| field.name.len() + field.value.len()).sum::<usize>() + 512);
@@ -100,6 +106,36 @@ pub fn compose<'a>(
     }
     out.push_str("\r\n");
     Ok(Head { text: out, message_id, subject: subject.into_owned() })
+}
+
+/// It holds a line end that is no fold, nor a soft line break of an encoded word.
+fn holds_line_end(subject: &str) -> bool {
+    let mut lines = lines::lines(subject.trim().as_bytes());
+    let mut before = lines.next();
+    lines.any(|line| {
+        let soft = before.is_some_and(|before| before.content.ends_with(b"="));
+        before = Some(line);
+        !soft && !line.content.starts_with(b" ") && !line.content.starts_with(b"\t")
+    })
+}
+
+/// Unstructured text on one line.
+fn decoded<'a>(place: &str, text: &'a str, repairs: &mut Repairs) -> Cow<'a, str> {
+    let mut guessed = None;
+    let decoded = words::one_line(words::decode_noting(text, &mut guessed));
+    if let Some(label) = guessed {
+        let label = super::for_people(label);
+        let text = format!("{}: an encoded word named the charset `{label}`, which is none", super::for_people(place));
+        repairs.add(RepairCode::Charset, place, format!("{text}: it was read as UTF-8 or Windows-1252"));
+    }
+    decoded
+}
+
+/// The Date is one that readers understand (RFC 5322 §3.3, with the obsolete forms of §4.3). A day of the week that does not
+/// fit is no error.
+fn is_date(value: &str) -> bool {
+    static PARSER: DateTimeParser = DateTimeParser::new().relaxed_weekday(true);
+    PARSER.parse_timestamp(value).is_ok()
 }
 
 fn write_to(out: &mut String, parties: &Parties) {
@@ -173,6 +209,10 @@ impl<'a> Writer<'a> {
             if !self.content(body) {
                 repairs.add(RepairCode::HeaderDropped, "Content-Type", "a further Content-Type header was left out");
             }
+        } else if is_signature(&field.name) {
+            let name = super::for_people(&field.name);
+            let text = format!("{name}: it signs the mail as the row has it, and was left out");
+            repairs.add(RepairCode::SignatureDropped, &field.name, text);
         } else if field.is_one_of(&SINGLE) {
             self.single(field, repairs);
         } else if field.value.is_empty() {
@@ -182,9 +222,11 @@ impl<'a> Writer<'a> {
                 format!("{}: it was empty and was left out", super::for_people(&field.name)),
             );
         } else if field.is("Content-Disposition") {
-            self.disposition(field);
+            self.disposition(field, repairs);
+        } else if let Some(kind) = structured::Kind::of(&field.name) {
+            self.structured(kind, field, repairs);
         } else {
-            self.other(field);
+            self.other(field, repairs);
         }
     }
 
@@ -202,7 +244,7 @@ impl<'a> Writer<'a> {
     fn content(&mut self, body: &Body<'_>) -> bool {
         self.once("Content-Type", |out| {
             body.kind.write(out, "Content-Type");
-            if let Some(encoding) = body.encoding {
+            if let Some(encoding) = &body.encoding {
                 out.extend(["Content-Transfer-Encoding: ", encoding, "\r\n"]);
             }
         })
@@ -211,49 +253,71 @@ impl<'a> Writer<'a> {
     /// One of [`SINGLE`].
     fn single(&mut self, field: &'a Field<'_>, repairs: &mut Repairs) {
         let name = field.name.as_ref();
+        let is_date = field.is("Date");
         let good = match field.is("Message-ID") {
             true => is_message_id(&field.value),
-            false => !field.value.is_empty() && field.value.bytes().all(|byte| matches!(byte, b' '..=b'~')),
+            false => {
+                !field.value.is_empty()
+                    && field.value.bytes().all(|byte| matches!(byte, b' '..=b'~'))
+                    && (!is_date || self::is_date(&field.value))
+            }
         };
         if !good {
-            repairs.add(
-                RepairCode::HeaderDropped,
-                name,
-                format!("{name}: `{}` cannot be one and was left out", super::for_people(&field.value)),
-            );
+            let became = match is_date {
+                true => "is no date: the time at which the row was found takes its place",
+                false => "cannot be one and was left out",
+            };
+            let text = format!("{name}: `{}` {became}", super::for_people(&field.value));
+            repairs.add(RepairCode::HeaderDropped, name, text);
             return;
         }
-        let first = self.once(name, |out| write_words(out, name, &field.value));
+        let mut written = Written::AsItWas;
+        let kind = structured::Kind::of(name).unwrap_or(structured::Kind::Ids);
+        let first = self.once(name, |out| written = kind.write(out, name, &field.value));
         if !first {
             repairs.add(RepairCode::HeaderDropped, name, format!("a further {name} header was left out"));
         } else if field.is("Message-ID") {
             self.message_id = field.value.clone().into_owned();
         }
+        tell(name, written, repairs);
     }
 
-    fn disposition(&mut self, field: &'a Field<'_>) {
-        self.once(&field.name, |out| Value::parse(&field.value).write(out, &field.name));
+    fn disposition(&mut self, field: &'a Field<'_>, repairs: &mut Repairs) {
+        let first = self.once(&field.name, |out| Value::parse(&field.value).write(out, &field.name));
+        if !first {
+            let text = "a further Content-Disposition header was left out";
+            repairs.add(RepairCode::HeaderDropped, "Content-Disposition", text);
+        }
     }
 
-    fn other(&mut self, field: &Field<'_>) {
-        let plain = field.value.bytes().all(|byte| matches!(byte, b' '..=b'~')) && !words::may_be_encoded(&field.value);
-        if plain {
-            return write_words(&mut self.out, &field.name, &field.value);
+    fn structured(&mut self, kind: structured::Kind, field: &Field<'_>, repairs: &mut Repairs) {
+        let written = kind.write(&mut self.out, &field.name, &field.value);
+        tell(&field.name, written, repairs);
+    }
+
+    fn other(&mut self, field: &Field<'_>, repairs: &mut Repairs) {
+        let plain = field.value.bytes().all(|byte| matches!(byte, b' '..=b'~'));
+        if plain && !words::holds_word(&field.value) {
+            return words::write_as_it_is(&mut self.out, &field.name, &field.value);
         }
-        if field.is_one_of(&OTHER_ADDRESSES) {
-            let list = address_list::list(&field.value).map(|list| list.entries).unwrap_or_default();
-            let mailboxes: Vec<Mailbox> = list.into_iter().flatten().collect();
-            if !mailboxes.is_empty() && mailboxes.iter().all(|mailbox| mailbox.email.user().is_ascii()) {
-                return address::write(&mut self.out, &field.name, &mailboxes);
-            }
+        if field.is_one_of(&OTHER_ADDRESSES)
+            && let Some(mailboxes) = address_list::plain_mailboxes(&field.value)
+        {
+            return address::write(&mut self.out, &field.name, &mailboxes);
         }
-        let value = words::one_line(words::decode(&field.value));
+        let value = decoded(&field.name, &field.value, repairs);
         words::write_text(&mut self.out, &field.name, &value, LONGEST_LINE);
     }
 }
 
-fn write_words(out: &mut String, name: &str, value: &str) {
-    words::write_text(out, name, value, usize::MAX);
+/// Says what became of a structured header.
+fn tell(name: &str, written: Written, repairs: &mut Repairs) {
+    let (code, what) = match written {
+        Written::AsItWas => return,
+        Written::Changed(what) => (RepairCode::HeaderRewritten, what),
+        Written::LeftOut => (RepairCode::HeaderDropped, "held what cannot stand there, and was left out"),
+    };
+    repairs.add(code, name, format!("{} {what}", super::for_people(name)));
 }
 
 fn is_message_id(value: &str) -> bool {

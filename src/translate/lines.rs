@@ -4,6 +4,8 @@ use std::borrow::Cow;
 
 use memchr::memchr2;
 
+use super::out::Out;
+
 /// One line: its content without the line end, and where the next one begins.
 #[derive(Clone, Copy, Debug)]
 pub struct Line<'a> {
@@ -56,7 +58,7 @@ pub fn unfold<'a>(lines: impl Iterator<Item = Line<'a>>) -> Vec<Cow<'a, [u8]>> {
 
 /// Appends `bytes` with every line end made CRLF. Adds none at the end. Gives the length of the longest line, without its
 /// end.
-pub fn write_crlf(out: &mut Vec<u8>, bytes: &[u8]) -> usize {
+pub fn write_crlf(out: &mut Out, bytes: &[u8]) -> usize {
     let mut longest = 0;
     let mut written = 0;
     for line in lines(bytes) {

@@ -12,6 +12,8 @@ pub struct Value<'a> {
     pub params: Vec<Param<'a>>,
     /// A parameter holds quotation marks that nobody escaped, or is quoted nowhere and should be.
     pub sloppy: bool,
+    /// No semicolon stands before the first parameter, so that readers take the type for none.
+    pub unseparated: bool,
 }
 
 /// A parameter: its name in lower case, and its value without quotes, encoded words not decoded.
@@ -37,12 +39,24 @@ const LONGEST_VALUE: usize = 500;
 impl<'a> Value<'a> {
     pub fn parse(text: &'a str) -> Self {
         let (main, mut rest) = text.split_at(text.find(';').unwrap_or(text.len()));
-        let main = main.split('(').next().unwrap_or_default().trim();
-        let possible = main.len() <= LONGEST_NAME && main.bytes().all(|byte| is_token(byte) || byte == b'/');
-        let main = words::lower_case(if possible { main } else { "" });
-        let mut value = Self { main, ..Self::default() };
-        while let Some(start) = rest.find(';').filter(|_| value.params.len() < MOST_PARAMS) {
-            rest = &rest[start + 1..];
+        let mut main = main.split('(').next().unwrap_or_default().trim();
+        let possible =
+            |main: &str| main.len() <= LONGEST_NAME && main.bytes().all(|byte| is_token(byte) || byte == b'/');
+        let mut value = Self::default();
+        if !possible(main)
+            && let Some((first, behind)) = unseparated(text).filter(|(first, _)| possible(first))
+        {
+            (main, rest) = (first, behind);
+            value.unseparated = true;
+        }
+        value.main = words::lower_case(if possible(main) { main } else { "" });
+        // The first parameter of `text/html charset=utf-8` begins at once.
+        let mut next = if value.unseparated { Some(rest) } else { None };
+        while let Some(start) = next.take().or_else(|| rest.find(';').map(|start| &rest[start + 1..])) {
+            rest = start;
+            if value.params.len() >= MOST_PARAMS {
+                break;
+            }
             let Some((name, after)) = param_name(rest) else { continue };
             let (param, sloppy, after) = match after.strip_prefix('"') {
                 Some(inner) => quoted(inner),
@@ -59,6 +73,38 @@ impl<'a> Value<'a> {
 
     pub fn param(&self, name: &str) -> Option<&str> {
         self.params.iter().find(|param| param.name == name).map(|param| param.value.as_ref())
+    }
+
+    /// The boundary of a multipart, also where it stands in pieces (RFC 2231 §3) or with a charset before it (§4).
+    pub fn boundary(&self) -> Option<Cow<'_, str>> {
+        if let Some(whole) = self.param("boundary") {
+            return Some(whole.into());
+        }
+        let extended = |text: &str, first: bool| {
+            let text = if first { text.splitn(3, '\'').nth(2).unwrap_or(text) } else { text };
+            percent_encoding::percent_decode_str(text).decode_utf8_lossy().into_owned()
+        };
+        if let Some(text) = self.param("boundary*") {
+            return Some(extended(text, true).into());
+        }
+        let mut joined = None::<String>;
+        for number in 0..MOST_PARAMS {
+            let piece = match self.param(&format!("boundary*{number}")) {
+                Some(piece) => piece.to_owned(),
+                None => match self.param(&format!("boundary*{number}*")) {
+                    Some(piece) => extended(piece, number == 0),
+                    None => break,
+                },
+            };
+            joined.get_or_insert_default().push_str(&piece);
+        }
+        joined.map(Cow::from)
+    }
+
+    /// Names this boundary in place of any other.
+    pub fn set_boundary(&mut self, boundary: String) {
+        self.params.retain(|param| !param.name.starts_with("boundary*"));
+        self.set("boundary", boundary);
     }
 
     /// Puts `value` in place of the parameter's, or behind the others.
@@ -90,8 +136,7 @@ impl<'a> Value<'a> {
 
     /// It names a file, in whatever spelling.
     pub fn names_a_file(&self) -> bool {
-        let is_name = |name: &str| matches!(name.split('*').next(), Some("name" | "filename"));
-        self.params.iter().any(|param| is_name(&param.name) && !param.value.is_empty())
+        self.params.iter().any(|param| is_file_name(&param.name) && !param.value.is_empty())
     }
 
     /// Writes the header anew. Values outside ASCII, and such with quotes or encoded words inside, go out by RFC 2231.
@@ -104,7 +149,8 @@ impl<'a> Value<'a> {
         });
         for param in &self.params {
             let value = &param.value;
-            let decoded = if value.starts_with("=_") { value.as_ref().into() } else { words::decode(value) };
+            // Names of files are the only text among them.
+            let decoded = if is_file_name(&param.name) { words::decode(value) } else { value.as_ref().into() };
             let extended = param.name.contains('*');
             line.stick(";");
             if decoded.len() > LONGEST_VALUE && !extended {
@@ -123,6 +169,17 @@ impl<'a> Value<'a> {
         }
         line.end();
     }
+}
+
+fn is_file_name(name: &str) -> bool {
+    matches!(name.split('*').next(), Some("name" | "filename"))
+}
+
+/// The type and what follows it, where a blank or a comma stands in place of the semicolon and a parameter behind it.
+fn unseparated(text: &str) -> Option<(&str, &str)> {
+    let (first, rest) = text.split_at(text.find([' ', ','])?);
+    let rest = rest.trim_start_matches([' ', ',']);
+    param_name(rest).map(|_| (first, rest))
 }
 
 /// RFC 2231 §3 and §4, always with numbered pieces, which every reader of one piece knows as well.
@@ -150,7 +207,7 @@ fn write_extended(line: &mut Line<'_>, name: &str, value: &str) {
 }
 
 /// RFC 2045 §5.1.
-fn is_token(byte: u8) -> bool {
+pub fn is_token(byte: u8) -> bool {
     let special = matches!(byte, b'"' | b'(' | b')' | b',' | b'/' | b':'..=b'@' | b'['..=b']');
     byte.is_ascii_graphic() && !special
 }
@@ -190,8 +247,7 @@ fn quoted(inner: &str) -> (Cow<'_, str>, bool, &str) {
 fn unquoted<'a>(name: &str, text: &'a str) -> (Cow<'a, str>, bool, &'a str) {
     let end = text.find(';').unwrap_or(text.len());
     let whole = text[..end].trim();
-    let file = matches!(name.split('*').next(), Some("name" | "filename"));
-    let value = if file { whole } else { whole.split(' ').next().unwrap_or_default() };
+    let value = if is_file_name(name) { whole } else { whole.split(' ').next().unwrap_or_default() };
     let sloppy = !value.bytes().all(|byte| is_token(byte) || !byte.is_ascii()) && !name.contains('*');
     (value.into(), sloppy, &text[end..])
 }

@@ -1,13 +1,15 @@
-//! The inside of a multipart body: passed on byte for byte, but for the parts that do not fit the wire.
+//! A part of a multipart body: passed on byte for byte if it fits the wire.
 
 use super::headers::{self, Field};
 use super::leaf;
-use super::lines::{Shape, is_blank, write_crlf};
+use super::lines::{LONGEST_LINE, Shape, is_blank, write_crlf};
 use super::mime::Value;
-use super::split::Split;
+use super::multipart::{self, Multipart};
+use super::out::Out;
+use super::structured;
 use super::transfer::Encoding;
 use super::words;
-use super::{Repairs, Unreadable};
+use super::{Repairs, Unreadable, address, address_list};
 use crate::mail::RepairCode;
 use crate::outcome::Reason;
 
@@ -27,7 +29,7 @@ pub struct Place {
 }
 
 impl Place {
-    fn child(&self, number: usize) -> Self {
+    pub fn child(&self, number: usize) -> Self {
         let name = match self.name.as_str() {
             "" => format!("part {number}"),
             name => format!("{name}.{number}"),
@@ -35,99 +37,8 @@ impl Place {
         Self { name, mail: false, depth: self.depth + 1, ..*self }
     }
 
-    fn name(&self) -> &str {
+    pub fn name(&self) -> &str {
         if self.name.is_empty() { "the body" } else { &self.name }
-    }
-}
-
-/// Appends a multipart body: what stands before the first delimiter, the parts, and what follows the last. `false` if there
-/// is no delimiter at all, with nothing written.
-pub fn write_multipart(
-    out: &mut Vec<u8>,
-    body: &[u8],
-    kind: &Value<'_>,
-    place: &Place,
-    repairs: &mut Repairs,
-) -> Result<bool, Unreadable> {
-    let Some(split) = Split::at(body, kind.param("boundary").unwrap_or_default()) else { return Ok(false) };
-    let sealed = kind.is_sealed();
-    let delimiter = [b"--", split.boundary.as_bytes()].concat();
-    write_aside(out, split.preamble, "before the first part", sealed, place, repairs)?;
-    for (at, part) in split.parts.iter().enumerate() {
-        out.extend_from_slice(&delimiter);
-        out.extend_from_slice(b"\r\n");
-        let place = place.child(at + 1);
-        if sealed {
-            write_sealed(out, part, false, &place)?;
-        } else {
-            write_part(out, part, &place, repairs)?;
-        }
-        out.extend_from_slice(b"\r\n");
-    }
-    out.extend_from_slice(&delimiter);
-    out.extend_from_slice(b"--\r\n");
-    if let Some(what) = split.mended {
-        repairs.add(RepairCode::Boundary, place.name(), format!("{}: {what}", place.name()));
-    }
-    write_aside(out, split.epilogue, "behind the last part", sealed, place, repairs)?;
-    Ok(true)
-}
-
-/// Text outside of the parts, which no reader shows: it must not cost the mail its way.
-fn write_aside(
-    out: &mut Vec<u8>,
-    text: &[u8],
-    where_: &str,
-    sealed: bool,
-    place: &Place,
-    repairs: &mut Repairs,
-) -> Result<(), Unreadable> {
-    let shape = Shape::of(text);
-    match (shape.travels() && !shape.eight_bit, sealed) {
-        (true, _) => {
-            write_crlf(out, text);
-            if !text.is_empty() && !out.ends_with(b"\r\n") {
-                out.extend_from_slice(b"\r\n");
-            }
-        }
-        (false, true) => return Err(not_transportable(place, "text outside of its parts")),
-        (false, false) => {
-            repairs.add(
-                RepairCode::TextDropped,
-                place.name(),
-                format!(
-                    "{}: text {where_}, which no reader shows, did not fit the wire and was left out",
-                    place.name()
-                ),
-            );
-        }
-    }
-    Ok(())
-}
-
-fn not_transportable(place: &Place, what: &str) -> Unreadable {
-    let detail =
-        format!("mbody: {} is signed or encrypted and holds {what}, which cannot travel unchanged", place.name());
-    Unreadable::new(Reason::NotTransportable, detail)
-}
-
-/// Appends what is signed or encrypted, or refuses to: only its line ends may become CRLF, as they do for a signature.
-pub fn write_sealed(out: &mut Vec<u8>, part: &[u8], binary: bool, place: &Place) -> Result<(), Unreadable> {
-    let shape = Shape::of(part);
-    let hindrance = match shape {
-        Shape { nul: true, .. } => Some("NULs"),
-        Shape { bare_cr: true, .. } => Some("a bare CR"),
-        Shape { bare_lf: true, .. } if binary => Some("binary data with a bare LF"),
-        Shape { eight_bit: true, .. } if !place.eight_bit => Some("8-bit bytes, which the smarthost does not take"),
-        _ if !shape.travels() => Some("a line of more than 998 bytes"),
-        _ => None,
-    };
-    match hindrance {
-        Some(what) => Err(not_transportable(place, what)),
-        None => {
-            write_crlf(out, part);
-            Ok(())
-        }
     }
 }
 
@@ -152,7 +63,8 @@ fn open(part: &[u8]) -> (Vec<Line<'_>>, &[u8]) {
 }
 
 /// Appends one part: its headers, a blank line, its body.
-pub fn write_part(out: &mut Vec<u8>, part: &[u8], place: &Place, repairs: &mut Repairs) -> Result<(), Unreadable> {
+pub fn write_part(out: &mut Out, part: &[u8], place: &Place, repairs: &mut Repairs) -> Result<(), Unreadable> {
+    out.check()?;
     let (headers, body) = open(part);
     let field = |name: &str| {
         let mut fields = headers.iter().filter_map(|line| line.field.as_ref());
@@ -161,51 +73,80 @@ pub fn write_part(out: &mut Vec<u8>, part: &[u8], place: &Place, repairs: &mut R
     let kind = Value::parse(field("Content-Type").unwrap_or("text/plain"));
     let disposition = Value::parse(field("Content-Disposition").unwrap_or_default());
     let label = field("Content-Transfer-Encoding");
-    let encoding = Encoding::named(label);
     if kind.is_sealed() && !kind.is_multipart() {
         write_headers(out, &headers, &Changes::default(), place, repairs)?;
         let binary = label.is_some_and(|label| label.eq_ignore_ascii_case("binary"));
-        return write_sealed(out, body, binary, place);
+        return multipart::write_sealed(out, body, binary, place);
     }
-    let inside = Place { eight_bit: place.eight_bit && encoding == Encoding::EightBit, ..place.clone() };
-    if place.depth < DEEPEST && (kind.is_multipart() || (kind.main == "message/rfc822" && encoding.is_identity())) {
-        let start = out.len();
-        let encoded = matches!(encoding, Encoding::QuotedPrintable | Encoding::Base64 | Encoding::Unknown);
-        let changes = Changes { encoding: encoded.then_some("7bit"), ..Changes::default() };
-        if kind.is_sealed() {
-            // Nothing may be changed inside, so the label around it has to fit.
-            let eight_bit = place.eight_bit && !body.is_ascii();
-            let changes = Changes { encoding: eight_bit.then_some("8bit").or(changes.encoding), ..changes };
-            write_headers(out, &headers, &changes, place, repairs)?;
-            if write_multipart(out, body, &kind, place, repairs)? {
-                trim_line_end(out);
-                return Ok(());
-            }
-        } else {
-            write_headers(out, &headers, &changes, place, repairs)?;
-            if kind.main == "message/rfc822" {
-                return write_part(out, body, &Place { mail: true, ..inside.child(1) }, repairs);
-            }
-            if write_multipart(out, body, &kind, &inside, repairs)? {
-                trim_line_end(out);
-                return Ok(());
-            }
-        }
-        out.truncate(start);
+    if place.depth < DEEPEST
+        && (kind.is_multipart() || kind.main == "message/rfc822")
+        && write_inside(out, &headers, &kind, label, body, place, repairs)?
+    {
+        return Ok(());
     }
     write_leaf(out, &headers, kind, &disposition, label, body, place, repairs)
 }
 
-/// The line end before a delimiter belongs to the delimiter.
-fn trim_line_end(out: &mut Vec<u8>) {
-    if out.ends_with(b"\r\n") {
-        out.truncate(out.len() - 2);
+/// Appends a part that has parts, or a mail, inside. `false`, and nothing is appended, if it is none.
+fn write_inside(
+    out: &mut Out,
+    headers: &[Line<'_>],
+    kind: &Value<'_>,
+    label: Option<&str>,
+    body: &[u8],
+    place: &Place,
+    repairs: &mut Repairs,
+) -> Result<bool, Unreadable> {
+    let encoding = Encoding::named(label);
+    let decoded = multipart::without_encoding(body, kind, encoding);
+    let body = decoded.as_deref().unwrap_or(body);
+    let is_mail = !kind.is_multipart();
+    if is_mail && !encoding.is_identity() && decoded.is_none() {
+        return Ok(false);
     }
+    let multipart = if is_mail { None } else { Multipart::find(body, kind, place)? };
+    if !is_mail && multipart.is_none() {
+        return Ok(false);
+    }
+    let mut changes = Changes::default();
+    // Nothing may be changed inside of what is signed, so the label around it has to fit.
+    if kind.is_sealed() && place.eight_bit && !body.is_ascii() {
+        changes.encoding = Some("8bit");
+    } else if !matches!(encoding, Encoding::SevenBit | Encoding::EightBit) {
+        changes.encoding = Some("7bit");
+    }
+    if let Some(label) = label.filter(|_| !matches!(encoding, Encoding::SevenBit | Encoding::EightBit)) {
+        repairs.add(RepairCode::Encoding, place.name(), of_encoding(place, label, decoded.is_some()));
+    }
+    if let Some(boundary) = multipart.as_ref().and_then(Multipart::replacement) {
+        let mut kind = kind.clone();
+        kind.set_boundary(boundary.to_owned());
+        changes.kind = Some(kind);
+    }
+    write_headers(out, headers, &changes, place, repairs)?;
+    let eight_bit = place.eight_bit && (encoding == Encoding::EightBit || kind.is_sealed());
+    let inside = Place { eight_bit, ..place.clone() };
+    match multipart {
+        Some(multipart) => {
+            multipart.write(out, &inside, repairs)?;
+            // The line end before a delimiter belongs to the delimiter.
+            out.trim_line_end();
+        }
+        None => write_part(out, body, &Place { mail: true, ..inside.child(1) }, repairs)?,
+    }
+    Ok(true)
+}
+
+/// What became of the transfer encoding of a multipart or a mail, for people.
+pub fn of_encoding(place: &Place, label: &str, undone: bool) -> String {
+    let label = super::for_people(label);
+    let what = if undone { "it was undone" } else { "nothing in it is encoded so, and the label was left out" };
+    format!("{} said `{label}`, which no multipart and no mail may be: {what}", place.name())
 }
 
 #[expect(clippy::too_many_arguments, reason = "they are what `write_part` has found out")]
 fn write_leaf(
-    out: &mut Vec<u8>,
+    out: &mut Out,
     headers: &[Line<'_>],
     mut kind: Value<'_>,
     disposition: &Value<'_>,
@@ -216,16 +157,17 @@ fn write_leaf(
 ) -> Result<(), Unreadable> {
     let mut changes = Changes::default();
     if kind.is_multipart() {
-        repairs.add(
-            RepairCode::ContentType,
-            place.name(),
-            format!("{} called itself multipart and had no parts: sent as text", place.name()),
-        );
+        let why = match place.depth < DEEPEST {
+            true => "called itself multipart and had no parts",
+            false => "stood in too many parts inside of each other",
+        };
+        repairs.add(RepairCode::ContentType, place.name(), format!("{} {why}: sent as text", place.name()));
         kind = Value::parse("text/plain");
         changes.kind = Some(kind.clone());
     }
     let attached = disposition.main == "attachment" || disposition.names_a_file();
-    let plan = leaf::plan(&kind, attached, label, body, place.eight_bit);
+    let plan = leaf::plan(&kind, attached, label, body, place.eight_bit)
+        .map_err(|what| not_transportable(place, label.unwrap_or_default(), what))?;
     changes.encoding = plan.encoding;
     if let Some(charset) = plan.charset {
         if kind.main.is_empty() || !kind.main.contains('/') {
@@ -242,6 +184,13 @@ fn write_leaf(
     Ok(())
 }
 
+/// A private transfer encoding cannot be encoded once more, nor can anybody here undo it.
+pub fn not_transportable(place: &Place, label: &str, what: &str) -> Unreadable {
+    let label = super::for_people(label);
+    let detail = format!("mbody: {} says that it is `{label}` and holds {what}, which cannot travel", place.name());
+    Unreadable::new(Reason::NotTransportable, detail)
+}
+
 /// Headers of a part that cannot stay.
 #[derive(Default)]
 struct Changes<'a> {
@@ -251,7 +200,7 @@ struct Changes<'a> {
 
 /// Appends a part's headers and the blank line. Those that are fit to travel go out as they stand.
 fn write_headers(
-    out: &mut Vec<u8>,
+    out: &mut Out,
     headers: &[Line<'_>],
     changes: &Changes<'_>,
     place: &Place,
@@ -285,35 +234,59 @@ fn write_headers(
     Ok(())
 }
 
-fn write_header(out: &mut Vec<u8>, line: &Line<'_>, place: &Place, repairs: &mut Repairs) -> Result<(), Unreadable> {
+fn write_header(out: &mut Out, line: &Line<'_>, place: &Place, repairs: &mut Repairs) -> Result<(), Unreadable> {
     let shape = Shape::of(line.raw);
     let parameters = line.field.as_ref().filter(|field| field.is("Content-Type") || field.is("Content-Disposition"));
     let parameters = parameters.map(|field| (field, Value::parse(&field.value)));
-    let sloppy = parameters.as_ref().is_some_and(|(_, value)| value.sloppy && value.names_a_file());
+    let sloppy =
+        parameters.as_ref().is_some_and(|(_, value)| value.unseparated || value.sloppy && value.names_a_file());
     if !shape.eight_bit && shape.travels() && !sloppy {
         write_crlf(out, line.raw);
         out.extend_from_slice(b"\r\n");
         return Ok(());
     }
     let mut text = String::new();
+    let mut dropped = false;
     match (&parameters, &line.field) {
         (Some((field, value)), _) => value.write(&mut text, &field.name),
-        (None, Some(field)) => {
-            let value = words::one_line(words::decode(&field.value));
-            words::write_text(&mut text, &field.name, &value, super::lines::LONGEST_LINE);
-        }
-        (None, None) => {}
+        (None, Some(field)) => match structured::Kind::of(&field.name) {
+            Some(kind) => {
+                dropped = kind.write(&mut text, &field.name, &field.value) == structured::Written::LeftOut;
+            }
+            None if place.mail && write_people(&mut text, field) => {}
+            None => {
+                let value = words::one_line(words::decode(&field.value));
+                words::write_text(&mut text, &field.name, &value, LONGEST_LINE);
+            }
+        },
+        (None, None) => dropped = true,
     }
-    if text.lines().any(|line| line.len() > super::lines::LONGEST_LINE) {
+    if text.lines().any(|line| line.len() > LONGEST_LINE) {
         let detail = format!("mbody: {} has a header that cannot be folded under 998 bytes", place.name());
         return Err(Unreadable::new(Reason::HeaderInvalid, detail));
     }
-    let name = line.field.as_ref().map_or("a line of its header", |field| field.name.as_ref());
-    repairs.add(
-        RepairCode::HeaderRewritten,
-        place.name(),
-        format!("{}: {} was written anew, as it held what no header may", place.name(), super::for_people(name)),
-    );
+    let name = super::for_people(line.field.as_ref().map_or("a line of its header", |field| field.name.as_ref()));
+    let (code, what) = match dropped {
+        true => (RepairCode::HeaderDropped, "was left out"),
+        false => (RepairCode::HeaderRewritten, "was written anew"),
+    };
+    repairs.add(code, place.name(), format!("{}: {name} {what}, as it held what no header may", place.name()));
     out.extend_from_slice(text.as_bytes());
     Ok(())
+}
+
+/// Headers of an inner mail that hold addresses.
+const PEOPLE: [&str; 9] =
+    ["From", "Sender", "Reply-To", "To", "Cc", "Bcc", "Resent-From", "Resent-To", "Disposition-Notification-To"];
+
+/// Writes such a header. `false`, and nothing is written, if it is another, or not all of its entries are addresses.
+fn write_people(text: &mut String, field: &Field<'_>) -> bool {
+    if !field.is_one_of(&PEOPLE) {
+        return false;
+    }
+    let mailboxes = address_list::plain_mailboxes(&field.value);
+    if let Some(mailboxes) = &mailboxes {
+        address::write(text, &field.name, mailboxes);
+    }
+    mailboxes.is_some()
 }

@@ -4,6 +4,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
 use super::lines::lines;
+use super::mime::is_token;
+use super::out::Out;
 use super::words::{hex_pair, lower_case};
 
 /// What the Content-Transfer-Encoding header says.
@@ -15,19 +17,31 @@ pub enum Encoding {
     EightBit,
     QuotedPrintable,
     Base64,
+    /// A private token (RFC 2045 §6.3) such as `x-uuencode`, or `uuencode` itself, which some readers know. The body stays as
+    /// it is, and so does the label.
+    Token,
     /// None of RFC 2045's names, so that readers take the body as it stands.
     Unknown,
 }
 
+/// The label without what producers write around it.
+pub fn token(label: &str) -> &str {
+    label.split(['(', ';', ' ']).next().unwrap_or_default().trim_matches('"')
+}
+
 impl Encoding {
     pub fn named(label: Option<&str>) -> Self {
-        let label = label.unwrap_or_default();
-        let label = label.split(['(', ';', ' ']).next().unwrap_or_default().trim_matches('"');
-        match lower_case(label).as_ref() {
+        match lower_case(token(label.unwrap_or_default())).as_ref() {
             "" | "7bit" => Self::SevenBit,
             "8bit" | "binary" => Self::EightBit,
             "quoted-printable" => Self::QuotedPrintable,
             "base64" => Self::Base64,
+            "uuencode" | "uue" => Self::Token,
+            label
+                if label.len() > 2 && label.len() <= LINE && label.starts_with("x-") && label.bytes().all(is_token) =>
+            {
+                Self::Token
+            }
             _ => Self::Unknown,
         }
     }
@@ -36,24 +50,41 @@ impl Encoding {
     pub fn is_identity(self) -> bool {
         matches!(self, Self::SevenBit | Self::EightBit | Self::Unknown)
     }
+
+    /// The name of an encoding that is to be undone by RFC 2045.
+    pub fn known(self) -> Option<&'static str> {
+        match self {
+            Self::QuotedPrintable => Some("quoted-printable"),
+            Self::Base64 => Some("base64"),
+            _ => None,
+        }
+    }
 }
 
 /// Longest line of an encoded body, without its CRLF.
 const LINE: usize = 76;
+/// From this size on, in bytes, the room for what is encoded is counted beforehand. Smaller texts fit into the room that there
+/// is.
+const LARGE: usize = 65_536;
 const HEX: &[u8; 16] = b"0123456789ABCDEF";
 
 /// Appends text as quoted-printable (RFC 2045 §6.7). Every line end of any kind is a line end.
-pub fn write_quoted_printable(out: &mut Vec<u8>, text: &[u8]) {
+pub fn write_quoted_printable(out: &mut Out, text: &[u8]) {
+    if text.len() >= LARGE {
+        let plain = |byte: &u8| matches!(byte, b'\t' | b' '..=b'<' | b'>'..=b'~');
+        let columns = text.len() + 2 * text.iter().filter(|byte| !plain(byte)).count();
+        out.reserve(columns, columns + columns / (LINE - 4) * 3 + 2 * lines(text).count());
+    }
     quote(out, text, false);
 }
 
 /// Mends what already is quoted-printable: 8-bit bytes and controls are encoded, stray `=` too, and long lines are broken.
 /// What was encoded stays as it is.
-pub fn write_mended_quoted_printable(out: &mut Vec<u8>, text: &[u8]) {
+pub fn write_mended_quoted_printable(out: &mut Out, text: &[u8]) {
     quote(out, text, true);
 }
 
-fn quote(out: &mut Vec<u8>, text: &[u8], encoded_already: bool) {
+fn quote(out: &mut Out, text: &[u8], encoded_already: bool) {
     for line in lines(text) {
         let has_end = line.start + line.content.len() < line.next;
         let trimmed = line.content.trim_ascii_end();
@@ -139,7 +170,11 @@ pub fn unquote_printable(text: &[u8]) -> Vec<u8> {
 }
 
 /// Appends base64 (RFC 2045 §6.8) in lines of 76 characters. The last line has no line end.
-pub fn write_base64(out: &mut Vec<u8>, bytes: &[u8]) {
+pub fn write_base64(out: &mut Out, bytes: &[u8]) {
+    if bytes.len() >= LARGE {
+        let lines = bytes.len().div_ceil(LINE / 4 * 3);
+        out.reserve(bytes.len() / 3 * 4, lines * (LINE + 2));
+    }
     let mut buffer = [0; LINE];
     for (at, chunk) in bytes.chunks(LINE / 4 * 3).enumerate() {
         if at > 0 {
@@ -152,7 +187,7 @@ pub fn write_base64(out: &mut Vec<u8>, bytes: &[u8]) {
 }
 
 /// Breaks base64 into lines of 76 characters anew, leaving out bytes that belong to none.
-pub fn write_rewrapped_base64(out: &mut Vec<u8>, text: &[u8]) {
+pub fn write_rewrapped_base64(out: &mut Out, text: &[u8]) {
     let mut column = 0;
     for byte in text.iter().filter(|byte| byte.is_ascii_graphic()) {
         if column == LINE {

@@ -70,39 +70,64 @@ pub fn has_pair(text: &str, pair: &[u8; 2]) -> bool {
 }
 
 /// Decodes encoded words wherever they stand, in quotes too. Neighbours of one charset are joined before they are decoded,
-/// because producers split them inside of characters.
+/// because producers split them inside of characters. A word in a charset that cannot be converted stays as it is.
 pub fn decode(text: &str) -> Cow<'_, str> {
+    decode_noting(text, &mut None)
+}
+
+/// The same; `guessed` gets the label of a word whose charset means nothing, so that it had to be guessed.
+pub fn decode_noting<'a>(text: &'a str, guessed: &mut Option<&'a str>) -> Cow<'a, str> {
     if !may_be_encoded(text) {
         return text.into();
     }
     let mut decoded = String::with_capacity(text.len());
     let mut pending: Option<(&str, Vec<u8>)> = None;
+    // The text up to here is in `decoded`, or is a word before and nothing but blanks.
     let mut rest = text;
-    while let Some((before, word, after)) = next_word(rest) {
+    let mut ahead = text;
+    // Most words name the charset of the one before.
+    let mut last = ("", false);
+    while let Some((word, after)) = next_word(ahead) {
+        ahead = after;
+        if last.0 != word.charset {
+            last = (word.charset, decode::is_foreign(word.charset));
+        }
+        if last.1 {
+            continue;
+        }
+        let before = &rest[..rest.len() - ahead.len() - word.length];
         let adjacent = pending.is_some() && before.trim().is_empty();
         if !adjacent {
-            flush(&mut pending, &mut decoded);
+            flush(&mut pending, &mut decoded, guessed);
             decoded.push_str(before);
         }
         match &mut pending {
             Some((charset, bytes)) if charset.eq_ignore_ascii_case(word.charset) => bytes.extend(word.bytes),
             _ => {
-                flush(&mut pending, &mut decoded);
+                flush(&mut pending, &mut decoded, guessed);
                 pending = Some((word.charset, word.bytes));
             }
         }
         rest = after;
     }
-    flush(&mut pending, &mut decoded);
+    if rest.len() == text.len() {
+        return text.into();
+    }
+    flush(&mut pending, &mut decoded, guessed);
     decoded.push_str(rest);
     decoded.into()
 }
 
-fn flush(pending: &mut Option<(&str, Vec<u8>)>, decoded: &mut String) {
+fn flush<'a>(pending: &mut Option<(&'a str, Vec<u8>)>, decoded: &mut String, guessed: &mut Option<&'a str>) {
     if let Some((label, bytes)) = pending.take() {
         match decode::charset(label).and_then(|charset| decode::strictly(&bytes, charset)) {
             Some(text) => decoded.push_str(&text),
-            None => decoded.push_str(&decode::utf8_or_windows_1252(&bytes)),
+            None => {
+                if !bytes.is_ascii() && decode::is_meaningless(label) {
+                    *guessed = Some(label);
+                }
+                decoded.push_str(&decode::utf8_or_windows_1252(&bytes));
+            }
         }
     }
 }
@@ -110,33 +135,94 @@ fn flush(pending: &mut Option<(&str, Vec<u8>)>, decoded: &mut String) {
 struct Word<'a> {
     charset: &'a str,
     bytes: Vec<u8>,
+    /// Bytes of the whole word as it is written.
+    length: usize,
 }
 
-/// The next encoded word, with the text before and after it. Longer than RFC 2047 allows and with blanks inside is fine.
-fn next_word(text: &str) -> Option<(&str, Word<'_>, &str)> {
-    memchr::memchr_iter(b'=', text.as_bytes()).find_map(|start| {
-        let (word, after) = word_at(text[start + 1..].strip_prefix('?')?)?;
-        Some((&text[..start], word, after))
-    })
+/// The next encoded word, with the text after it. Longer than RFC 2047 allows and with blanks inside is fine.
+fn next_word(text: &str) -> Option<(Word<'_>, &str)> {
+    memchr::memchr_iter(b'=', text.as_bytes()).find_map(|start| word_at(&text[start..]))
+}
+
+/// The text holds an encoded word.
+pub fn holds_word(text: &str) -> bool {
+    may_be_encoded(text) && next_word(text).is_some()
+}
+
+/// One encoded word, and nothing else, in a charset that cannot be converted here. It can go out as it is.
+fn is_foreign_word(text: &str) -> bool {
+    /// RFC 2047 §2.
+    const LONGEST: usize = 75;
+    text.len() <= LONGEST
+        && text.bytes().all(|byte| byte.is_ascii_graphic())
+        && word_at(text).is_some_and(|(word, after)| after.is_empty() && decode::is_foreign(word.charset))
 }
 
 fn word_at(text: &str) -> Option<(Word<'_>, &str)> {
-    let end = text.find(|c: char| c == '?' || c.is_whitespace())?;
-    let charset = &text[..end];
-    let rest = text[end..].strip_prefix('?')?;
-    let coding = rest.chars().next()?;
-    let rest = rest[coding.len_utf8()..].strip_prefix('?')?;
-    let (inner, after) = rest.split_at(rest.find('?')?);
-    let after = after.strip_prefix("?=")?;
-    let bytes = match coding {
-        'b' | 'B' => decode::loose_base64(inner.as_bytes()),
-        'q' | 'Q' => unquote(inner.as_bytes()),
+    let rest = text.strip_prefix("=?")?;
+    let end = rest.find('?')?;
+    let charset = &rest[..end];
+    if charset.is_empty() || !charset.bytes().all(is_label) {
+        return None;
+    }
+    let rest = &rest[end + 1..];
+    let coding = *rest.as_bytes().first()?;
+    let rest = rest.get(1..)?.strip_prefix('?')?;
+    let (inner, after) = match coding {
+        b'b' | b'B' => {
+            let (inner, after) = rest.split_at(rest.find('?')?);
+            (inner, after.strip_prefix("?=")?)
+        }
+        b'q' | b'Q' => q_text(rest)?,
         _ => return None,
     };
-    Some((Word { charset, bytes }, after))
+    let bytes = match coding {
+        b'b' | b'B' => decode::loose_base64(inner.as_bytes()),
+        _ => unquote(inner.as_bytes()),
+    };
+    Some((Word { charset, bytes, length: text.len() - after.len() }, after))
 }
 
-/// The Q encoding (RFC 2047 §4.2); an `=` that no two digits follow stands for itself.
+/// The text of a Q word up to its `?=`, and what follows. Producers forget to encode question marks: one that an escape
+/// follows (`?=C3`) looks like the end, and is none if the real one comes before the next word begins. No word reaches into
+/// another, so that each byte is looked at once however many words have no end.
+fn q_text(text: &str) -> Option<(&str, &str)> {
+    let bytes = text.as_bytes();
+    let mut end = None;
+    for mark in memchr::memchr_iter(b'?', bytes) {
+        if mark > 0 && bytes[mark - 1] == b'=' && begins_word(&bytes[mark + 1..]) {
+            break;
+        }
+        if bytes.get(mark + 1) == Some(&b'=') {
+            if !is_escape(&bytes[mark + 2..]) {
+                end = Some(mark);
+                break;
+            }
+            end = end.or(Some(mark));
+        }
+    }
+    end.map(|end| (&text[..end], &text[end + 2..]))
+}
+
+/// Two digits of an escape. Producers write them in upper case, and a word is rarely followed by such.
+fn is_escape(text: &[u8]) -> bool {
+    let digit = |at: usize| text.get(at).is_some_and(|byte| matches!(byte, b'0'..=b'9' | b'A'..=b'F'));
+    digit(0) && digit(1)
+}
+
+/// A label, a question mark, the letter of an encoding, and another question mark: what follows `=?` in a word.
+fn begins_word(text: &[u8]) -> bool {
+    let label = text.iter().take_while(|byte| is_label(**byte)).count();
+    label > 0 && matches!(text.get(label..label + 3), Some([b'?', b'q' | b'Q' | b'b' | b'B', b'?']))
+}
+
+/// It may stand in the label of a charset. RFC 2047 §2 allows more, and no charset is named so.
+fn is_label(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-_.:+*".contains(&byte)
+}
+
+/// The Q encoding (RFC 2047 §4.2). An `=` that no two digits follow stands for itself, and one at the end of a line is a soft
+/// line break: some producers use a quoted-printable encoder.
 fn unquote(text: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text;
@@ -144,12 +230,13 @@ fn unquote(text: &[u8]) -> Vec<u8> {
         rest = tail;
         match byte {
             b'_' => bytes.push(b' '),
-            b'=' => match hex_pair(tail) {
-                Some(value) => {
+            b'=' => match (hex_pair(tail), tail) {
+                (Some(value), _) => {
                     bytes.push(value);
                     rest = &tail[2..];
                 }
-                None => bytes.push(b'='),
+                (None, [b'\r', b'\n', behind @ ..] | [b'\n' | b'\r', behind @ ..]) => rest = behind,
+                _ => bytes.push(b'='),
             },
             _ => bytes.push(byte),
         }
@@ -228,9 +315,33 @@ impl<'a> Line<'a> {
 }
 
 /// Writes unstructured text (RFC 5322 §2.2.1) as a header. What lies between the first and the last word that needs it is
-/// encoded; the other words stay readable. Words longer than `longest` are encoded too.
+/// encoded; the other words stay readable. Words longer than `longest` are encoded too, and encoded words in a charset that
+/// cannot be converted go out as they are.
 pub fn write_text(out: &mut String, name: &str, text: &str, longest: usize) {
     let words: Vec<&str> = text.split(' ').filter(|word| !word.is_empty()).collect();
+    let mut line = Line::new(out, name);
+    if !may_be_encoded(text) || !words.iter().any(|word| is_foreign_word(word)) {
+        write_run(&mut line, &words, longest, [false; 2]);
+        return line.end();
+    }
+    let mut rest = &words[..];
+    let mut behind_word = false;
+    while !rest.is_empty() {
+        let end = rest.iter().position(|word| is_foreign_word(word)).unwrap_or(rest.len());
+        write_run(&mut line, &rest[..end], longest, [behind_word, end < rest.len()]);
+        rest = &rest[end..];
+        while let Some((word, more)) = rest.split_first().filter(|(word, _)| is_foreign_word(word)) {
+            line.word(word);
+            rest = more;
+            behind_word = true;
+        }
+    }
+    line.end();
+}
+
+/// `beside` says whether an encoded word stands before and behind: a reader leaves out the blanks between two of them (RFC
+/// 2047 §6.2), so they are encoded too.
+fn write_run(line: &mut Line<'_>, words: &[&str], longest: usize, beside: [bool; 2]) {
     let plain =
         |word: &str| word.bytes().all(|byte| byte.is_ascii_graphic()) && !may_be_encoded(word) && word.len() <= longest;
     // Beside an encoded word a quotation mark would seem to quote it.
@@ -239,15 +350,27 @@ pub fn write_text(out: &mut String, name: &str, text: &str, longest: usize) {
         (Some(first), Some(last)) if !words[first..=last].iter().all(|word| plain(word)) => first..last + 1,
         _ => 0..0,
     };
-    let mut line = Line::new(out, name);
     for word in &words[..range.start] {
         line.word(word);
     }
     if !range.is_empty() {
-        line.encoded(&words[range.clone()].join(" "));
+        let mut text = words[range.clone()].join(" ");
+        if beside[0] && range.start == 0 {
+            text.insert(0, ' ');
+        }
+        if beside[1] && range.end == words.len() {
+            text.push(' ');
+        }
+        line.encoded(&text);
     }
     for word in &words[range.end..] {
         line.word(word);
     }
+}
+
+/// Writes text that needs no encoding and must not get any, folded at its blanks.
+pub fn write_as_it_is(out: &mut String, name: &str, text: &str) {
+    let mut line = Line::new(out, name);
+    text.split(' ').filter(|word| !word.is_empty()).for_each(|word| line.word(word));
     line.end();
 }

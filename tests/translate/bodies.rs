@@ -85,16 +85,6 @@ fn a_boundary_at_the_top_of_the_body_is_put_where_it_belongs() {
     assert!(body(&mail).ends_with(b"------=_Part_10\r\n\r\neins\r\n------=_Part_10--\r\n"));
 }
 
-#[test]
-fn the_rest_of_any_content_type_that_was_cut_off_is_found_at_the_top_of_the_body() {
-    let text = b"\n charset=iso-8859-1;\n\tformat=flowed\nContent-Transfer-Encoding: quoted-printable\n\nGr=FC=DFe\n";
-    let mail = sent("text/plain;", text).unwrap();
-    assert!(String::from_utf8_lossy(&mail.content).contains("text/plain; charset=iso-8859-1; format=flowed\r\n"));
-    assert_eq!(body(&mail), b"Gr=FC=DFe\r\n");
-    let mail = sent("text/plain;", b"\n  eingerueckt\n\nText\n").unwrap();
-    assert_eq!(body(&mail), b"\r\n  eingerueckt\r\n\r\nText\r\n");
-}
-
 const SIGNED: &str = "multipart/signed; micalg=pgp-sha256; protocol=\"application/pgp-signature\"; boundary=b";
 
 #[test]
@@ -158,6 +148,16 @@ fn multiparts_nested_without_end_are_no_stack_overflow() {
         (0..5000).map(|at| format!("--b{at}\nContent-Type: multipart/mixed; boundary=b{}\n\n", at + 1)).collect();
     let mail = sent("multipart/mixed; boundary=b0", deep.as_bytes()).unwrap();
     assert!(mail.content.is_ascii());
+}
+
+#[test]
+fn mails_nested_without_end_are_no_stack_overflow_and_nothing_is_lost() {
+    let deep = "Content-Type: message/rfc822\n\n".repeat(5_000) + "Subject: innen\n\nzw\u{f6}lf\n";
+    for kind in ["message/rfc822", "multipart/mixed; boundary=b"] {
+        let body = if kind.starts_with("message") { deep.clone() } else { format!("--b\n{deep}\n--b--\n") };
+        let mail = sent(kind, body.as_bytes()).unwrap();
+        assert!(mail.content.is_ascii() && mail.content.len() > 5_000 * 30, "{} bytes", mail.content.len());
+    }
 }
 
 #[test]

@@ -2,11 +2,18 @@
 
 mod blocks;
 mod bodies;
+mod boundaries;
+mod charsets;
 mod corpus;
 mod damage;
+mod encoded_words;
 mod fitness;
 mod lists;
+mod mails;
 mod mutations;
+mod oracle;
 mod people;
 mod properties;
 mod rows;
+mod structured;
+mod transfer;

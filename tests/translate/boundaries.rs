@@ -1,0 +1,217 @@
+//! Boundaries: good ones stay, bad ones are replaced in header and delimiters alike.
+
+use mailqueue::outcome::Reason;
+
+use crate::mails::{body_text, head, header, labels, send, text, try_send};
+
+/// A body of two texts between delimiters with this boundary.
+fn two(boundary: &[u8]) -> Vec<u8> {
+    let part = |text: &str| {
+        [b"--", boundary, b"\nContent-Type: text/plain; charset=utf-8\n\n", text.as_bytes(), b"\n"].concat()
+    };
+    [part("eins").as_slice(), &part("zwei"), b"--", boundary, b"--\n"].concat()
+}
+
+#[test]
+fn a_good_boundary_is_not_touched() {
+    let longest = "b".repeat(70);
+    for boundary in ["b", "'()+_,-./:=?", "----=_Part_10", "a b", "=_abc", "#b#", "=?x", &longest] {
+        let mail =
+            send("S", &format!("Content-Type: multipart/mixed; boundary=\"{boundary}\"\n"), &two(boundary.as_bytes()));
+        assert!(body_text(&mail).starts_with(&format!("--{boundary}\r\n")), "{boundary}");
+        assert!(body_text(&mail).ends_with(&format!("--{boundary}--\r\n")), "{boundary}");
+        let kind = header(&mail, "Content-Type").unwrap();
+        assert!(
+            kind == format!("multipart/mixed; boundary=\"{boundary}\"")
+                || kind == format!("multipart/mixed; boundary={boundary}"),
+            "{kind}"
+        );
+        assert_eq!(labels(&mail), [""; 0], "{boundary}");
+    }
+}
+
+const LATIN_1: &[u8] = b"gr\xfcn";
+
+fn bad() -> Vec<Vec<u8>> {
+    let long = |length| "x".repeat(length).into_bytes();
+    vec![
+        b"=?utf-8?q?abc?=".to_vec(),
+        "gr\u{fc}n".into(),
+        LATIN_1.to_vec(),
+        long(71),
+        long(600),
+        long(1200),
+        b"b ".to_vec(),
+        b"a\x01b".to_vec(),
+    ]
+}
+
+#[test]
+fn a_bad_boundary_is_replaced_in_header_and_delimiters_alike() {
+    for boundary in bad() {
+        let headers =
+            [b"From: a@example.org\nContent-Type: multipart/mixed; boundary=\"".as_slice(), &boundary, b"\"\n"]
+                .concat();
+        let row = crate::rows::columns(b"lea@example.org", b"S", &headers, &two(&boundary));
+        let mail = crate::fitness::try_everywhere(&row).unwrap();
+        assert_eq!((text(&mail, 0), text(&mail, 1)), ("eins".to_owned(), "zwei".to_owned()), "{}", head(&mail));
+        assert!(labels(&mail).contains(&"boundary (the body)".to_owned()), "{:?}", mail.repairs);
+        let nested = [
+            b"--outer\nContent-Type: multipart/alternative; boundary=\"".as_slice(),
+            &boundary,
+            b"\"\n\n",
+            &two(&boundary),
+            b"--outer--\n",
+        ]
+        .concat();
+        let mail = send("S", "Content-Type: multipart/mixed; boundary=outer\n", &nested);
+        assert_eq!((text(&mail, 0), text(&mail, 1)), ("eins".to_owned(), "zwei".to_owned()), "{}", body_text(&mail));
+        assert!(labels(&mail).contains(&"boundary (part 1)".to_owned()), "{:?}", mail.repairs);
+        assert!(mail.content.is_ascii());
+    }
+}
+
+#[test]
+fn the_boundary_in_place_of_a_bad_one_occurs_nowhere_in_the_body() {
+    let of = |body: &[u8]| {
+        let kind =
+            header(&send("S", "Content-Type: multipart/mixed; boundary=\"=?utf-8?q?abc?=\"\n", body), "Content-Type")
+                .unwrap();
+        kind.split('"').nth(1).unwrap().to_owned()
+    };
+    let body = two(b"=?utf-8?q?abc?=");
+    assert_eq!(of(&body), of(&body), "the same at every attempt");
+    let other = String::from_utf8(body.clone()).unwrap().replace("eins", &format!("--{}", of(&body)));
+    assert!(!other.contains(&of(other.as_bytes())));
+}
+
+#[test]
+fn what_is_signed_keeps_its_boundary_or_is_set_aside() {
+    let kind = |boundary: &str| {
+        format!("Content-Type: multipart/signed; protocol=\"application/pgp-signature\"; boundary=\"{boundary}\"\n")
+    };
+    for boundary in ["=?utf-8?q?abc?=", &"x".repeat(71)] {
+        let mail = send("S", &kind(boundary), &two(boundary.as_bytes()));
+        assert!(body_text(&mail).starts_with(&format!("--{boundary}\r\n")));
+        let quote = if boundary.starts_with('=') { "\"" } else { "" };
+        assert!(
+            header(&mail, "Content-Type").unwrap().contains(&format!("boundary={quote}{boundary}{quote}")),
+            "{}",
+            head(&mail)
+        );
+    }
+    for boundary in ["gr\u{fc}n", &"x".repeat(1200), "b "] {
+        let refusal = try_send("S", &kind(boundary), &two(boundary.as_bytes())).unwrap_err();
+        assert_eq!(refusal.reason, Reason::NotTransportable, "{refusal}");
+    }
+    let inside = [
+        b"--o\nContent-Type: multipart/mixed; boundary=\"gr\xfcn\"\n\n".as_slice(),
+        &two(LATIN_1),
+        b"--o\n\nsig\n--o--\n",
+    ]
+    .concat();
+    let mail = send("S", &kind("o"), &inside);
+    let expected = inside.split(|byte| *byte == b'\n').collect::<Vec<_>>().join(b"\r\n".as_slice());
+    assert_eq!(crate::mails::body(&mail), expected);
+}
+
+#[test]
+fn a_boundary_in_pieces_is_one() {
+    for named in
+        ["boundary*0=\"a\"; boundary*1=\"bc\"", "boundary*=utf-8''ab%63", "boundary*0*=utf-8''a; boundary*1=bc"]
+    {
+        let mail = send("S", &format!("Content-Type: multipart/mixed; {named}\n"), &two(b"abc"));
+        assert!(body_text(&mail).starts_with("--abc\r\n"), "{named}");
+        assert_eq!(labels(&mail), [""; 0], "{named}");
+        let nested =
+            [b"--o\nContent-Type: multipart/mixed; ".as_slice(), named.as_bytes(), b"\n\n", &two(b"abc"), b"--o--\n"]
+                .concat();
+        let mail = send("S", "Content-Type: multipart/mixed; boundary=o\n", &nested);
+        assert_eq!(labels(&mail), [""; 0], "{named}");
+    }
+}
+
+#[test]
+fn parameters_are_taken_from_the_top_of_a_body_only_with_a_boundary_among_them() {
+    let top = "    total = 100;\n    rest = 5;\n\nDear all\n";
+    for kind in ["text/plain; charset=utf-8;", "text/plain;", "text/plain"] {
+        let mail = send("S", &format!("Content-Type: {kind}\n"), top.as_bytes());
+        assert!(
+            body_text(&mail).starts_with("    total = 100;\r\n    rest = 5;\r\n\r\nDear all"),
+            "{kind}: {}",
+            body_text(&mail)
+        );
+        assert_eq!(labels(&mail), [""; 0]);
+    }
+    let mail = send("S", "Content-Type: multipart/mixed;\n", top.as_bytes());
+    assert!(body_text(&mail).starts_with("    total = 100;\r\n    rest = 5;\r\n\r\nDear all"));
+    // A header there that names a recipient is not passed over.
+    let refusal =
+        try_send("S", "Content-Type: multipart/mixed;\n", b" boundary=b\nBcc: x@example.org\n\n--b\n\nx\n--b--\n")
+            .unwrap_err();
+    assert_eq!(refusal.reason, Reason::HeaderInvalid);
+    let mail = send("S", "Content-Type: multipart/mixed;\n", b" boundary=b\nX-Foo: 1\n 2\n\n--b\n\nx\n--b--\n");
+    assert_eq!(labels(&mail), ["content-type (Content-Type)", "header-dropped (X-Foo)"]);
+}
+
+#[test]
+fn the_transfer_encoding_of_a_multipart_is_undone() {
+    use base64::Engine;
+    let whole = String::from_utf8(two(b"b")).unwrap().replace("zwei", "zw\u{f6}i = 2");
+    let base64 = base64::engine::general_purpose::STANDARD.encode(&whole);
+    let quoted = whole.replace('=', "=3D").replace('\u{f6}', "=C3=B6");
+    for (label, encoded) in [("base64", &base64), ("quoted-printable", &quoted)] {
+        let headers = format!("Content-Type: multipart/mixed; boundary=b\nContent-Transfer-Encoding: {label}\n");
+        let mail = send("S", &headers, encoded.as_bytes());
+        assert_eq!(
+            (text(&mail, 0), text(&mail, 1)),
+            ("eins".to_owned(), "zw\u{f6}i = 2".to_owned()),
+            "{}",
+            body_text(&mail)
+        );
+        assert_eq!(header(&mail, "Content-Transfer-Encoding"), None);
+        assert!(labels(&mail).contains(&"encoding (Content-Transfer-Encoding)".to_owned()), "{:?}", mail.repairs);
+        let nested = format!("--o\n{headers}\n{encoded}\n--o--\n");
+        let mail = send("S", "Content-Type: multipart/mixed; boundary=o\n", nested.as_bytes());
+        assert_eq!(
+            (text(&mail, 0), text(&mail, 1)),
+            ("eins".to_owned(), "zw\u{f6}i = 2".to_owned()),
+            "{}",
+            body_text(&mail)
+        );
+        // The label is untrue: nothing is decoded.
+        let mail = send("S", &headers, whole.as_bytes());
+        assert_eq!(
+            (text(&mail, 0), text(&mail, 1)),
+            ("eins".to_owned(), "zw\u{f6}i = 2".to_owned()),
+            "{}",
+            body_text(&mail)
+        );
+        assert!(labels(&mail).contains(&"encoding (Content-Transfer-Encoding)".to_owned()), "{:?}", mail.repairs);
+    }
+}
+
+#[test]
+fn the_transfer_encoding_of_a_mail_inside_is_undone() {
+    use base64::Engine;
+    let inner = "From: b@example.org\nSubject: innen\nContent-Type: text/plain; charset=utf-8\n\nzw\u{f6}i\n";
+    let base64 = base64::engine::general_purpose::STANDARD.encode(inner);
+    let nested = format!("--o\nContent-Type: message/rfc822\nContent-Transfer-Encoding: base64\n\n{base64}\n--o--\n");
+    let mail = send("S", "Content-Type: multipart/mixed; boundary=o\n", nested.as_bytes());
+    let sent = body_text(&mail);
+    assert!(sent.contains("\r\nSubject: innen\r\n") && sent.contains("\r\nzw=C3=B6i"), "{sent}");
+    assert!(sent.contains("Content-Transfer-Encoding: 7bit\r\n\r\nFrom: b@example.org"), "{sent}");
+    let mail = send("S", "Content-Type: message/rfc822\nContent-Transfer-Encoding: base64\n", base64.as_bytes());
+    assert!(body_text(&mail).contains("\r\nSubject: innen\r\n"), "{}", body_text(&mail));
+}
+
+#[test]
+fn addresses_in_the_headers_of_a_mail_inside_stay_addresses() {
+    let inner = "From: J\u{f6}rg <j@example.org>\nTo: J\u{f6}rg <j@example.org>, K\u{e4}the <k@example.org>\nContent-ID: <\u{f6}@example.org>\n\nx\n";
+    let nested = format!("--o\nContent-Type: message/rfc822\n\n{inner}\n--o--\n");
+    let mail = send("S", "Content-Type: multipart/mixed; boundary=o\n", nested.as_bytes());
+    let sent = body_text(&mail);
+    assert!(sent.contains("<j@example.org>, ") && sent.contains("<k@example.org>"), "{sent}");
+    assert!(!sent.contains("Content-ID"), "{sent}");
+    assert!(labels(&mail).contains(&"header-dropped (part 1.1)".to_owned()), "{:?}", mail.repairs);
+}
