@@ -243,6 +243,22 @@ pub struct InvalidRecipient {
     pub why: String,
 }
 
+/// The extensions of a smarthost on which the form of a mail depends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capabilities {
+    /// 8BITMIME (RFC 6152). Without it, honest 8-bit parts are encoded too.
+    pub eight_bit: bool,
+    /// SMTPUTF8 (RFC 6531). Without it, addresses that need it are no recipients.
+    pub smtputf8: bool,
+}
+
+impl Default for Capabilities {
+    /// Everything, which is assumed of a smarthost before its first EHLO reply.
+    fn default() -> Self {
+        Self { eight_bit: true, smtputf8: true }
+    }
+}
+
 /// A mail that is ready for the wire.
 #[derive(Clone, Debug)]
 pub struct Mail {
@@ -251,7 +267,13 @@ pub struct Mail {
     /// Decoded, on one line, for people.
     pub subject: String,
     pub envelope: Envelope,
+    /// The row's own sender, before `envelope_from` replaced it; `None` is the null sender `<>`.
+    pub own_sender: Option<Address>,
     pub invalid: Vec<InvalidRecipient>,
+    /// The capabilities that the mail was made for.
+    pub made_for: Capabilities,
+    /// A recipient stands in `invalid` only because `made_for` lacks SMTPUTF8.
+    pub narrowed: bool,
     /// Header and body (RFC 5322): every line ends with CRLF, none is longer than 998 bytes, dots are not stuffed yet.
     pub content: Bytes,
     /// The content holds bytes over 127, so that the smarthost must offer 8BITMIME (RFC 6152).

@@ -5,7 +5,7 @@ use std::fmt;
 
 use jiff::Timestamp;
 
-use crate::mail::Address;
+use crate::mail::{Address, Capabilities};
 
 /// A complete reply of the smarthost (RFC 5321 §4.2), fit for a log line.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +26,31 @@ impl Reply {
     /// 5yz
     pub fn is_permanent(&self) -> bool {
         self.code / 100 == 5
+    }
+
+    /// We are not, or no longer, logged in (RFC 4954 §6).
+    pub fn wants_login(&self) -> bool {
+        matches!((self.code, self.enhanced), (530 | 534 | 535 | 538, _) | (454, Some((4, 7, 0))))
+    }
+
+    /// The code and the text in lower case, without the words that differ from mail to mail: those with digits, with
+    /// signs inside or with a capital behind a small letter, as addresses, host names, links and ids have them. Two mails
+    /// that are refused for the same reason have the same essence.
+    pub fn essence(&self) -> String {
+        let mut essence = self.code.to_string();
+        if let Some((class, subject, detail)) = self.enhanced {
+            essence += &format!(" {class}.{subject}.{detail}");
+        }
+        for word in self.text.split_ascii_whitespace() {
+            let word = word.trim_matches(|c: char| !c.is_alphanumeric() && !matches!(c, '<' | '>' | '@'));
+            let plain = |c: char| c.is_alphabetic() || matches!(c, '-' | '\'');
+            let mixed = word.chars().zip(word.chars().skip(1)).any(|(a, b)| a.is_lowercase() && b.is_uppercase());
+            if !word.is_empty() && word.chars().all(plain) && !mixed {
+                essence += " ";
+                essence += &word.to_lowercase();
+            }
+        }
+        essence
     }
 }
 
@@ -116,6 +141,29 @@ pub struct Trouble {
     pub cause: Cause,
 }
 
+impl Trouble {
+    /// Returns true for the replies and events before MAIL by which a smarthost says that it takes no further
+    /// connection at the moment: 421, any 4yz greeting, and a connection that is refused, reset, closed or not answered.
+    /// While another connection works, this is a limit and not an outage.
+    pub fn is_connection_limit(&self) -> bool {
+        match &self.cause {
+            _ if self.stage >= Stage::Mail => false,
+            Cause::Reply(reply) => reply.code == 421 || self.stage == Stage::Greeting && reply.code / 100 == 4,
+            Cause::Closed(_) => true,
+            Cause::Timeout => matches!(self.stage, Stage::Connect | Stage::Greeting),
+            Cause::Protocol(_) | Cause::Local(..) => false,
+        }
+    }
+
+    /// Returns true where the login failed, or the smarthost wants one.
+    pub fn is_login(&self) -> bool {
+        match &self.cause {
+            Cause::Reply(reply) if reply.wants_login() => true,
+            _ => self.stage == Stage::Auth && !self.is_connection_limit(),
+        }
+    }
+}
+
 impl fmt::Display for Trouble {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} (at {})", self.cause, self.stage.as_str())
@@ -138,12 +186,15 @@ pub enum RecipientOutcome {
 }
 
 /// What became of one offer of a mail to the smarthost. Each recipient that was to be reached has an outcome.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Attempt {
     pub outcomes: Vec<(Address, RecipientOutcome)>,
     /// Trouble that concerns the relay and not, or not only, this mail. Where it stands beside outcomes that are all
     /// `Untried` or `Accepted`, no attempt of the mail is used.
     pub relay: Option<Trouble>,
+    /// The connection announced these capabilities, and the mail was made for others: it is to be made again for these
+    /// and offered to the recipients that are `Untried`, over the same connection. No attempt of the mail is used.
+    pub remake: Option<Capabilities>,
 }
 
 /// Reason codes: a contract with monitoring and scripts.

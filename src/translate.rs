@@ -26,6 +26,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 
 use crate::decode::{self, Damage};
+pub use crate::mail::Capabilities as Wire;
 use crate::mail::{Address, ColumnLimits, Columns, Mail, RecordId, Repair, RepairCode};
 use crate::outcome::Reason;
 
@@ -46,22 +47,6 @@ pub struct Stamp {
     pub record: RecordId,
     /// When the record was made.
     pub created: Timestamp,
-}
-
-/// What the smarthost can carry, as far as it is known.
-#[derive(Clone, Copy, Debug)]
-pub struct Wire {
-    /// It offers 8BITMIME. Where it does not, honest 8-bit parts are encoded anew too.
-    pub eight_bit: bool,
-    /// It offers SMTPUTF8 (RFC 6531). Where it does not, addresses that need it are no recipients.
-    pub smtputf8: bool,
-}
-
-impl Default for Wire {
-    /// A smarthost of which nothing is known yet, and the best is hoped.
-    fn default() -> Self {
-        Self { eight_bit: true, smtputf8: true }
-    }
 }
 
 /// The row stays as it is, for this reason.
@@ -131,6 +116,9 @@ pub fn translate(
         message_id: head.message_id,
         subject: head.subject,
         smtputf8: parties.need_smtputf8(),
+        narrowed: parties.are_narrowed(),
+        made_for: wire,
+        own_sender: parties.own_sender,
         envelope: parties.envelope,
         invalid: parties.invalid,
         content: Bytes::from(content),

@@ -229,7 +229,7 @@ fn job(
     let is_done = |address: &&Address| done.contains(AsRef::<str>::as_ref(address));
     let recipients: Vec<_> = mail.envelope.recipients.iter().filter(|address| !is_done(address)).cloned().collect();
     if recipients.is_empty() {
-        let nothing = Attempt { outcomes: Vec::new(), relay: None };
+        let nothing = Attempt::default();
         let verdict = retry::decide(&shared.settings.retry, &history, &nothing, now, jitter());
         let settlement =
             Settlement { claim, fingerprint: Some(fingerprint), message_id: Some(mail.message_id), verdict };

@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep};
 use super::health::grouped;
 use super::pending::Pending;
 use super::subject::{Gone, News, Subject, Undelivered};
-use crate::mail::{Address, Envelope, Mail};
+use crate::mail::{Address, Capabilities, Envelope, Mail};
 use crate::outcome::State;
 use crate::visible;
 
@@ -155,7 +155,19 @@ pub fn digest(settings: &Settings, news: &News) -> anyhow::Result<Mail> {
     let envelope = Envelope { sender: Some(settings.from.clone()), recipients: vec![settings.to.clone()] };
     let content = message.formatted().into();
     let (invalid, repairs) = (Vec::new(), Vec::new());
-    Ok(Mail { message_id, subject, envelope, invalid, content, eight_bit: false, smtputf8, repairs })
+    Ok(Mail {
+        message_id,
+        subject,
+        own_sender: envelope.sender.clone(),
+        envelope,
+        invalid,
+        made_for: Capabilities::default(),
+        narrowed: false,
+        content,
+        eight_bit: false,
+        smtputf8,
+        repairs,
+    })
 }
 
 fn subject_line(news: &News, host: &str) -> String {

@@ -281,7 +281,11 @@ impl<'a> Task<'a> {
 
     fn into_attempt(self) -> Attempt {
         let outcomes = self.outcomes.into_iter().map(|outcome| outcome.unwrap_or(RecipientOutcome::Untried));
-        Attempt { outcomes: self.offer.recipients.iter().cloned().zip(outcomes).collect(), relay: self.relay }
+        Attempt {
+            outcomes: self.offer.recipients.iter().cloned().zip(outcomes).collect(),
+            relay: self.relay,
+            remake: None,
+        }
     }
 }
 

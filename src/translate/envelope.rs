@@ -23,6 +23,8 @@ pub struct Parties {
     pub to: Vec<Mailbox>,
     pub cc: Vec<Mailbox>,
     pub envelope: Envelope,
+    /// The row's own envelope sender, whatever `envelope_from` says.
+    pub own_sender: Option<Address>,
     pub invalid: Vec<InvalidRecipient>,
 }
 
@@ -49,8 +51,9 @@ impl Parties {
         let bcc = reader.recipients_of("Bcc", repairs)?;
         let from = reader.from(settings, repairs)?;
         let mut sender = reader.senders("Sender", repairs)?.into_iter().next();
-        let envelope_sender =
-            envelope_sender(mparams, fields, sender.as_ref().unwrap_or(&from[0]), wire, settings, repairs);
+        let own_sender = own_sender(mparams, fields, sender.as_ref().unwrap_or(&from[0]), wire, repairs);
+        // `envelope_from` never stands in place of the null sender.
+        let envelope_sender = own_sender.clone().map(|own| settings.envelope_from.clone().unwrap_or(own));
         if sender.is_none() && from.len() > 1 {
             // RFC 5322 §3.6.2: several authors want a sender.
             sender = Some(from[0].clone());
@@ -81,7 +84,13 @@ impl Parties {
         if recipients.is_empty() {
             return Err(nobody(&invalid));
         }
-        Ok(Self { from, sender, reply_to, to, cc, envelope: Envelope { sender: envelope_sender, recipients }, invalid })
+        let envelope = Envelope { sender: envelope_sender, recipients };
+        Ok(Self { from, sender, reply_to, to, cc, envelope, own_sender, invalid })
+    }
+
+    /// Returns true where SMTPUTF8 would add a recipient.
+    pub fn are_narrowed(&self) -> bool {
+        self.invalid.iter().any(|one| one.why == NO_SMTPUTF8)
     }
 
     /// An address in the mail has a local part that only SMTPUTF8 can carry.
@@ -245,13 +254,12 @@ impl Reader<'_> {
     }
 }
 
-/// `envelope_from`, else `-f`, else Return-Path, else Sender, else From; but nothing in place of the null sender.
-fn envelope_sender(
+/// `-f`, else Return-Path, else Sender, else From.
+fn own_sender(
     mparams: &[u8],
     fields: &[Field<'_>],
     visible: &Mailbox,
     wire: Wire,
-    settings: &Settings,
     repairs: &mut Repairs,
 ) -> Option<Address> {
     let mut own = None;
@@ -283,11 +291,7 @@ fn envelope_sender(
             }
         }
     }
-    match own {
-        Some(None) => None,
-        Some(Some(address)) => Some(settings.envelope_from.clone().unwrap_or(address)),
-        None => Some(settings.envelope_from.clone().unwrap_or_else(|| visible.email.clone())),
-    }
+    own.unwrap_or_else(|| Some(visible.email.clone()))
 }
 
 /// An address that the smarthost can be told, or the null sender `<>` (RFC 5321 §4.1.2): the inner `None`.

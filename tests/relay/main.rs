@@ -3,6 +3,7 @@
 mod certificates;
 mod dialogs;
 mod login;
+mod outcome;
 mod script;
 mod sending;
 mod server;

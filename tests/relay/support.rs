@@ -5,7 +5,7 @@ use std::io::Write;
 use std::sync::Once;
 use std::time::Duration;
 
-use mailqueue::mail::{Address, Envelope, Mail};
+use mailqueue::mail::{Address, Capabilities, Envelope, Mail};
 use mailqueue::outcome::{Attempt, Cause, Reason, RecipientOutcome, Reply, Scope, Stage, Trouble};
 use mailqueue::relay::{Settings, Timeouts, Tls, Witness};
 
@@ -41,7 +41,10 @@ pub fn mail(content: &str, recipients: &[Address]) -> Mail {
         message_id: "<test@example.org>".into(),
         subject: "test".into(),
         envelope: Envelope { sender: Some(address("sender@example.org")), recipients: recipients.to_vec() },
+        own_sender: Some(address("sender@example.org")),
         invalid: Vec::new(),
+        made_for: Capabilities::default(),
+        narrowed: false,
         content: content.to_owned().into(),
         eight_bit: false,
         smtputf8: false,

@@ -46,7 +46,7 @@ fn lost() -> RecipientOutcome {
 /// Recipients a@x.at, b@x.at, … with these outcomes.
 fn attempt(outcomes: impl IntoIterator<Item = RecipientOutcome>) -> Attempt {
     let address = |index: u8| format!("{}@x.at", char::from(b'a' + index)).parse().unwrap();
-    Attempt { outcomes: (0..).map(address).zip(outcomes).collect(), relay: None }
+    Attempt { outcomes: (0..).map(address).zip(outcomes).collect(), ..Attempt::default() }
 }
 
 fn known(address: &str, state: RecipientState) -> RecipientRecord {

@@ -84,6 +84,10 @@ fn sender(headers: &str, params: Option<&str>, configured: Option<&str>) -> Opti
     columns.mparams = params.map(|params| STANDARD.encode(params).into_bytes());
     let settings = Settings { envelope_from: configured.map(|address| address.parse().unwrap()), ..settings() };
     let mail = translate(&columns, &ColumnLimits::default(), &stamp(), Wire::default(), &settings).unwrap();
+    if configured.is_some() {
+        // The row's own sender is found in the same order, whatever is configured.
+        assert_eq!(mail.own_sender.map(|address| address.to_string()), sender(headers, params, None));
+    }
     mail.envelope.sender.map(|address| address.to_string())
 }
 
@@ -135,7 +139,7 @@ fn a_non_ascii_domain_goes_out_in_punycode() {
 fn a_non_ascii_local_part_asks_for_smtputf8_or_is_that_recipients_failure() {
     let columns = columns("jörg@example.org, lea@example.org".as_bytes(), b"x", b"From: a@example.org\n", b"y");
     let mail = render(&columns).unwrap();
-    assert!(mail.smtputf8);
+    assert!(mail.smtputf8 && !mail.narrowed && mail.made_for == Wire::default());
     assert_eq!(recipients(&mail), ["jörg@example.org", "lea@example.org"]);
     let without = Wire { smtputf8: false, ..Wire::default() };
     let plain = |columns: &Columns| translate(columns, &ColumnLimits::default(), &stamp(), without, &settings());
@@ -143,6 +147,7 @@ fn a_non_ascii_local_part_asks_for_smtputf8_or_is_that_recipients_failure() {
     assert!(!mail.smtputf8 && mail.content.is_ascii());
     assert_eq!(recipients(&mail), ["lea@example.org"]);
     assert_eq!(mail.invalid[0].written, "jörg@example.org");
+    assert!(mail.narrowed && mail.made_for == without);
     let headers = "Return-Path: jörg@example.org\nFrom: a@example.org\n";
     let columns = crate::rows::columns(b"lea@example.org", b"x", headers.as_bytes(), b"y");
     assert_eq!(plain(&columns).unwrap().envelope.sender.unwrap().to_string(), "a@example.org");
