@@ -3,21 +3,21 @@
 //! A [`Relay`] holds the settings and what is known of the smarthost; each worker holds a [`Worker`] with a connection
 //! of its own. The order of events that the promises rest on is in [`Witness`].
 //!
-//! `worker` leads a mail through transactions, `session` speaks one, `wire` carries bytes and replies. What a reply
+//! `client` leads a mail through transactions, `session` speaks one, `wire` carries bytes and replies. What a reply
 //! means and whom it concerns is in `classify` and `judge`, which do no I/O.
 
 mod auth;
-mod body;
 mod classify;
+mod client;
+mod commands;
 mod connect;
-mod envelope;
+mod dot_stuffing;
 mod judge;
+mod pipelining;
 mod reply;
 mod session;
 mod tls;
-mod trust;
 mod wire;
-mod worker;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
-pub use self::worker::{Offer, Worker};
+pub use self::client::{Offer, Worker};
 use crate::mail::Address;
 #[cfg(doc)]
 use crate::outcome::Stage;
@@ -130,7 +130,7 @@ pub struct Relay {
     /// Absent without TLS.
     handshake: Option<tls::Handshake>,
     announced: Mutex<Option<Announced>>,
-    trust: trust::Trust,
+    trust: pipelining::Trust,
     shown: Shown,
 }
 
@@ -163,7 +163,7 @@ impl Relay {
     /// The same with a dialogue that is logged as `shown` wants it.
     pub fn logging(settings: Settings, shown: Shown) -> anyhow::Result<Arc<Self>> {
         let handshake = tls::handshake(&settings)?;
-        let (announced, trust) = (Mutex::default(), trust::Trust::default());
+        let (announced, trust) = (Mutex::default(), pipelining::Trust::default());
         Ok(Arc::new(Self { settings, handshake, announced, trust, shown }))
     }
 

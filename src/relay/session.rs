@@ -5,8 +5,8 @@ use std::time::Duration;
 use lettre::transport::smtp::commands::{Quit, Rset};
 
 use super::classify::{Meaning, meaning};
+use super::commands::Envelope;
 use super::connect::connect;
-use super::envelope::Envelope;
 use super::judge::{Answers, DotJudgement, is_over, judge_dot};
 use super::wire::{Wire, Written};
 use super::{Announced, Relay, Timeouts};

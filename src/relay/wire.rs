@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::debug;
 
-use super::body::Stuffed;
+use super::dot_stuffing::Stuffed;
 use super::{Shown, reply};
 use crate::outcome::{Cause, Reply};
 

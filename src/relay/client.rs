@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::envelope::{Envelope, obstacle, unreachable};
+use super::commands::{Envelope, obstacle, unreachable};
 use super::judge::{Answers, Fate, Judgement, Next, judge};
 use super::session::Session;
 use super::{Announced, Relay, Witness};
