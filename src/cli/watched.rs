@@ -30,7 +30,7 @@ impl Subject for Watched {
             carries: handle
                 .announced()
                 .map(|announced| Carries { eight_bit: announced.eight_bit, smtputf8: announced.smtputf8 }),
-            relay: self.relay(relay.state, now),
+            relay: health::Relay { connections_cap: Some(relay.cap), ..self.relay(relay.state, now) },
             last_poll: progress.last_poll(),
             last_accepted: progress.last_accepted(),
             ledger_open: handle.ledger_open(),
@@ -62,6 +62,7 @@ impl Watched {
                 state: health::RelayState::Paused,
                 until: Timestamp::now().checked_add(until.saturating_duration_since(now)).ok(),
                 reason: Some(self.0.redact(&reason)),
+                ..health::Relay::default()
             },
         }
     }

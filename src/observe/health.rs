@@ -53,6 +53,10 @@ pub struct Relay {
     /// When a relay in trouble is tried again.
     pub until: Option<Timestamp>,
     pub reason: Option<String>,
+    /// How many connections may be in use: fewer than configured where the smarthost takes no more, or throttles. `None`
+    /// where no dispatcher runs.
+    #[serde(default)]
+    pub connections_cap: Option<usize>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,12 +83,13 @@ impl RelayState {
 impl Relay {
     /// An operator's emergency stop.
     pub fn stopped() -> Self {
-        Self { state: RelayState::Stopped, until: None, reason: Some("operator".to_owned()) }
+        Self { state: RelayState::Stopped, reason: Some("operator".to_owned()), ..Self::default() }
     }
 
     /// Nobody is there to offer it anything.
     pub fn unused() -> Self {
-        Self { state: RelayState::Stopped, until: None, reason: Some("no dispatcher runs here".to_owned()) }
+        let reason = Some("no dispatcher runs here".to_owned());
+        Self { state: RelayState::Stopped, reason, ..Self::default() }
     }
 }
 

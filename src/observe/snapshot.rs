@@ -146,7 +146,7 @@ impl Minute {
 
 /// The last one.
 pub fn close(subject: &impl Subject, state_dir: &Path) -> io::Result<()> {
-    Snapshot { relay: Relay { state: RelayState::Up, until: None, reason: None }, ..Snapshot::of(subject, true) }
+    Snapshot { relay: Relay { state: RelayState::Up, ..Relay::default() }, ..Snapshot::of(subject, true) }
         .write(state_dir)
 }
 

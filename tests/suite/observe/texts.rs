@@ -34,7 +34,7 @@ fn health() -> Health {
 
 fn paused() -> Relay {
     let reason = "454 4.7.0 no\nlogin".to_owned();
-    Relay { state: RelayState::Paused, until: Some(at("2026-03-01T12:01:30Z")), reason: Some(reason) }
+    Relay { state: RelayState::Paused, until: Some(at("2026-03-01T12:01:30Z")), reason: Some(reason), ..Relay::default() }
 }
 
 #[test]
