@@ -5,6 +5,7 @@
 //! Nothing but [`queue::Claim`](crate::queue::Claim)s wanders between them, so that no row can be in two places.
 
 mod batch;
+pub mod connections;
 mod events;
 mod feeder;
 pub mod health;
@@ -17,9 +18,10 @@ mod post;
 mod pulse;
 pub mod rate;
 mod recovery;
+mod refusals;
 mod settler;
 pub mod share;
-mod streak;
+pub mod streak;
 mod witness;
 mod worker;
 
@@ -50,8 +52,8 @@ use health::Health;
 use lane::{Job, Lane};
 use outage::Outage;
 use rate::Bucket;
+use refusals::Refusals;
 use share::Share;
-use streak::Streak;
 
 /// What the configuration says about the loop.
 #[derive(Clone)]
@@ -118,7 +120,7 @@ pub(crate) struct Shared {
     bucket: Bucket,
     budget: Arc<Semaphore>,
     ready: Share<Job>,
-    streak: Streak,
+    refusals: Refusals,
     progress: Arc<Progress>,
     /// One pass, then the end; trouble of the relay ends it too.
     once: bool,
@@ -214,7 +216,7 @@ impl Dispatcher {
             bucket: Bucket::new(settings.rate),
             budget: Arc::new(Semaphore::new(budget)),
             ready: Share::new(sources.iter().map(|source| source.weight)),
-            streak: Streak::default(),
+            refusals: Refusals::default(),
             progress: Arc::new(progress),
             stop: CancellationToken::new(),
             poll: tokio::sync::Notify::new(),
@@ -287,7 +289,7 @@ impl Dispatcher {
             tracing::warn!(target: events::MAIL, "not all mails on the wire are finished; the next start sees to them");
             workers.shutdown().await;
         }
-        shared.streak.flush(&shared);
+        shared.refusals.flush(&shared);
         for lane in &lanes {
             lane.close();
         }

@@ -11,12 +11,12 @@ use super::feeder::{Trouble, give_back, is_open};
 use super::lane::{Done, Job, Lane, Notes};
 use super::worker::{relay_trouble, with_remedy};
 use super::{BUDGET_UNIT, Shared, events, jitter};
-use crate::mail::{Address, ColumnLimits, Columns, Fingerprint, Mail};
+use crate::mail::{Address, Capabilities, ColumnLimits, Columns, Fingerprint, Mail};
 use crate::outcome::{Attempt, Fate, Reason, RecipientRecord, RecipientState, Verdict};
 use crate::queue::{Claim, Row, Settlement, Unread};
 use crate::relay::Announced;
 use crate::retry;
-use crate::translate::{self, Stamp, Unreadable, Wire};
+use crate::translate::{self, Stamp, Unreadable};
 
 /// Bytes of a row's columns. Larger rows are translated on a thread of their own, so that no heartbeat and no reply waits
 /// for them. At this length plain text takes about 1 ms, and a list of addresses or a body of many small parts up to
@@ -159,44 +159,79 @@ async fn make_mail(
     stamp: Stamp,
 ) -> Result<Mail, Unreadable> {
     let known = shared.relay.announced().map(|announced| carries(&announced));
-    let (made, columns) = translated(shared, columns, limits, stamp.clone(), known.unwrap_or_default()).await;
-    match made {
-        // The first mails, made in hope: one that a smarthost cannot carry as it is would be refused for good.
-        Ok(mail) if known.is_none() && mail.eight_bit && shared.health.is_up() => {
-            let asked = shared.stop.run_until_cancelled(shared.relay.probe());
-            match shared.progress.pulse.waiting(lane.name(), asked).await {
-                Some(Ok(announced)) if !announced.eight_bit => {
-                    translated(shared, columns, limits, stamp, carries(&announced)).await.0
-                }
-                // The breaker opens, so that no further mail asks, and these go back.
-                Some(Err(trouble)) => {
-                    relay_trouble(shared, &with_remedy(&trouble));
-                    Ok(mail)
-                }
-                Some(Ok(_)) | None => Ok(mail),
-            }
+    let mail = translated(shared, &columns, limits, stamp.clone(), known.unwrap_or_default()).await?;
+    if known.is_some() || !mail.eight_bit || !shared.health.is_up() {
+        return Ok(mail);
+    }
+    // The first mails, made in hope: one that a smarthost cannot carry as it is would be refused for good.
+    let asked = shared.stop.run_until_cancelled(shared.relay.probe());
+    match shared.progress.pulse.waiting(lane.name(), asked).await {
+        Some(Ok(announced)) if !announced.eight_bit => {
+            translated(shared, &columns, limits, stamp, carries(&announced)).await
         }
-        made => made,
+        // The breaker opens, so that no further mail asks, and these go back.
+        Some(Err(trouble)) => {
+            relay_trouble(shared, &with_remedy(&trouble));
+            Ok(mail)
+        }
+        Some(Ok(_)) | None => Ok(mail),
     }
 }
 
-fn carries(announced: &Announced) -> Wire {
-    Wire { eight_bit: announced.eight_bit, smtputf8: announced.smtputf8 }
+/// Makes the mail of a row again, for a connection with these capabilities. `None` where there is nothing to offer any
+/// more, or not now; then the row has been taken care of.
+pub async fn remake(shared: &Shared, job: Job, capabilities: Capabilities) -> Option<Job> {
+    let Job { lane, claim, fingerprint, memory, confirmed, .. } = job;
+    let stamp = Stamp { record: *claim.record(), created: claim.created() };
+    let loaded = async {
+        match lane.queue.limits().await {
+            Ok(limits) => lane.queue.load(vec![claim]).await.map(|rows| (rows, limits)),
+            Err(error) => Err((error, vec![claim])),
+        }
+    };
+    let (rows, limits) = match loaded.await {
+        Ok(loaded) => loaded,
+        Err((error, claims)) => {
+            events::database(shared, &lane, &error);
+            claims.into_iter().for_each(|claim| lane.release(claim));
+            return None;
+        }
+    };
+    let Row { claim, columns, fingerprint: now } = rows.into_iter().next()?;
+    if now != fingerprint {
+        lane.release(claim);
+        return None;
+    }
+    match translated(shared, &columns, limits, stamp, capabilities).await {
+        Ok(mail) => {
+            let job = self::job(shared, &lane, claim, fingerprint, mail, memory)?;
+            Some(Job { confirmed, ..job })
+        }
+        Err(Unreadable { reason, detail }) => {
+            let said = detail.clone();
+            set_aside(&lane, claim, fingerprint, Fate::Unreadable { reason, detail }, Some(said));
+            None
+        }
+    }
+}
+
+fn carries(announced: &Announced) -> Capabilities {
+    Capabilities { eight_bit: announced.eight_bit, smtputf8: announced.smtputf8 }
 }
 
 async fn translated(
     shared: &Shared,
-    columns: Columns,
+    columns: &Columns,
     limits: ColumnLimits,
     stamp: Stamp,
-    wire: Wire,
-) -> (Result<Mail, Unreadable>, Columns) {
+    wire: Capabilities,
+) -> Result<Mail, Unreadable> {
     let settings = &shared.settings.message;
     if columns.len() < LARGE {
-        return (translate::translate(&columns, &limits, &stamp, wire, settings), columns);
+        return translate::translate(columns, &limits, &stamp, wire, settings);
     }
-    let settings = settings.clone();
-    let work = move || (translate::translate(&columns, &limits, &stamp, wire, &settings), columns);
+    let (settings, columns) = (settings.clone(), columns.clone());
+    let work = move || translate::translate(&columns, &limits, &stamp, wire, &settings);
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(panic) => std::panic::resume_unwind(panic.into_panic()),
@@ -271,7 +306,7 @@ async fn push(shared: &Shared, lane: &Lane, jobs: Vec<Job>) -> Result<(), Troubl
     };
     for (job, ours) in jobs.into_iter().zip(ours) {
         if ours {
-            shared.ready.push(lane.index, Job { confirmed, ..job });
+            shared.refusals.push(shared, Job { confirmed, ..job });
         } else {
             events::claim_lost(job.id());
         }

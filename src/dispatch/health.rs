@@ -1,11 +1,12 @@
-//! The relay's health: a breaker that opens on trouble which is no mail's, and a cap on connections that shrinks when
-//! the smarthost throttles.
+//! The relay's health: a breaker that opens on trouble which is no mail's, and the connections that may be in use.
 
 use std::sync::Mutex;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
+
+use super::connections::{Connections, Learned};
 
 /// What everybody may know of the relay.
 #[derive(Clone, Debug, PartialEq)]
@@ -30,23 +31,20 @@ pub enum State {
 /// The longest pause between two tries of a relay in trouble.
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 
-/// Throttling replies that come within this time are answers to what was under way at once, and shrink the cap once.
-const ONE_SHRINK: Duration = Duration::from_secs(1);
-
 #[derive(Debug)]
 pub struct Health {
     view: watch::Sender<View>,
+    /// Sent whenever a worker's turn may have come or gone.
+    turns: watch::Sender<()>,
     inner: Mutex<Inner>,
 }
 
 #[derive(Debug)]
 struct Inner {
-    connections: usize,
     /// Pauses in a row, without a clean transaction between them.
     failures: u32,
     down_since: Option<Instant>,
-    cap: f64,
-    shrunk: Option<Instant>,
+    connections: Connections,
     /// The breaker's own state, under an operator's stop.
     breaker: State,
     /// Lanes in whose databases an operator stopped the relay.
@@ -65,15 +63,13 @@ pub enum Opened {
 impl Health {
     pub fn new(connections: usize) -> Self {
         let inner = Inner {
-            connections,
             failures: 0,
             down_since: None,
-            cap: connections as f64,
-            shrunk: None,
+            connections: Connections::new(connections),
             breaker: State::Up,
             stopped: std::collections::HashSet::new(),
         };
-        Self { view: watch::Sender::new(inner.view()), inner: Mutex::new(inner) }
+        Self { view: watch::Sender::new(inner.view()), turns: watch::Sender::new(()), inner: Mutex::new(inner) }
     }
 
     pub fn watch(&self) -> watch::Receiver<View> {
@@ -84,17 +80,67 @@ impl Health {
         self.view.borrow().state == State::Up
     }
 
-    /// Whether this connection, counted from 0, may be used now.
-    pub fn admits(&self, connection: usize) -> bool {
-        let view = self.view.borrow();
-        view.state == State::Up && connection < view.cap
+    /// Whether the connection of this worker, counted from 0, may be used at `now`.
+    pub fn admits(&self, worker: usize, now: Instant) -> bool {
+        let inner = self.lock();
+        inner.is_up() && inner.connections.admits(worker, now)
     }
 
-    /// Waits until this connection, counted from 0, may be used.
-    pub async fn admitted(&self, connection: usize) {
+    /// Waits until the worker may use or make its connection, and gives it a slot for that.
+    pub async fn admitted(&self, worker: usize) {
+        let mut turns = self.turns.subscribe();
+        loop {
+            turns.borrow_and_update();
+            let probe_at = {
+                let mut inner = self.lock();
+                if inner.is_up() && inner.connections.enter(worker, Instant::now()) {
+                    return;
+                }
+                inner.connections.probe_at().filter(|probe_at| *probe_at > Instant::now())
+            };
+            // The sender lives in `self`, so that a wait cannot end with an error.
+            let _ = match probe_at {
+                Some(probe_at) => timeout_at(probe_at, turns.changed()).await.unwrap_or(Ok(())),
+                None => turns.changed().await,
+            };
+        }
+    }
+
+    /// Waits until the relay is not up.
+    pub async fn down(&self) {
         let mut view = self.view.subscribe();
-        // The sender lives in `self`, so that this cannot end with an error.
-        let _ = view.wait_for(|view| view.state == State::Up && connection < view.cap).await;
+        // As above.
+        let _ = view.wait_for(|view| view.state != State::Up).await;
+    }
+
+    /// The worker uses its connection, or makes one.
+    pub fn connecting(&self, worker: usize) {
+        self.lock().connections.connecting(worker);
+    }
+
+    /// The worker's connection was greeted and logged in.
+    pub fn connected(&self, worker: usize, now: Instant) -> Learned {
+        self.change_slots(|connections| connections.connected(worker, now))
+    }
+
+    /// The smarthost did not let this worker in, in a way that can be a limit of connections. `None` if no other
+    /// connection of ours works: the relay is out of reach.
+    pub fn refused(&self, worker: usize, now: Instant) -> Option<Learned> {
+        self.change_slots(|connections| connections.refused(worker, now))
+    }
+
+    /// The worker has no connection any more.
+    pub fn left(&self, worker: usize) {
+        self.change_slots(|connections| connections.left(worker));
+    }
+
+    /// Waits until none of our connections is in use.
+    pub async fn all_left(&self) {
+        let mut turns = self.turns.subscribe();
+        while self.lock().connections.in_use() > 0 {
+            // As above.
+            let _ = turns.changed().await;
+        }
     }
 
     /// Trouble that concerns the relay as a whole. `jitter` is in `0.0..1.0`.
@@ -103,9 +149,10 @@ impl Health {
             if matches!(inner.breaker, State::Paused { until, .. } if until > now) {
                 return Opened::Before;
             }
-            let pause = Duration::from_secs(1 << inner.failures.min(9)).min(LONGEST_PAUSE).mul_f64(0.75 + jitter / 2.0);
+            let pause = pause(inner.failures, jitter);
             inner.failures = inner.failures.saturating_add(1);
             inner.down_since.get_or_insert(now);
+            inner.connections.forget_limit();
             inner.breaker = State::Paused { until: now + pause, reason: reason.to_owned() };
             Opened::Now(pause)
         })
@@ -116,7 +163,7 @@ impl Health {
     pub fn reachable(&self, now: Instant) -> Duration {
         self.change(|inner| {
             inner.breaker = State::Up;
-            inner.cap = 1.0;
+            inner.connections.begin_with_one();
             inner.down_since.take().map_or(Duration::ZERO, |since| now - since)
         })
     }
@@ -125,22 +172,13 @@ impl Health {
     pub fn clean(&self) {
         self.change(|inner| {
             inner.failures = 0;
-            // One more connection for each round of the cap: additive increase.
-            inner.cap = (inner.cap + 1.0 / inner.cap).min(inner.connections as f64);
+            inner.connections.clean();
         });
     }
 
     /// The smarthost asks for less. Answers the new cap where it changed.
     pub fn throttled(&self, now: Instant) -> Option<usize> {
-        self.change(|inner| {
-            if inner.shrunk.is_some_and(|shrunk| now < shrunk + ONE_SHRINK) {
-                return None;
-            }
-            inner.shrunk = Some(now);
-            let before = inner.view().cap;
-            inner.cap = (inner.cap / 2.0).max(1.0);
-            Some(inner.view().cap).filter(|cap| *cap != before)
-        })
+        self.change(|inner| inner.connections.throttled(now))
     }
 
     /// Sets or lifts the operators' stop that stands in the database of a lane; true where that is a change.
@@ -149,21 +187,46 @@ impl Health {
     }
 
     fn change<T>(&self, change: impl FnOnce(&mut Inner) -> T) -> T {
-        let mut inner = self.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut inner = self.lock();
         let answer = change(&mut inner);
         let new = inner.view();
-        self.view.send_if_modified(|view| {
+        let changed = self.view.send_if_modified(|view| {
             let changed = *view != new;
             *view = new;
             changed
         });
+        drop(inner);
+        if changed {
+            self.turns.send_replace(());
+        }
         answer
+    }
+
+    /// A change that can free a slot or take one, whatever the view says.
+    fn change_slots<T>(&self, change: impl FnOnce(&mut Connections) -> T) -> T {
+        let answer = self.change(|inner| change(&mut inner.connections));
+        self.turns.send_replace(());
+        answer
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
+/// The pause after so many others without a success between them: doubling from a second to five minutes, a quarter more
+/// or less by `jitter`, which is in `0.0..1.0`.
+pub fn pause(before: u32, jitter: f64) -> Duration {
+    Duration::from_secs(1 << before.min(9)).min(LONGEST_PAUSE).mul_f64(0.75 + jitter / 2.0)
+}
+
 impl Inner {
+    fn is_up(&self) -> bool {
+        self.stopped.is_empty() && self.breaker == State::Up
+    }
+
     fn view(&self) -> View {
         let state = if !self.stopped.is_empty() { State::Stopped } else { self.breaker.clone() };
-        View { state, cap: self.cap as usize }
+        View { state, cap: self.connections.cap() }
     }
 }

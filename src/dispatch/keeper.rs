@@ -59,7 +59,7 @@ pub async fn run(shared: Arc<Shared>, lane: Arc<Lane>) {
         }
         if !is_open(&shared, &lane) {
             give_back(&shared, &lane);
-            shared.streak.flush(&shared);
+            shared.refusals.flush(&shared);
         }
     }
 }
@@ -129,6 +129,10 @@ pub async fn expire(shared: Arc<Shared>) {
     }
 }
 
+/// Connections are closed before a probe, which takes this long at most where a smarthost does not answer QUIT. A
+/// connection with a mail under way may stay.
+const CLOSING: Duration = Duration::from_secs(2);
+
 /// Tries a relay that is paused, at the times that its health says. Runs until it is dropped.
 pub async fn probe(shared: Arc<Shared>) {
     let mut view = shared.health.watch();
@@ -149,6 +153,8 @@ pub async fn probe(shared: Arc<Shared>) {
             ledger_trouble(&shared, &error);
             continue;
         }
+        // A smarthost that takes few connections would refuse one more.
+        let _ = tokio::time::timeout(CLOSING, shared.health.all_left()).await;
         match shared.relay.probe().await {
             Ok(_) => {
                 let down = shared.outage.ends(Timestamp::now());

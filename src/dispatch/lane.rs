@@ -74,6 +74,8 @@ pub struct Notes {
 pub struct Finished {
     pub job: Job,
     pub attempt: Attempt,
+    /// When the mail was offered.
+    pub begun: Instant,
     pub notes: Notes,
 }
 

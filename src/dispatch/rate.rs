@@ -1,6 +1,6 @@
 //! `rate`: at most so many mails in so much time, over all connections.
 
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -18,41 +18,67 @@ pub struct Bucket {
     interval: Option<Duration>,
     burst: u32,
     /// When the bucket would be full again; later than now by what has been taken.
-    next: Mutex<Option<Instant>>,
+    full: Mutex<Option<Instant>>,
+    /// With a rate, one worker at a time waits for the next token.
+    turn: tokio::sync::Mutex<()>,
 }
 
 impl Bucket {
     pub fn new(rate: Option<Rate>) -> Self {
         let interval = rate.map(|rate| rate.per / rate.mails.max(1));
         let burst = interval.map_or(1, |interval| (1.0 / interval.as_secs_f64()).clamp(1.0, 1e6) as u32);
-        Self { interval, burst, next: Mutex::new(None) }
+        Self { interval, burst, full: Mutex::new(None), turn: tokio::sync::Mutex::new(()) }
     }
 
-    /// Waits for a token and takes it.
-    pub async fn take(&self) {
-        tokio::time::sleep_until(self.reserve(Instant::now())).await;
+    /// Waits for the turn to wait for a token. No wait without a rate.
+    pub async fn turn(&self) -> Option<tokio::sync::MutexGuard<'_, ()>> {
+        if self.interval.is_some() { Some(self.turn.lock().await) } else { None }
     }
 
-    /// Takes a token if there is one now.
-    pub fn try_take(&self) -> bool {
-        let Some(interval) = self.interval else { return true };
-        let now = Instant::now();
-        let mut next = self.next.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let full = next.unwrap_or(now).max(now);
-        if full.checked_sub(interval * (self.burst - 1)).is_some_and(|moment| moment > now) {
-            return false;
+    /// Waits until there is a token, and leaves it where it is: a token is taken only with a mail in hand.
+    pub async fn available(&self) {
+        tokio::time::sleep_until(self.next_token(Instant::now())).await;
+    }
+
+    /// Takes a token for the item, where there are both. Without an item the token stays.
+    pub fn take_for<T>(&self, now: Instant, item: impl FnOnce() -> Option<T>) -> Option<T> {
+        let Some(interval) = self.interval else { return item() };
+        let mut full = self.full();
+        let was_full = full.unwrap_or(now).max(now);
+        if self.token_of(was_full, interval) > now {
+            return None;
         }
-        *next = Some(full + interval);
-        true
+        let item = item()?;
+        *full = Some(was_full + interval);
+        Some(item)
     }
 
-    /// Takes the next token there will be, and answers when that is. It is taken for good: whoever gives up waiting keeps
-    /// the moment for later.
-    pub fn reserve(&self, now: Instant) -> Instant {
+    /// Takes the next token there will be, and waits for it.
+    pub async fn take(&self) {
+        let at = self.reserve(Instant::now());
+        tokio::time::sleep_until(at).await;
+    }
+
+    fn reserve(&self, now: Instant) -> Instant {
         let Some(interval) = self.interval else { return now };
-        let mut next = self.next.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let full = next.unwrap_or(now).max(now);
-        *next = Some(full + interval);
-        full.checked_sub(interval * (self.burst - 1)).unwrap_or(now)
+        let mut full = self.full();
+        let was_full = full.unwrap_or(now).max(now);
+        *full = Some(was_full + interval);
+        self.token_of(was_full, interval).max(now)
+    }
+
+    fn next_token(&self, now: Instant) -> Instant {
+        let Some(interval) = self.interval else { return now };
+        let was_full = self.full().unwrap_or(now).max(now);
+        self.token_of(was_full, interval).max(now)
+    }
+
+    /// When the next token is there, in a bucket that is full at `full`.
+    fn token_of(&self, full: Instant, interval: Duration) -> Instant {
+        full.checked_sub(interval * (self.burst - 1)).unwrap_or(full)
+    }
+
+    fn full(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.full.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

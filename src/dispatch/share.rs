@@ -49,14 +49,42 @@ impl<T> Share<T> {
         self.arrived.notify_one();
     }
 
+    /// Puts a mail back that was taken out: it goes before the others of its line.
+    pub fn push_front(&self, line: usize, item: T) {
+        self.with(|lines| lines.lines[line].ready.push_front(item));
+        self.arrived.notify_one();
+    }
+
     /// The next mail, where there is one.
     pub fn try_next(&self) -> Option<T> {
+        self.try_next_by((), |_, _| Some(()))
+    }
+
+    /// The next of the mails whose rank is lowest; no rank is lower than `lowest`. `rank` is given a mail with its line; a
+    /// mail without a rank stays where it is.
+    pub fn try_next_by<R: Ord>(&self, lowest: R, rank: impl Fn(usize, &T) -> Option<R>) -> Option<T> {
         let item = self.with(|lines| {
-            let next = lines.lines.iter_mut().filter(|line| !line.ready.is_empty());
-            let line = next.min_by(|a, b| a.passed.total_cmp(&b.passed))?;
+            let mut best: Option<(R, usize, usize)> = None;
+            for (index, line) in lines.lines.iter().enumerate() {
+                for (place, item) in line.ready.iter().enumerate() {
+                    let Some(rank) = rank(index, item) else { continue };
+                    let before = |(best_rank, other, _): &(R, usize, usize)| {
+                        rank < *best_rank || rank == *best_rank && line.passed < lines.lines[*other].passed
+                    };
+                    let is_lowest = rank == lowest;
+                    if best.as_ref().is_none_or(before) {
+                        best = Some((rank, index, place));
+                    }
+                    if is_lowest {
+                        break;
+                    }
+                }
+            }
+            let (_, index, place) = best?;
+            let line = &mut lines.lines[index];
             lines.passed = line.passed;
             line.passed += 1.0 / line.weight;
-            line.ready.pop_front()
+            line.ready.remove(place)
         });
         if item.is_some() {
             self.room.notify_waiters();
@@ -64,30 +92,45 @@ impl<T> Share<T> {
         item
     }
 
-    /// The next mail, as soon as there is one.
-    pub async fn next(&self) -> T {
+    /// Waits until `there_is` finds a mail, and leaves it where it is. `there_is` is asked when a mail arrives, and after
+    /// [`Share::stir`].
+    pub async fn arrival(&self, there_is: impl Fn() -> bool) {
         loop {
             let arrived = self.arrived.notified();
-            if let Some(item) = self.try_next() {
-                // Whoever else waits may have missed its call to this one.
-                self.arrived.notify_one();
-                return item;
-            }
-            arrived.await;
-        }
-    }
-
-    /// Waits until there is a mail, and leaves it where it is.
-    pub async fn arrival(&self) {
-        loop {
-            let arrived = self.arrived.notified();
-            if !self.is_empty() {
+            if there_is() {
                 // The call was for somebody who takes the mail.
                 self.arrived.notify_one();
                 return;
             }
             arrived.await;
         }
+    }
+
+    /// Lets those who wait for a mail look again.
+    pub fn stir(&self) {
+        self.arrived.notify_one();
+    }
+
+    /// Whether a mail is of this kind. It is given with its line.
+    pub fn any(&self, is: impl Fn(usize, &T) -> bool) -> bool {
+        self.with(|lines| {
+            lines.lines.iter().enumerate().any(|(index, line)| line.ready.iter().any(|item| is(index, item)))
+        })
+    }
+
+    /// Takes all mails of a kind out.
+    pub fn extract(&self, is: impl Fn(&T) -> bool) -> Vec<T> {
+        let items = self.with(|lines| {
+            let mut items = Vec::new();
+            for line in &mut lines.lines {
+                let (out, stay) = std::mem::take(&mut line.ready).into_iter().partition(|item| is(item));
+                line.ready = stay;
+                items.extend::<VecDeque<T>>(out);
+            }
+            items
+        });
+        self.room.notify_waiters();
+        items
     }
 
     pub fn is_empty(&self) -> bool {

@@ -1,90 +1,368 @@
-//! Ten mails in a row refused wholly with the same policy code: rights were lost, not ten mails.
+//! Refusals of whole mails in a row: they are about rights or a quota, and not about the mails. Pure: time and chance
+//! are arguments.
 
-use std::sync::Mutex;
+use std::collections::HashMap;
+use std::time::Duration;
 
-use super::Shared;
-use super::lane::Finished;
-use super::worker;
-use crate::outcome::{Attempt, Cause, RecipientOutcome, Reply};
-use crate::retry;
+use tokio::time::Instant;
 
-/// So many such refusals in a row are the relay's trouble.
+use super::health::pause;
+use crate::mail::Address;
+use crate::outcome::{Attempt, Cause, RecipientOutcome, Reply, Stage, Trouble};
+
+/// This many same refusals in a row are not about the mails: fewer come by chance, and each costs an attempt.
 const LIMIT: usize = 10;
 
-/// Refusals whose verdict waits until it is clear whether they stand alone.
-#[derive(Default)]
-pub struct Streak {
-    inner: Mutex<Inner>,
+/// If no further refusal of the sender arrives within this time, those that wait are taken as they are.
+pub const PATIENCE: Duration = Duration::from_millis(500);
+
+/// A sender of whom nothing was refused for this time is no longer remembered: what was true then says little now. The
+/// longest pause is five minutes.
+const MEMORY: Duration = Duration::from_secs(3600);
+
+/// Senders that are remembered at the same time, which bounds the memory for them.
+const SENDERS: usize = 1000;
+
+/// The sender that the row itself names; `None` is the null sender.
+pub type Sender = Option<Address>;
+
+/// What an attempt says about the sender's rights.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// Somebody was accepted.
+    Accepted,
+    /// The whole mail was refused. Two mails with the same `essence` were refused for the same reason; `said` is what a
+    /// log shows.
+    Refused { essence: String, said: String },
+    /// Neither.
+    Other,
 }
 
-#[derive(Default)]
-struct Inner {
-    /// Of the newest attempt, where it was such a refusal.
-    code: Option<(u8, u16, u16)>,
-    waiting: Vec<Finished>,
-    /// Refusals in a row with this code, those included that did not wait for the others.
+/// What a refusal in a row leads to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Trip {
+    /// Every mail would be refused so.
+    Relay { said: String },
+    /// Mails of this sender would be refused so, for the length of `pause`.
+    Sender { sender: Sender, pause: Duration, said: String },
+}
+
+/// What becomes of finished attempts.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Ruling<T> {
+    /// They stand as they are.
+    pub settled: Vec<T>,
+    /// Their refusals are not about the mails: they count as deferrals.
+    pub excused: Vec<T>,
+    pub trips: Vec<Trip>,
+}
+
+/// The refusals of each sender, and of all together.
+///
+/// A refused mail waits until it is clear whether its refusal stands alone. Ten same refusals of one sender in a row,
+/// whatever happens to others meanwhile, pause this sender; ten in a row over several senders, or of the only one that
+/// has mails, take the relay down. After a pause one mail is tried: a success ends it, the same refusal doubles it.
+#[derive(Debug)]
+pub struct RefusalStreak<T> {
+    /// Over all senders, since the last mail that was accepted.
+    run: Option<Run>,
+    senders: HashMap<Sender, One<T>>,
+}
+
+#[derive(Debug)]
+struct Run {
+    essence: String,
     length: usize,
+    /// When the refused mail was offered that was offered last.
+    begun: Instant,
+    last: Sender,
+    several: bool,
 }
 
-impl std::fmt::Debug for Streak {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Streak")
+/// One sender's refusals.
+#[derive(Debug)]
+struct One<T> {
+    essence: String,
+    said: String,
+    /// In a row, those included that did not wait for the others.
+    length: usize,
+    /// When the refused mail was offered that was offered last.
+    begun: Instant,
+    /// When the last refusal was heard.
+    newest: Instant,
+    /// When a mail was accepted last.
+    accepted: Option<Instant>,
+    /// Refused mails, and when their refusals were heard.
+    waiting: Vec<(Instant, T)>,
+    pause: Option<Pause>,
+}
+
+/// A finished attempt's mail.
+#[derive(Debug)]
+pub struct Offered<'a, T> {
+    pub item: T,
+    pub sender: &'a Sender,
+    /// Counts from 0.
+    pub queue: usize,
+    /// When the mail was offered. A mail that was accepted ends only what was refused of those offered before it: several
+    /// connections hear their answers in another order.
+    pub begun: Instant,
+}
+
+#[derive(Debug)]
+struct Pause {
+    until: Instant,
+    /// Pauses in a row.
+    count: u32,
+    /// A mail that tries whether it is over is under way.
+    trying: bool,
+    /// Of the mail that was refused last.
+    queue: usize,
+}
+
+/// A ready mail's turn; lower goes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Turn {
+    Now,
+    /// Its sender was refused last; this is a mail of another queue.
+    AfterOthers,
+    Last,
+}
+
+impl<T> Default for RefusalStreak<T> {
+    fn default() -> Self {
+        Self { run: None, senders: HashMap::new() }
     }
 }
 
-impl Streak {
-    pub fn is_empty(&self) -> bool {
-        self.lock().waiting.is_empty()
+impl<T> RefusalStreak<T> {
+    /// No sender is refused, so that every mail's turn is now.
+    pub fn is_quiet(&self) -> bool {
+        self.senders.is_empty()
     }
 
-    /// Takes a finished attempt. Settles it, with those that waited, unless it makes a streak longer.
-    pub fn take(&self, shared: &Shared, finished: Finished) {
-        let code = policy_refusal(&finished.attempt);
-        if self.lock().code != code {
-            self.flush(shared);
-            let mut inner = self.lock();
-            (inner.code, inner.length) = (code, 0);
+    /// No refused mail waits.
+    pub fn is_idle(&self) -> bool {
+        self.senders.values().all(|one| one.waiting.is_empty())
+    }
+
+    /// For how long this sender is paused yet, and how it was refused.
+    pub fn paused(&self, sender: &Sender, now: Instant) -> Option<(Duration, &str)> {
+        let one = self.senders.get(sender)?;
+        one.pause_left(now).map(|left| (left, one.said.as_str()))
+    }
+
+    /// The turn of a ready mail of this sender and queue; `None`: not now.
+    pub fn turn(&self, sender: &Sender, queue: usize, now: Instant) -> Option<Turn> {
+        let Some(one) = self.senders.get(sender) else { return Some(Turn::Now) };
+        match &one.pause {
+            Some(pause) if pause.trying || pause.until > now => None,
+            Some(pause) if pause.queue == queue => Some(Turn::Last),
+            Some(_) => Some(Turn::AfterOthers),
+            // The relay was down for them: another sender's mail tells whether it was for their sender.
+            None if self.run.as_ref().is_some_and(|run| run.length >= LIMIT) => Some(Turn::AfterOthers),
+            None => Some(Turn::Now),
         }
-        let Some((class, subject, detail)) = code else { return worker::conclude(shared, finished) };
-        let full = {
-            let mut inner = self.lock();
-            inner.waiting.push(finished);
-            inner.length = inner.length.saturating_add(1);
-            if inner.length >= LIMIT { std::mem::take(&mut inner.waiting) } else { Vec::new() }
+    }
+
+    /// A mail of this sender goes out. After a pause no other follows until it is known what became of this one.
+    pub fn goes_out(&mut self, sender: &Sender) {
+        if let Some(pause) = self.senders.get_mut(sender).and_then(|one| one.pause.as_mut()) {
+            pause.trying = true;
+        }
+    }
+
+    /// A mail that went out was not offered.
+    pub fn came_back(&mut self, sender: &Sender) {
+        if let Some(pause) = self.senders.get_mut(sender).and_then(|one| one.pause.as_mut()) {
+            pause.trying = false;
+        }
+    }
+
+    /// Takes a finished attempt. `others` says whether mails of other senders are ready.
+    pub fn take(
+        &mut self,
+        offered: Offered<'_, T>,
+        heard: Heard,
+        others: impl FnOnce() -> bool,
+        now: Instant,
+        jitter: f64,
+    ) -> Ruling<T> {
+        let Offered { item, sender, queue, begun } = offered;
+        let mut ruling = Ruling { settled: self.ripe(now), excused: Vec::new(), trips: Vec::new() };
+        let (essence, said) = match heard {
+            Heard::Refused { essence, said } => (essence, said),
+            Heard::Accepted => {
+                self.accepted(sender, begun, now);
+                ruling.settled.push(item);
+                return ruling;
+            }
+            Heard::Other => {
+                self.came_back(sender);
+                ruling.settled.push(item);
+                return ruling;
+            }
         };
-        if full.is_empty() {
+        self.lengthen_run(sender, &essence, begun);
+        if let Some(one) = self.senders.get_mut(sender).filter(|one| one.essence != essence) {
+            ruling.settled.extend(one.take_waiting());
+            *one = One::new(essence.clone(), now);
+        }
+        self.make_room(&mut ruling, now);
+        let one = self.senders.entry(sender.clone()).or_insert_with(|| One::new(essence.clone(), now));
+        one.length = one.length.saturating_add(1);
+        one.newest = now;
+        one.begun = one.begun.max(begun);
+        one.said = said.clone();
+        one.waiting.push((now, item));
+
+        // Mails that were under way when the sender was paused change nothing.
+        let late = one.pause_left(now).is_some();
+        let run = self.run.as_ref().filter(|run| run.length >= LIMIT);
+        let all = run.is_some_and(|run| run.several || !late && !others());
+        if one.length >= LIMIT {
+            ruling.excused.extend(one.take_waiting());
+            if !late {
+                let pause = one.pause(queue, all, now, jitter);
+                ruling.trips.push(Trip::Sender { sender: sender.clone(), pause, said: said.clone() });
+            }
+        }
+        if all {
+            let same = self.senders.values_mut().filter(|one| one.essence == essence);
+            same.for_each(|one| ruling.excused.extend(one.take_waiting()));
+            ruling.trips.push(Trip::Relay { said });
+        }
+        ruling
+    }
+
+    /// Refused mails whose refusals stand alone: nothing more of the sender was refused for a while, or a mail of it was
+    /// accepted and a while has passed.
+    pub fn ripe(&mut self, now: Instant) -> Vec<T> {
+        let age = |then: Instant| now.saturating_duration_since(then);
+        let mut ripe = Vec::new();
+        self.senders.retain(|_, one| {
+            let ended = |heard: Instant| one.accepted.is_some_and(|accepted| heard <= accepted);
+            let is_ripe = |heard: Instant| age(one.newest) >= PATIENCE || ended(heard) && age(heard) >= PATIENCE;
+            ripe.extend(one.waiting.extract_if(.., |(heard, _)| is_ripe(*heard)).map(|(_, item)| item));
+            let is_over = one.length == 0 && one.waiting.is_empty();
+            !is_over && age(one.newest) < MEMORY
+        });
+        ripe
+    }
+
+    /// All refused mails that wait, because nothing more may come that makes a row longer. The rows go on.
+    pub fn flush(&mut self) -> Vec<T> {
+        self.senders.values_mut().flat_map(One::take_waiting).collect()
+    }
+
+    /// A mail of this sender that was offered at `begun` was accepted. What was refused of mails offered before ends here.
+    fn accepted(&mut self, sender: &Sender, begun: Instant, now: Instant) {
+        self.run.take_if(|run| run.begun <= begun);
+        if let Some(one) = self.senders.get_mut(sender).filter(|one| one.begun <= begun) {
+            (one.length, one.pause, one.accepted) = (0, None, Some(now));
+        }
+        self.senders.retain(|_, one| one.length > 0 || !one.waiting.is_empty());
+    }
+
+    fn lengthen_run(&mut self, sender: &Sender, essence: &str, begun: Instant) {
+        match self.run.as_mut().filter(|run| run.essence == essence) {
+            Some(run) => {
+                run.length = run.length.saturating_add(1);
+                run.several |= run.last != *sender;
+                run.begun = run.begun.max(begun);
+                run.last = sender.clone();
+            }
+            None => {
+                let (essence, last) = (essence.to_owned(), sender.clone());
+                self.run = Some(Run { essence, length: 1, begun, last, several: false });
+            }
+        }
+    }
+
+    /// Forgets a sender where there are too many: the one whose last refusal is oldest.
+    fn make_room(&mut self, ruling: &mut Ruling<T>, now: Instant) {
+        if self.senders.len() < SENDERS {
             return;
         }
-        // Once it is clear, one more is enough: rights do not come back by trying ten more mails.
-        worker::relay_trouble(shared, &format!("mails in a row are refused with {class}.{subject}.{detail}"));
-        for finished in full {
-            let attempt = retry::excused(&finished.attempt);
-            worker::conclude(shared, Finished { attempt, ..finished });
-        }
-    }
-
-    /// Settles what waits, because nothing else may come for a while; the row of refusals goes on.
-    pub fn flush(&self, shared: &Shared) {
-        let waiting = std::mem::take(&mut self.lock().waiting);
-        for finished in waiting {
-            worker::conclude(shared, finished);
-        }
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        let age = |one: &One<T>| now.saturating_duration_since(one.newest);
+        let oldest = self.senders.iter().max_by_key(|(_, one)| age(one)).map(|(sender, _)| sender.clone());
+        let gone = oldest.and_then(|sender| self.senders.remove(&sender));
+        ruling.settled.extend(gone.into_iter().flat_map(|mut one| one.take_waiting()));
     }
 }
 
-/// The code, where the whole mail was refused with one and the same 5.7.x.
-pub fn policy_refusal(attempt: &Attempt) -> Option<(u8, u16, u16)> {
-    let code = |outcome: &RecipientOutcome| match outcome {
-        RecipientOutcome::Refused(trouble) => match &trouble.cause {
-            Cause::Reply(Reply { enhanced: Some(code @ (5, 7, _)), .. }) => Some(*code),
-            _ => None,
-        },
+impl<T> One<T> {
+    fn new(essence: String, now: Instant) -> Self {
+        let (said, waiting) = (String::new(), Vec::new());
+        Self { essence, said, length: 0, begun: now, newest: now, accepted: None, waiting, pause: None }
+    }
+
+    fn take_waiting(&mut self) -> Vec<T> {
+        std::mem::take(&mut self.waiting).into_iter().map(|(_, item)| item).collect()
+    }
+
+    fn pause_left(&self, now: Instant) -> Option<Duration> {
+        let until = self.pause.as_ref()?.until;
+        until.checked_duration_since(now).filter(|left| !left.is_zero())
+    }
+
+    /// Begins a pause, or a longer one where the mail that tried whether it is over was refused. Returns its length.
+    ///
+    /// `all`: the relay goes down with the sender. Then its pause outlasts the relay's, so that mails of other senders
+    /// are found in the table behind this one's, and go first.
+    fn pause(&mut self, queue: usize, all: bool, now: Instant, jitter: f64) -> Duration {
+        let count = self.pause.as_ref().map_or(0, |pause| pause.count);
+        let mut length = pause(count, jitter);
+        if all {
+            length = length * 2 + Duration::from_secs(1);
+        }
+        self.pause = Some(Pause { until: now + length, count: count.saturating_add(1), trying: false, queue });
+        length
+    }
+}
+
+/// What an attempt says about the rights of its sender.
+pub fn heard(attempt: &Attempt) -> Heard {
+    let accepted = |(_, outcome): &(Address, RecipientOutcome)| matches!(outcome, RecipientOutcome::Accepted(_));
+    if attempt.outcomes.iter().any(accepted) {
+        return Heard::Accepted;
+    }
+    match (refusal(attempt), attempt.outcomes.last()) {
+        (Some(essence), Some((_, RecipientOutcome::Refused(trouble) | RecipientOutcome::Deferred(trouble)))) => {
+            Heard::Refused { essence, said: trouble.to_string() }
+        }
+        _ => Heard::Other,
+    }
+}
+
+/// The essence of the refusal, where the whole mail was refused in one and the same way, which can be about rights.
+pub fn refusal(attempt: &Attempt) -> Option<String> {
+    let essence = |(_, outcome): &(Address, RecipientOutcome)| match outcome {
+        // Deferred: a 530 or the like to one mail, on a session that had just logged in.
+        RecipientOutcome::Refused(Trouble { cause: Cause::Reply(reply), stage, .. })
+        | RecipientOutcome::Deferred(Trouble { cause: Cause::Reply(reply), stage, .. })
+            if reply.is_permanent() && can_be_about_rights(*stage, reply) =>
+        {
+            Some(reply.essence())
+        }
         _ => None,
     };
-    let first = code(&attempt.outcomes.first()?.1)?;
-    attempt.outcomes.iter().all(|(_, outcome)| code(outcome) == Some(first)).then_some(first)
+    let first = essence(attempt.outcomes.first()?)?;
+    attempt.outcomes.iter().all(|outcome| essence(outcome).as_ref() == Some(&first)).then_some(first)
+}
+
+/// At MAIL, DATA and the final dot any refusal can be about the sender or the account. At RCPT most are about the
+/// recipient: ten dead addresses in a row are ten dead addresses (RFC 3463 §3.2 and §3.3).
+fn can_be_about_rights(stage: Stage, reply: &Reply) -> bool {
+    if stage != Stage::Rcpt {
+        return stage >= Stage::Mail;
+    }
+    match (reply.code, reply.enhanced) {
+        (_, Some((5, 7, _) | (5, 4, 5) | (5, 2, 0) | (5, 1, 7 | 8))) => true,
+        (504, Some((5, 5, 2))) => true,
+        // "Over quota", whoever's; of a mailbox it says 5.2.2. Behind accepted recipients it would mean "enough", and
+        // then the mail would not have been refused as a whole.
+        (552, enhanced) => !matches!(enhanced, Some((5, 1 | 2, _))),
+        _ => false,
+    }
 }

@@ -7,11 +7,13 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::connections::Learned;
+use super::feeder::{give_back, is_open};
 use super::health::Opened;
 use super::lane::{Done, Finished, Job};
-use super::streak::policy_refusal;
+use super::streak::{PATIENCE, refusal};
 use super::witness::{Stopped, Witness};
-use super::{Shared, events, jitter};
+use super::{Shared, batch, events, jitter};
 use crate::ledger;
 use crate::outcome::{Attempt, Cause, RecipientOutcome, Reply, Scope, Stage, Trouble};
 use crate::queue::Settlement;
@@ -21,8 +23,8 @@ use crate::retry;
 /// A connection that had nothing to do for so long is closed politely; smarthosts dislike idlers.
 const IDLE: Duration = Duration::from_secs(30);
 
-/// So long without a further mail, and refusals that might be a streak are none.
-const STREAK_PATIENCE: Duration = Duration::from_millis(500);
+/// A mail is made again this many times for a smarthost whose connections announce different extensions.
+const REMAKES: usize = 3;
 
 /// Works until `over`; mails that are still ready then have been taken back by their feeders.
 pub async fn run(shared: Arc<Shared>, connection: usize, over: CancellationToken) {
@@ -37,86 +39,192 @@ pub async fn run(shared: Arc<Shared>, connection: usize, over: CancellationToken
             },
         };
         if !may_go(&job) {
-            job.release();
+            shared.refusals.release(&shared, job);
             continue;
         }
+        shared.health.connecting(connection);
         match shared.stop.run_until_cancelled(worker.ready()).await {
-            // Connecting can take minutes, and operators are obeyed within a second.
-            Some(Ok(())) if !may_go(&job) || !shared.health.is_up() => job.release(),
-            Some(Ok(())) => ahead = offer(&shared, connection, &mut worker, job).await,
+            Some(Ok(())) => {
+                connected(&shared, connection);
+                // Connecting can take minutes, and operators are obeyed within a second.
+                if may_go(&job) && shared.health.is_up() {
+                    ahead = offer(&shared, connection, &mut worker, job).await;
+                } else {
+                    shared.refusals.release(&shared, job);
+                }
+            }
             Some(Err(trouble)) => {
                 shared.progress.meter.try_failed(&trouble);
-                relay_trouble(&shared, &with_remedy(&trouble));
-                job.release();
+                not_let_in(&shared, connection, &trouble);
+                put_back(&shared, job);
             }
-            None => job.release(),
+            None => {
+                shared.health.left(connection);
+                shared.refusals.release(&shared, job);
+            }
         }
     }
     worker.quit().await;
+    shared.health.left(connection);
 }
 
 fn may_go(job: &Job) -> bool {
     !job.lane.is_paused() && job.lane.dot_allowed(job.confirmed, Instant::now())
 }
 
+/// Waits for the worker's turn, and takes a mail.
 async fn next_job(shared: &Shared, connection: usize, worker: &mut Worker) -> Job {
     let idle_since = Instant::now();
-    let mut open = true;
-    // Outlives a wait that is given up, or a low rate would never let anything through.
-    let mut token = None;
     loop {
-        // The mail comes last: where the wait is given up, none is in nobody's hands.
-        let admitted = async {
+        // Neither mail nor token is in hand while this waits, so that it can be given up at any moment.
+        let turn = async {
             shared.health.admitted(connection).await;
-            shared.ready.arrival().await;
-            tokio::time::sleep_until(*token.get_or_insert_with(|| shared.bucket.reserve(Instant::now()))).await;
-            shared.ready.next().await
+            let _turn = shared.bucket.turn().await;
+            shared.ready.arrival(|| shared.refusals.has_next(shared)).await;
+            shared.bucket.available().await;
         };
-        let patience = if shared.streak.is_empty() { IDLE } else { STREAK_PATIENCE };
-        if let Ok(job) = tokio::time::timeout(patience, admitted).await {
-            return job;
+        let patience = if shared.refusals.is_idle() { IDLE } else { PATIENCE };
+        tokio::select! {
+            () = turn => {
+                if let Some(job) = take(shared, connection) {
+                    return job;
+                }
+            }
+            // A probe must not be refused because of connections that nobody uses.
+            () = shared.health.down(), if worker.is_connected() => close(shared, connection, worker).await,
+            () = tokio::time::sleep(patience) => {}
         }
-        shared.streak.flush(shared);
-        if open && idle_since.elapsed() >= IDLE {
-            worker.quit().await;
-            open = false;
+        shared.refusals.flush_ripe(shared);
+        if worker.is_connected() && idle_since.elapsed() >= IDLE {
+            close(shared, connection, worker).await;
         }
     }
 }
 
-/// The next mail, if it can follow at once: its commands then travel with the content of the one before.
-fn job_ahead(shared: &Shared, connection: usize) -> Option<Job> {
-    let may = !shared.stop.is_cancelled() && shared.health.admits(connection);
-    if may && !shared.ready.is_empty() && shared.bucket.try_take() { shared.ready.try_next() } else { None }
+async fn close(shared: &Shared, connection: usize, worker: &mut Worker) {
+    worker.quit().await;
+    shared.health.left(connection);
+}
+
+/// The next mail with a token for it, where there are both and this worker may have them.
+fn take(shared: &Shared, connection: usize) -> Option<Job> {
+    let now = Instant::now();
+    let may = !shared.stop.is_cancelled() && shared.health.admits(connection, now);
+    may.then(|| shared.bucket.take_for(now, || shared.refusals.next(shared, now))).flatten()
 }
 
 /// Offers a mail, and answers the next one where its commands are on their way already.
-async fn offer(shared: &Shared, connection: usize, worker: &mut Worker, job: Job) -> Option<Job> {
-    let begun = Instant::now();
-    let ahead = job_ahead(shared, connection);
-    let mut witness = Witness::new(shared, &job);
-    let attempt = worker.send_ahead(offered(&job), ahead.as_ref().map(offered), &mut witness).await;
-    let (notes, stopped) = witness.into_notes();
-    if ahead.is_none() {
-        // Else it goes on file with the next mail's transaction, which cannot come to its dot without.
-        // Who depends on it asks again: the next dot, and the settler.
-        let _ = shared.ledger.flush();
+async fn offer(shared: &Shared, connection: usize, worker: &mut Worker, mut job: Job) -> Option<Job> {
+    // The next mail, if it can follow at once: its commands then travel with the content of the one before.
+    let ahead = take(shared, connection);
+    let mut remakes = 0;
+    loop {
+        let begun = Instant::now();
+        let mut witness = Witness::new(shared, &job);
+        let attempt = worker.send_ahead(offered(&job), ahead.as_ref().map(offered), &mut witness).await;
+        let (notes, stopped) = witness.into_notes();
+        if ahead.is_none() {
+            // Else it goes on file with the next mail's transaction, which cannot come to its dot without.
+            // Who depends on it asks again: the next dot, and the settler.
+            let _ = shared.ledger.flush();
+        }
+        if !worker.is_connected() {
+            shared.health.left(connection);
+        }
+        events::attempted(shared, &job, &attempt, begun.elapsed());
+        match attempt.remake {
+            Some(capabilities) if is_untried(&attempt) => {
+                remakes += 1;
+                if remakes > REMAKES {
+                    shared.refusals.release(shared, job);
+                    break;
+                }
+                match batch::remake(shared, job, capabilities).await {
+                    Some(remade) => job = remade,
+                    None => break,
+                }
+            }
+            _ => {
+                conclude_attempt(shared, connection, Finished { job, attempt, begun, notes }, stopped.as_ref());
+                break;
+            }
+        }
     }
-    events::attempted(shared, &job, &attempt, begun.elapsed());
-    judge_relay(shared, &attempt, stopped.as_ref());
-    shared.streak.take(shared, Finished { job, attempt, notes });
     // Trouble of the relay keeps the next mail from its turn too.
     match ahead {
-        Some(job) if !shared.health.admits(connection) => {
-            job.release();
+        Some(job) if !shared.health.admits(connection, Instant::now()) => {
+            put_back(shared, job);
             None
         }
         ahead => ahead,
     }
 }
 
+fn conclude_attempt(shared: &Shared, connection: usize, finished: Finished, stopped: Option<&Stopped>) {
+    let attempt = &finished.attempt;
+    let no_connection = attempt.relay.as_ref().filter(|trouble| trouble.stage < Stage::Mail && stopped.is_none());
+    if let Some(trouble) = no_connection {
+        not_let_in(shared, connection, trouble);
+        if is_untried(attempt) {
+            return put_back(shared, finished.job);
+        }
+    } else {
+        judge_relay(shared, attempt, stopped);
+    }
+    shared.refusals.take(shared, finished);
+}
+
 fn offered(job: &Job) -> Offer<'_> {
     Offer { mail: &job.mail, recipients: &job.recipients }
+}
+
+/// Nothing became of the mail.
+fn is_untried(attempt: &Attempt) -> bool {
+    attempt.outcomes.iter().all(|(_, outcome)| matches!(outcome, RecipientOutcome::Untried))
+}
+
+/// Back to the ready mails, for another connection; or to the table, where none will come.
+fn put_back(shared: &Shared, job: Job) {
+    let lane = job.lane.clone();
+    if !is_open(shared, &lane) {
+        return shared.refusals.release(shared, job);
+    }
+    shared.refusals.put_back(shared, job);
+    // What closed it meanwhile may have given back all that was ready before.
+    if !is_open(shared, &lane) {
+        give_back(shared, &lane);
+    }
+}
+
+fn connected(shared: &Shared, connection: usize) {
+    learned(shared.health.connected(connection, Instant::now()));
+}
+
+fn learned(learned: Learned) {
+    match learned {
+        Learned::Nothing => {}
+        Learned::Limit(connections) => {
+            tracing::info!(target: events::RELAY, connections,
+                "the smarthost takes no more connections than these: the others wait; set relay.connections to this number");
+        }
+        Learned::More(connections) => {
+            tracing::info!(target: events::RELAY, connections, "the smarthost takes more connections again");
+        }
+    }
+}
+
+/// No connection could be made. While another one works and this can be a limit, there are just fewer connections.
+fn not_let_in(shared: &Shared, connection: usize, trouble: &Trouble) {
+    if trouble.is_connection_limit() {
+        if let Some(news) = shared.health.refused(connection, Instant::now()) {
+            tracing::debug!(target: events::RELAY, reason = (shared.settings.redact)(&trouble.to_string()),
+                "a connection was refused while others work");
+            return learned(news);
+        }
+    } else {
+        shared.health.left(connection);
+    }
+    relay_trouble(shared, &with_remedy(trouble));
 }
 
 /// What an attempt says of the relay.
@@ -133,7 +241,7 @@ fn judge_relay(shared: &Shared, attempt: &Attempt, stopped: Option<&Stopped>) {
         Some(trouble) if all_blameless => relay_trouble(shared, &with_remedy(trouble)),
         Some(_) => throttled(shared),
         None if asks_for_less(attempt) => throttled(shared),
-        None if was_answered(attempt) && policy_refusal(attempt).is_none() => shared.health.clean(),
+        None if was_answered(attempt) && refusal(attempt).is_none() => shared.health.clean(),
         None => {}
     }
 }
@@ -203,7 +311,7 @@ fn pause(shared: &Shared, reason: &str, paused: &str, ended: &str) {
         shared.outage.begins(Timestamp::now());
         shared.progress.note_relay_trouble(reason);
         // Nothing more comes that could make a streak longer.
-        shared.streak.flush(shared);
+        shared.refusals.flush(shared);
         let reason = (shared.settings.redact)(reason);
         if shared.once {
             tracing::warn!(target: events::RELAY, reason = reason.as_str(), "{ended}");
@@ -215,7 +323,7 @@ fn pause(shared: &Shared, reason: &str, paused: &str, ended: &str) {
 
 /// Decides what becomes of the row and hands it to the settler.
 pub fn conclude(shared: &Shared, finished: Finished) {
-    let Finished { job, attempt, mut notes } = finished;
+    let Finished { job, attempt, mut notes, .. } = finished;
     let verdict = retry::decide(&shared.settings.retry, &job.history, &attempt, Timestamp::now(), jitter());
     let Job { lane, claim, fingerprint, mail, memory, .. } = job;
     notes.memory = Some(memory);

@@ -85,6 +85,11 @@ impl Worker {
         task.into_attempt()
     }
 
+    /// Whether this worker holds a connection. It may have gone without our knowledge.
+    pub fn is_connected(&self) -> bool {
+        self.session.is_some()
+    }
+
     /// QUIT, if there is a connection; waits for the reply a short time only.
     pub async fn quit(&mut self) {
         if let Some(session) = self.session.take() {

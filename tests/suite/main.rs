@@ -19,4 +19,5 @@ mod queue;
 mod readme;
 mod retry;
 mod servers;
+mod streak;
 mod support;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use mailqueue::dispatch::Rate;
+use mailqueue::dispatch::connections::Learned;
 use mailqueue::dispatch::health::{Health, Opened, State};
 use mailqueue::dispatch::rate::Bucket;
 use mailqueue::dispatch::share::Share;
@@ -57,7 +58,14 @@ async fn everybody_who_waits_for_mails_gets_one_when_there_are_enough() {
     let mut waiting = tokio::task::JoinSet::new();
     for _ in 0..4 {
         let share = share.clone();
-        waiting.spawn(async move { share.next().await });
+        waiting.spawn(async move {
+            loop {
+                share.arrival(|| !share.is_empty()).await;
+                if let Some(mail) = share.try_next() {
+                    return mail;
+                }
+            }
+        });
     }
     tokio::task::yield_now().await;
     for _ in 0..4 {
@@ -80,6 +88,119 @@ async fn a_rate_is_kept_over_time_and_lets_a_second_of_it_go_at_once() {
     }
     let took = start.elapsed();
     assert!((Duration::from_millis(4900)..Duration::from_millis(5200)).contains(&took), "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_is_taken_only_with_a_mail_in_hand() {
+    let bucket = Bucket::new(Some(Rate { mails: 60, per: Duration::from_secs(60) }));
+    let now = Instant::now();
+    assert_eq!(bucket.take_for(now, || None::<()>), None);
+    assert_eq!(bucket.take_for(now, || Some("mail")), Some("mail"), "the token was still there");
+    assert_eq!(bucket.take_for(now, || -> Option<()> { panic!("there is no token") }), None);
+    // Forty who wait, as idle connections do, keep nothing for later.
+    for _ in 0..40 {
+        assert!(tokio::time::timeout(Duration::from_millis(20), bucket.available()).await.is_err());
+    }
+    tokio::time::advance(Duration::from_millis(200)).await;
+    assert_eq!(now.elapsed(), Duration::from_secs(1));
+    bucket.available().await;
+    assert_eq!(now.elapsed(), Duration::from_secs(1), "a second after the first");
+    assert!(bucket.take_for(Instant::now(), || Some(())).is_some());
+    assert!(bucket.take_for(Instant::now(), || Some(())).is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bucket_holds_the_tokens_of_one_second_and_no_more() {
+    let bucket = Bucket::new(Some(Rate { mails: 10, per: Duration::from_secs(1) }));
+    tokio::time::advance(Duration::from_secs(100)).await;
+    let burst = || (0..100).take_while(|_| bucket.take_for(Instant::now(), || Some(())).is_some()).count();
+    assert_eq!(burst(), 10);
+    tokio::time::advance(Duration::from_millis(99)).await;
+    assert_eq!(burst(), 0);
+    tokio::time::advance(Duration::from_millis(1)).await;
+    assert_eq!(burst(), 1);
+    tokio::time::advance(Duration::from_millis(350)).await;
+    assert_eq!(burst(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_a_rate_one_at_a_time_waits_and_without_one_nobody_does() {
+    let bucket = Bucket::new(Some(Rate { mails: 1, per: Duration::from_secs(1) }));
+    let turn = bucket.turn().await;
+    assert!(tokio::time::timeout(Duration::from_secs(1), bucket.turn()).await.is_err());
+    drop(turn);
+    assert!(bucket.turn().await.is_some());
+    let unlimited = Bucket::new(None);
+    assert!(unlimited.turn().await.is_none());
+    assert_eq!(unlimited.take_for(Instant::now(), || Some(1)), Some(1));
+    assert_eq!(unlimited.take_for(Instant::now(), || None::<u8>), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_room_or_a_mail_waits_exactly_until_it_is_there() {
+    let share = Share::new([1]);
+    let waits = async |future: &mut (dyn Future<Output = ()> + Unpin)| {
+        tokio::time::timeout(Duration::from_millis(1), future).await.is_err()
+    };
+    assert!(share.is_empty());
+    let mut arrival = Box::pin(share.arrival(|| !share.is_empty()));
+    assert!(waits(&mut arrival).await);
+    share.push(0, "one");
+    assert!(!waits(&mut arrival).await);
+    assert!(!share.is_empty());
+    share.push(0, "two");
+    assert_eq!(share.len(0), 2);
+    assert!(!waits(&mut Box::pin(share.room(0, 3))).await);
+    let mut room = Box::pin(share.room(0, 2));
+    assert!(waits(&mut room).await, "two are not fewer than two");
+    assert_eq!(share.try_next(), Some("one"));
+    assert!(!waits(&mut room).await);
+    let mut cleared = Box::pin(share.room(0, 1));
+    assert!(waits(&mut cleared).await);
+    assert_eq!(share.clear(0), ["two"]);
+    assert!(!waits(&mut cleared).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_a_mail_looks_again_when_stirred() {
+    let share = Share::new([1]);
+    share.push(0, "later");
+    let turn = std::cell::Cell::new(false);
+    let mut arrival = Box::pin(share.arrival(|| turn.get()));
+    assert!(tokio::time::timeout(Duration::from_millis(1), &mut arrival).await.is_err());
+    turn.set(true);
+    assert!(tokio::time::timeout(Duration::from_millis(1), &mut arrival).await.is_err(), "nobody has said so");
+    share.stir();
+    tokio::time::timeout(Duration::from_millis(1), &mut arrival).await.unwrap();
+}
+
+#[test]
+fn mails_of_the_lowest_rank_go_first_and_those_without_one_stay() {
+    let share = Share::new([1, 1]);
+    for item in ["c1", "x", "b1", "a1", "a2"] {
+        share.push(0, item);
+    }
+    share.push(1, "b2");
+    let rank = |_: usize, item: &&'static str| item.chars().next().filter(|first| *first != 'x');
+    let next = || share.try_next_by('a', rank);
+    assert_eq!([next(), next()], [Some("a1"), Some("a2")]);
+    assert_eq!(next(), Some("b2"), "the other line has had less");
+    assert_eq!([next(), next(), next()], [Some("b1"), Some("c1"), None]);
+    assert_eq!(share.try_next(), Some("x"));
+}
+
+#[test]
+fn a_mail_that_is_put_back_goes_first_and_mails_can_be_taken_out_by_kind() {
+    let share = Share::new([1, 1]);
+    for (line, item) in [(0, "a1"), (0, "b1"), (1, "a2"), (1, "b2")] {
+        share.push(line, item);
+    }
+    share.push_front(0, "b0");
+    assert!(share.any(|line, item| line == 1 && item.starts_with('a')));
+    assert_eq!(share.extract(|item| item.starts_with('a')), ["a1", "a2"]);
+    assert!(!share.any(|_, item| item.starts_with('a')));
+    assert_eq!((share.len(0), share.len(1)), (2, 1));
+    assert_eq!(share.try_next(), Some("b0"));
 }
 
 #[tokio::test(start_paused = true)]
@@ -138,6 +259,70 @@ async fn throttling_halves_the_connections_once_for_what_was_under_way_together(
         health.throttled(Instant::now());
     }
     assert_eq!(cap(), 1, "one connection always remains");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_is_admitted_while_the_relay_is_up_and_there_is_a_slot() {
+    let health = Health::new(2);
+    let waits = async |worker: usize| tokio::time::timeout(Duration::from_millis(1), health.admitted(worker)).await.is_err();
+    assert!(!waits(0).await && !waits(1).await);
+    assert!(health.admits(0, Instant::now()));
+    assert_eq!(health.throttled(Instant::now()), Some(1));
+    assert!(health.admits(0, Instant::now()) && !health.admits(1, Instant::now()));
+    assert!(waits(1).await);
+    health.left(0);
+    assert!(!waits(1).await, "it has the only slot now");
+    health.stop(0, true);
+    assert!(!health.admits(1, Instant::now()) && waits(1).await);
+    tokio::time::timeout(Duration::from_millis(1), health.down()).await.unwrap();
+    health.stop(0, false);
+    assert!(!waits(1).await);
+    assert!(tokio::time::timeout(Duration::from_millis(1), health.down()).await.is_err());
+    health.trouble("no", Instant::now(), MIDDLE);
+    assert!(!health.admits(1, Instant::now()) && waits(1).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_a_slot_is_admitted_when_a_learned_limit_is_to_be_tried_again() {
+    let health = Health::new(2);
+    for worker in 0..2 {
+        health.admitted(worker).await;
+        health.connecting(worker);
+    }
+    health.connected(0, Instant::now());
+    assert_eq!(health.refused(1, Instant::now()), Some(Learned::Limit(1)));
+    assert_eq!(health.watch().borrow().cap, 1);
+    let refused = Instant::now();
+    health.admitted(1).await;
+    assert_eq!(refused.elapsed().as_secs(), 30);
+    // Down, nothing that was learned holds.
+    health.trouble("no", Instant::now(), MIDDLE);
+    health.reachable(Instant::now());
+    (0..5).for_each(|_| health.clean());
+    assert_eq!(health.watch().borrow().cap, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_probe_waits_until_no_connection_is_in_use() {
+    let health = Health::new(2);
+    tokio::time::timeout(Duration::from_millis(1), health.all_left()).await.unwrap();
+    health.admitted(0).await;
+    health.connecting(0);
+    let mut left = Box::pin(health.all_left());
+    assert!(tokio::time::timeout(Duration::from_millis(1), &mut left).await.is_err());
+    health.left(0);
+    tokio::time::timeout(Duration::from_millis(1), &mut left).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_what_changes_is_seen_by_those_who_watch() {
+    let health = Health::new(2);
+    let mut view = health.watch();
+    health.clean();
+    assert!(!view.has_changed().unwrap());
+    health.throttled(Instant::now());
+    assert!(view.has_changed().unwrap());
+    assert_eq!(view.borrow_and_update().cap, 1);
 }
 
 #[test]

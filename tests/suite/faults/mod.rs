@@ -42,6 +42,7 @@ macro_rules! on_every_server {
 
 mod bounds;
 mod certificate;
+mod connections;
 mod crash;
 mod floods;
 mod foreign;
@@ -53,6 +54,7 @@ mod model;
 mod operators;
 mod outage;
 mod pace;
+mod senders;
 mod settling;
 mod smarthost;
 mod soak;

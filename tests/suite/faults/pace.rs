@@ -31,6 +31,30 @@ async fn a_rate_of_less_than_one_mail_in_the_time_after_which_connections_are_cl
     assert_eq!(catcher.received().len(), 2);
 }
 
+/// Idle workers used to keep a token each, so that forty of them let forty mails out at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rate_holds_however_many_connections_have_waited_for_a_mail() {
+    let catcher = Catcher::start().await;
+    // A burst of 20, then 20 a second.
+    let house = House::build(database::sqlite(), catcher.port(), OFTEN, "connections = 40\nrate = \"1200/min\"").await;
+    let daemon = house.start();
+    for n in 0..3 {
+        house.newsletter.insert(&mail(&format!("early{n}@example.org"), "x")).await.unwrap();
+        catcher.wait_for(n + 1).await;
+    }
+    // Long enough for 40 tokens and the bucket.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    for n in 0..100 {
+        house.newsletter.insert(&mail(&format!("n{n}@example.org"), "x")).await.unwrap();
+    }
+    catcher.wait_for(4).await;
+    let first = tokio::time::Instant::now();
+    catcher.wait_for(103).await;
+    let took = first.elapsed();
+    assert!(took > Duration::from_millis(3500), "100 mails in {took:?}, of which 20 may go at once and 20 a second");
+    stop(daemon).await;
+}
+
 #[tokio::test]
 async fn refusals_that_come_one_by_one_are_a_streak_too() {
     let catcher = Catcher::with_script(|step| match step {
@@ -45,7 +69,7 @@ async fn refusals_that_come_one_by_one_are_a_streak_too() {
     }
     let daemon = house.start();
     let line = daemon.wait_for_line("relay paused").await;
-    assert!(line.contains("mails in a row are refused with 5.7.1"), "{line}");
+    assert!(line.contains("mails in a row are refused with 554 5.7.1"), "{line}");
     let rows = house.rows(&house.newsletter).await;
     assert!(rows.iter().filter(|row| row.state == State::Failed).count() < 10, "{rows:?}");
     assert!(rows.iter().filter(|row| row.history.attempts == 0).count() >= 3, "{rows:?}");

@@ -76,6 +76,17 @@ struct Shared {
     /// Of a mail that is larger only the head is kept, and what tells its body from another.
     whole: AtomicUsize,
     connections: AtomicUsize,
+    /// Connections at the same time, and how one more is turned away.
+    room: Mutex<(usize, TurnsAway)>,
+    open: AtomicUsize,
+    turned_away: AtomicUsize,
+}
+
+/// How a connection is refused that is one too many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TurnsAway {
+    With421,
+    WithReset,
 }
 
 impl Catcher {
@@ -100,6 +111,9 @@ impl Catcher {
             received: Mutex::default(),
             whole: AtomicUsize::new(usize::MAX),
             connections: AtomicUsize::default(),
+            room: Mutex::new((usize::MAX, TurnsAway::With421)),
+            open: AtomicUsize::default(),
+            turned_away: AtomicUsize::default(),
         };
         let mut catcher =
             Self { address: SocketAddr::from(([127, 0, 0, 1], 0)), shared: Arc::new(shared), listening: None };
@@ -119,6 +133,16 @@ impl Catcher {
     /// Keeps of each mail of more than so many bytes the head, and the body's length and a digest in place of the body.
     pub fn keep_whole(&self, most: usize) {
         self.shared.whole.store(most, Ordering::SeqCst);
+    }
+
+    /// From now on takes so many connections at the same time.
+    pub fn limit_connections(&self, most: usize, turns_away: TurnsAway) {
+        *self.shared.room.lock().unwrap() = (most, turns_away);
+    }
+
+    /// Connections that were one too many.
+    pub fn turned_away(&self) -> usize {
+        self.shared.turned_away.load(Ordering::SeqCst)
     }
 
     /// Connections so far.
@@ -177,13 +201,46 @@ async fn listen(listener: TcpListener, shared: Arc<Shared>, stop: Arc<Notify>) {
                 let (stream, _) = accepted.expect("accept");
                 let connection = shared.connections.fetch_add(1, Ordering::SeqCst) + 1;
                 let shared = shared.clone();
+                let (room, turns_away) = *shared.room.lock().unwrap();
+                if shared.open.load(Ordering::SeqCst) >= room {
+                    shared.turned_away.fetch_add(1, Ordering::SeqCst);
+                    sessions.spawn(turn_away(stream, turns_away));
+                    continue;
+                }
+                let open = Open::new(shared.clone());
                 // A client that hangs up in the middle is no business of the catcher's.
-                sessions.spawn(async move { Session { shared, connection, stream: BufReader::new(stream) }.run().await });
+                sessions.spawn(async move {
+                    let _open = open;
+                    Session { shared, connection, stream: BufReader::new(stream) }.run().await
+                });
             }
         }
     }
     drop(listener);
     sessions.shutdown().await;
+}
+
+async fn turn_away(mut stream: TcpStream, how: TurnsAway) -> Result<(), Ended> {
+    match how {
+        TurnsAway::With421 => Ok(stream.write_all(b"421 4.7.0 too many connections from you\r\n").await?),
+        TurnsAway::WithReset => Ok(stream.set_zero_linger()?),
+    }
+}
+
+/// Counts a connection for as long as it lives.
+struct Open(Arc<Shared>);
+
+impl Open {
+    fn new(shared: Arc<Shared>) -> Self {
+        shared.open.fetch_add(1, Ordering::SeqCst);
+        Self(shared)
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 struct Session {

@@ -1,0 +1,347 @@
+//! How many connections the smarthost takes from us, and which of ours exist. Pure: time is an argument.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// The cap after a refused connection is first tried again after this time: long enough that a smarthost with a limit
+/// is not asked all the time, short enough that a short trouble does not cost a connection for long.
+const FIRST_PROBE: Duration = Duration::from_secs(30);
+
+/// Each refused probe doubles the time until the next, up to this.
+const LONGEST_PROBE: Duration = Duration::from_secs(3600);
+
+/// Throttling replies that come within this time are answers to what was under way at once, and shrink the cap once.
+const ONE_SHRINK: Duration = Duration::from_secs(1);
+
+/// The connections of all workers, which are counted from 0.
+///
+/// A worker may connect only while it holds a slot. There are as many slots as the cap says: the least of what is
+/// configured, what throttling left, and what the smarthost was seen to take.
+#[derive(Debug)]
+pub struct Connections {
+    slots: Vec<Slot>,
+    /// Shrinks when the smarthost throttles, and grows with clean transactions.
+    pace: f64,
+    shrunk: Option<Instant>,
+    limit: Option<Limit>,
+}
+
+/// What a worker has. Greater is more worth keeping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Slot {
+    Nothing,
+    /// The right to connect.
+    Right,
+    Connecting,
+    /// A connection that was greeted and logged in.
+    Connected,
+}
+
+/// What the smarthost was seen to take.
+#[derive(Clone, Copy, Debug)]
+struct Limit {
+    connections: usize,
+    /// From here on one more connection may be tried.
+    probe_at: Instant,
+    /// Before the next probe.
+    patience: Duration,
+    /// At least one connection worked while another was refused.
+    proven: bool,
+}
+
+/// What a connection attempt changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Learned {
+    /// Nothing new is known for sure.
+    Nothing,
+    /// The smarthost takes this many connections, which is news.
+    Limit(usize),
+    /// The smarthost takes this many connections, more than it did before.
+    More(usize),
+}
+
+impl Connections {
+    pub fn new(configured: usize) -> Self {
+        let slots = vec![Slot::Nothing; configured.max(1)];
+        Self { pace: slots.len() as f64, slots, shrunk: None, limit: None }
+    }
+
+    /// How many connections there may be, a probe left out.
+    pub fn cap(&self) -> usize {
+        let limit = self.limit.map_or(self.slots.len(), |limit| limit.connections);
+        (self.pace as usize).min(limit).max(1)
+    }
+
+    fn cap_at(&self, now: Instant) -> usize {
+        let limit = self.limit.map_or(self.slots.len(), |limit| limit.connections + usize::from(now >= limit.probe_at));
+        (self.pace as usize).min(limit).max(1)
+    }
+
+    /// When a cap that was learned may be tried again.
+    pub fn probe_at(&self) -> Option<Instant> {
+        self.limit.map(|limit| limit.probe_at)
+    }
+
+    /// Whether this worker has a slot, or can have one, and its turn for a mail.
+    pub fn admits(&self, worker: usize, now: Instant) -> bool {
+        let cap = self.cap_at(now);
+        let mine = self.slots[worker];
+        if mine == Slot::Nothing {
+            return self.slots.iter().filter(|slot| **slot > Slot::Nothing).count() < cap;
+        }
+        // Connections that exist go first, then those of a lower number.
+        let before = |(other, slot): (usize, &Slot)| *slot > mine || *slot == mine && other < worker;
+        self.slots.iter().enumerate().filter(|one| before(*one)).count() < cap
+    }
+
+    /// Takes a slot where the worker has none. False if none is free.
+    pub fn enter(&mut self, worker: usize, now: Instant) -> bool {
+        let admitted = self.admits(worker, now);
+        if admitted && self.slots[worker] == Slot::Nothing {
+            self.slots[worker] = Slot::Right;
+        }
+        admitted
+    }
+
+    /// The worker uses its connection, or makes one.
+    pub fn connecting(&mut self, worker: usize) {
+        self.slots[worker] = self.slots[worker].max(Slot::Connecting);
+    }
+
+    /// The worker's connection was greeted and logged in.
+    pub fn connected(&mut self, worker: usize, now: Instant) -> Learned {
+        self.slots[worker] = Slot::Connected;
+        let connected = self.slots.iter().filter(|slot| **slot == Slot::Connected).count();
+        let configured = self.slots.len();
+        let Some(limit) = &mut self.limit else { return Learned::Nothing };
+        if connected > limit.connections {
+            // The next one is tried at once: one refusal more is all that it can cost.
+            *limit = Limit { connections: connected, probe_at: now, patience: FIRST_PROBE, proven: true };
+            if connected >= configured {
+                self.limit = None;
+            }
+            return Learned::More(connected);
+        }
+        if std::mem::replace(&mut limit.proven, true) { Learned::Nothing } else { Learned::Limit(limit.connections) }
+    }
+
+    /// The worker has no connection any more, and needs none for now.
+    pub fn left(&mut self, worker: usize) {
+        self.slots[worker] = Slot::Nothing;
+    }
+
+    /// The smarthost did not let this worker in. `None` if no other connection of ours exists or is being made: then
+    /// that is no limit, and the relay is out of reach.
+    pub fn refused(&mut self, worker: usize, now: Instant) -> Option<Learned> {
+        self.slots[worker] = Slot::Nothing;
+        let with = |least: Slot| self.slots.iter().filter(|slot| **slot >= least).count();
+        let (others, connected) = (with(Slot::Connecting), with(Slot::Connected));
+        if others == 0 {
+            return None;
+        }
+        let before = self.limit;
+        let was_probe = before.is_some_and(|limit| limit.probe_at <= now && limit.connections <= others);
+        let patience = match before {
+            Some(limit) if was_probe => (limit.patience * 2).min(LONGEST_PROBE),
+            Some(limit) => limit.patience,
+            None => FIRST_PROBE,
+        };
+        let connections = before.map_or(others, |limit| limit.connections.min(others));
+        let proven = connected > 0;
+        self.limit = Some(Limit { connections, probe_at: now + patience, patience, proven });
+        let known = before.is_some_and(|limit| limit.connections == connections && limit.proven);
+        Some(if proven && !known { Learned::Limit(connections) } else { Learned::Nothing })
+    }
+
+    /// The smarthost asks for less. Returns the new cap where it changed.
+    pub fn throttled(&mut self, now: Instant) -> Option<usize> {
+        if self.shrunk.is_some_and(|shrunk| now < shrunk + ONE_SHRINK) {
+            return None;
+        }
+        self.shrunk = Some(now);
+        let before = self.cap();
+        let most = self.limit.map_or(self.slots.len(), |limit| limit.connections) as f64;
+        self.pace = (self.pace.min(most) / 2.0).max(1.0);
+        Some(self.cap()).filter(|cap| *cap != before)
+    }
+
+    /// A transaction ended without trouble that is the relay's: one connection more for each round of the cap (additive
+    /// increase).
+    pub fn clean(&mut self) {
+        self.pace = (self.pace + 1.0 / self.pace).min(self.slots.len() as f64);
+    }
+
+    /// The relay is out of reach: what was learned with it is worth nothing.
+    pub fn forget_limit(&mut self) {
+        self.limit = None;
+    }
+
+    /// The relay is back: one connection first, more as mails get through.
+    pub fn begin_with_one(&mut self) {
+        self.pace = 1.0;
+    }
+
+    /// Workers that have a connection or make one.
+    pub fn in_use(&self) -> usize {
+        self.slots.iter().filter(|slot| **slot >= Slot::Connecting).count()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Moments that are a number of seconds after the start.
+    fn clock() -> impl Fn(u64) -> Instant {
+        let start = Instant::now();
+        move |seconds| start + Duration::from_secs(seconds)
+    }
+
+    /// Four workers that all connect at once, of which the smarthost lets so many in.
+    fn with_room_for(room: usize, now: Instant) -> (Connections, Vec<Option<Learned>>) {
+        let mut connections = Connections::new(4);
+        for worker in 0..4 {
+            assert!(connections.enter(worker, now));
+            connections.connecting(worker);
+        }
+        let mut learned = Vec::new();
+        // The refusals come first: they cost the smarthost nothing.
+        for worker in room..4 {
+            learned.push(connections.refused(worker, now));
+        }
+        for worker in 0..room {
+            learned.push(Some(connections.connected(worker, now)));
+        }
+        (connections, learned)
+    }
+
+    #[test]
+    fn a_refusal_while_others_work_is_a_limit_and_said_once_a_connection_works() {
+        let at = clock();
+        let (connections, learned) = with_room_for(3, at(0));
+        assert_eq!(connections.cap(), 3);
+        let nothing = Some(Learned::Nothing);
+        assert_eq!(learned, [nothing, Some(Learned::Limit(3)), nothing, nothing]);
+        assert!((0..3).all(|worker| connections.admits(worker, at(1))));
+        assert!(!connections.admits(3, at(1)), "it has to wait");
+    }
+
+    #[test]
+    fn a_refusal_with_no_other_connection_is_no_limit() {
+        let at = clock();
+        let (_, learned) = with_room_for(0, at(0));
+        assert_eq!(learned, [Some(Learned::Nothing), Some(Learned::Nothing), Some(Learned::Nothing), None]);
+        let mut one = Connections::new(1);
+        assert!(one.enter(0, at(0)));
+        one.connecting(0);
+        assert_eq!(one.refused(0, at(0)), None);
+    }
+
+    #[test]
+    fn a_worker_that_holds_a_slot_without_a_connection_is_no_other_connection() {
+        let at = clock();
+        let mut connections = Connections::new(2);
+        assert!(connections.enter(0, at(0)) && connections.enter(1, at(0)));
+        connections.connecting(1);
+        assert_eq!(connections.refused(1, at(0)), None);
+    }
+
+    #[test]
+    fn a_limit_is_tried_again_after_longer_and_longer_times_by_one_connection() {
+        let at = clock();
+        let (mut connections, _) = with_room_for(3, at(0));
+        let mut now = 0;
+        for patience in [30, 60, 120, 240, 480, 960, 1920, 3600, 3600] {
+            assert_eq!(connections.probe_at(), Some(at(now + patience)));
+            assert!(!connections.enter(3, at(now + patience - 1)), "after {patience} s");
+            now += patience;
+            assert!(connections.admits(3, at(now)), "after {patience} s");
+            assert!(connections.enter(3, at(now)));
+            connections.connecting(3);
+            assert_eq!(connections.refused(3, at(now)), Some(Learned::Nothing), "no news");
+            assert_eq!(connections.cap(), 3);
+        }
+    }
+
+    #[test]
+    fn a_limit_that_is_gone_is_found_gone_one_connection_at_a_time() {
+        let at = clock();
+        let (mut connections, learned) = with_room_for(1, at(0));
+        assert_eq!(learned.last(), Some(&Some(Learned::Limit(1))));
+        assert_eq!(connections.cap(), 1);
+        assert!(connections.enter(2, at(30)));
+        assert!(!connections.enter(1, at(30)), "one probe at a time");
+        connections.connecting(2);
+        assert_eq!(connections.connected(2, at(31)), Learned::More(2));
+        assert_eq!(connections.cap(), 2);
+        for (worker, more) in [(1, 3), (3, 4)] {
+            assert!(connections.enter(worker, at(31)), "the next is tried at once");
+            connections.connecting(worker);
+            assert_eq!(connections.connected(worker, at(31)), Learned::More(more));
+        }
+        assert_eq!((connections.cap(), connections.probe_at()), (4, None));
+    }
+
+    #[test]
+    fn a_refusal_that_comes_before_the_probe_is_due_does_not_put_it_off_longer() {
+        let at = clock();
+        let (mut connections, _) = with_room_for(3, at(0));
+        // A connection of the three ends, and its successor is not let in.
+        connections.connecting(2);
+        assert_eq!(connections.refused(2, at(5)), Some(Learned::Limit(2)));
+        assert_eq!((connections.cap(), connections.probe_at()), (2, Some(at(35))));
+    }
+
+    #[test]
+    fn connections_that_exist_go_before_those_that_would_have_to_be_made() {
+        let at = clock();
+        let mut connections = Connections::new(4);
+        assert!(connections.enter(3, at(0)));
+        connections.connecting(3);
+        connections.connected(3, at(0));
+        connections.begin_with_one();
+        assert!(connections.admits(3, at(0)));
+        assert!(!connections.admits(0, at(0)) && !connections.enter(0, at(0)));
+        connections.left(3);
+        assert!(connections.enter(0, at(0)));
+        assert!(!connections.admits(3, at(0)));
+    }
+
+    #[test]
+    fn throttling_below_a_limit_shrinks_from_the_limit() {
+        let at = clock();
+        let (mut connections, _) = with_room_for(2, at(0));
+        assert_eq!(connections.throttled(at(10)), Some(1));
+        assert_eq!(connections.throttled(at(10)), None, "the answer to what was under way at once");
+        assert_eq!(connections.throttled(at(11)), None, "one remains");
+        (0..20).for_each(|_| connections.clean());
+        assert_eq!(connections.cap(), 2, "it grows back up to the limit");
+        connections.forget_limit();
+        assert_eq!(connections.cap(), 4);
+    }
+
+    #[test]
+    fn throttling_counts_again_when_a_second_has_passed() {
+        let at = clock();
+        let mut connections = Connections::new(8);
+        assert_eq!(connections.throttled(at(0)), Some(4));
+        assert_eq!(connections.throttled(at(0) + ONE_SHRINK - Duration::from_millis(1)), None);
+        assert_eq!(connections.throttled(at(0) + ONE_SHRINK), Some(2));
+    }
+
+    #[test]
+    fn what_is_in_use_is_connected_or_connecting() {
+        let at = clock();
+        let mut connections = Connections::new(3);
+        connections.enter(0, at(0));
+        assert_eq!(connections.in_use(), 0);
+        connections.connecting(0);
+        connections.enter(1, at(0));
+        connections.connecting(1);
+        connections.connected(1, at(0));
+        assert_eq!(connections.in_use(), 2);
+        connections.left(1);
+        assert_eq!(connections.in_use(), 1);
+    }
+}
