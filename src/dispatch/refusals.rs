@@ -158,7 +158,11 @@ fn defer(job: Job, left: std::time::Duration, said: &str) {
     let fate = Fate::Deferred { reason: Reason::Throttled, next_attempt };
     let last_reply = Some(format!("not offered: mails of its sender are refused with {said}"));
     let message_id = Some(mail.message_id.clone());
-    let settlement =
-        Settlement { claim, fingerprint: Some(fingerprint), message_id, verdict: Verdict { fate, history, last_reply } };
+    let settlement = Settlement {
+        claim,
+        fingerprint: Some(fingerprint),
+        message_id,
+        verdict: Verdict { fate, history, last_reply },
+    };
     lane.settle(Done { settlement, notes: Notes::default() });
 }

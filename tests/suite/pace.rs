@@ -264,7 +264,8 @@ async fn throttling_halves_the_connections_once_for_what_was_under_way_together(
 #[tokio::test(start_paused = true)]
 async fn a_worker_is_admitted_while_the_relay_is_up_and_there_is_a_slot() {
     let health = Health::new(2);
-    let waits = async |worker: usize| tokio::time::timeout(Duration::from_millis(1), health.admitted(worker)).await.is_err();
+    let waits =
+        async |worker: usize| tokio::time::timeout(Duration::from_millis(1), health.admitted(worker)).await.is_err();
     assert!(!waits(0).await && !waits(1).await);
     assert!(health.admits(0, Instant::now()));
     assert_eq!(health.throttled(Instant::now()), Some(1));

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use mailqueue::dispatch::streak::{Heard, Offered, PATIENCE, RefusalStreak, Ruling, Sender, Trip, Turn, heard, refusal};
+use mailqueue::dispatch::streak::{
+    Heard, Offered, PATIENCE, RefusalStreak, Ruling, Sender, Trip, Turn, heard, refusal,
+};
 use mailqueue::outcome::{Attempt, Cause, RecipientOutcome, Reply, Scope, Stage, Trouble};
 use tokio::time::Instant;
 

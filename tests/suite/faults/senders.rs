@@ -102,7 +102,9 @@ async fn a_sender_without_rights_fills_no_batch_and_no_queue() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sender_is_the_rows_own_where_all_have_one_envelope_sender() {
     let catcher = Catcher::with_script(|step| match step {
-        Step::FinalDot { mail } if mail.recipients[0].starts_with("bad") => Some("550 5.7.1 From is not yours".to_owned()),
+        Step::FinalDot { mail } if mail.recipients[0].starts_with("bad") => {
+            Some("550 5.7.1 From is not yours".to_owned())
+        }
         _ => None,
     })
     .await;

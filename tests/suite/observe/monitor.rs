@@ -49,7 +49,8 @@ async fn healthz_is_200_while_all_is_well_and_503_with_the_reasons_otherwise() {
     fake.set(|look| {
         look.lanes[0].still_for = Duration::from_secs(301);
         look.lanes[1].database = Some("database of queue admidio is out of reach: refused".to_owned());
-        look.relay = Relay { state: RelayState::Paused, until: None, reason: Some("no route".to_owned()), ..Relay::default() };
+        look.relay =
+            Relay { state: RelayState::Paused, until: None, reason: Some("no route".to_owned()), ..Relay::default() };
     });
     let (head, body) = get(port, "/healthz").await;
     assert!(head.starts_with("HTTP/1.1 503 "), "{head}");
