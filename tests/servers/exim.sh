@@ -4,17 +4,29 @@
 # with `defer this` gets 451 4.3.0. What it accepts it writes into one Maildir, a file for each recipient, whose first
 # lines are Return-path and Envelope-to.
 #
-# It runs without any rights: the library nss_wrapper tells it that the user it was built for is the one it runs as.
+# A second daemon takes three connections at the same time.
+#
+# Both run without any rights: the library nss_wrapper tells them that the user they were built
+# for is the one they run as.
 
 start_exim() {
-    local home=$1 port server user=${owner%%:*}
+    local home=$1 limited=$1-limited
+    mkdir "$limited"
+    make_certificate "$home"
+    cp "$home"/*.pem "$limited"
+    exim_daemon "$home" MAILQUEUE_TEST_EXIM
+    exim_daemon "$limited" MAILQUEUE_TEST_EXIM_LIMITED 'smtp_accept_max_per_host = 3'
+}
+
+# exim_daemon DIRECTORY PREFIX [OPTION]: starts one, whose variables begin with PREFIX.
+exim_daemon() {
+    local home=$1 prefix=$2 option=${3-} port server user=${owner%%:*}
     port=$(free_port)
     server=$(installed usr/sbin/exim4)
     mkdir "$home/spool"
-    make_certificate "$home"
     echo "Debian-exim:x:$(id -u "$user"):$(id -g "$user")::$home:/bin/false" >"$home/passwd"
     echo "Debian-exim:x:$(id -g "$user"):" >"$home/group"
-    exim_configuration "$home" "$port" "$server" >"$home/exim.conf"
+    { echo "$option" && exim_configuration "$home" "$port" "$server"; } >"$home/exim.conf"
     chown -R "$owner" "$home"
     chmod 711 "$home"
     (umask 077 && echo -n 'exim secret' >"$home/password")
@@ -23,12 +35,12 @@ start_exim() {
         NSS_WRAPPER_PASSWD="$home/passwd" NSS_WRAPPER_GROUP="$home/group" \
         "$server" -C "$home/exim.conf" -bdf -q10m
     wait_for_line "$home" 'daemon started' "$home/main.log" || return
-    export_variable MAILQUEUE_TEST_EXIM_PORT "$port"
-    export_variable MAILQUEUE_TEST_EXIM_CA "$home/ca.pem"
-    export_variable MAILQUEUE_TEST_EXIM_USER mailqueue
-    export_variable MAILQUEUE_TEST_EXIM_PASSWORD_FILE "$home/password"
-    export_variable MAILQUEUE_TEST_EXIM_MAILDIR "$home/mail"
-    export_variable MAILQUEUE_TEST_EXIM_LOG "$home/main.log"
+    export_variable "$prefix"_PORT "$port"
+    export_variable "$prefix"_CA "$home/ca.pem"
+    export_variable "$prefix"_USER mailqueue
+    export_variable "$prefix"_PASSWORD_FILE "$home/password"
+    export_variable "$prefix"_MAILDIR "$home/mail"
+    export_variable "$prefix"_LOG "$home/main.log"
 }
 
 exim_configuration() {

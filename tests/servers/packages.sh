@@ -3,6 +3,7 @@
 # exclude each other can stand side by side.
 
 cache=      # what was unpacked is in $cache/root
+system=()   # see installed_system
 packaged=() # stands before a program that may be from there, and lets it find its libraries
 
 # Packages, and one file that each cannot do without.
@@ -17,6 +18,9 @@ needed=(
     "libsasl2-modules        usr/lib/*/sasl2/libplain.so"
     "libsasl2-modules-db     usr/lib/*/sasl2/libsasldb.so"
     "exim4-daemon-light      usr/sbin/exim4"
+    "dovecot-submissiond     usr/lib/dovecot/submission"
+    "chasquid                usr/bin/chasquid"
+    "opensmtpd               usr/sbin/smtpd"
     "prometheus              usr/bin/promtool"
     "libnss-wrapper          usr/lib/*/libnss_wrapper.so"
     "lintian                 usr/share/lintian/bin/lintian"
@@ -56,6 +60,14 @@ installed() {
     local paths
     paths=$(compgen -G "/$1" || compgen -G "$cache/root/$1") || fail "$1 is neither on the machine nor in $cache"
     sort -V <<<"$paths" | tail -n 1
+}
+
+# installed_system SCRIPT: words that stand before a command, and let it see a machine on which the packages are installed.
+# Some programs start others only by the path that they were built with. The files of the packages are laid over /usr, for
+# this command and what it starts alone. SCRIPT is run before, and can mount more.
+installed_system() {
+    local lay="mount -t overlay -o lowerdir=$cache/root/usr:/usr overlay /usr"
+    system=("${sudo[@]}" "${packaged[@]}" unshare --mount sh -euc "$lay"$'\n'"$1"$'\n''exec "$@"' sh)
 }
 
 # runnable FILE: as installed, for a program that is written in Perl or calls others: a script that lets it find them.

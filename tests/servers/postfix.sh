@@ -1,18 +1,19 @@
-# Postfix as the smarthost: submission with STARTTLS and AUTH, implicit TLS, and a port without either. It takes mail
-# for any domain, with these exceptions at RCPT: `refused…@` gets 550 5.1.1, `deferred…@` gets 450 4.2.1, and after 16
-# recipients come 452 4.5.3. A message may have 35 MiB. What it accepts it writes into one Maildir, a file for each
-# recipient, whose first lines are Return-Path, X-Original-To and Delivered-To: the envelope.
+# Postfix as the smarthost: submission with STARTTLS and AUTH, implicit TLS, a port without either, and one without
+# either that takes three connections at the same time. It takes mail for any domain, with these exceptions at RCPT:
+# `refused…@` gets 550 5.1.1, `deferred…@` gets 450 4.2.1, and after 16 recipients come 452 4.5.3. A message may have
+# 35 MiB. What it accepts it writes into one Maildir, a file for each recipient, whose first lines are Return-Path,
+# X-Original-To and Delivered-To: the envelope.
 
 start_postfix() {
-    local home=$1 programs submission tls plain
-    submission=$(free_port) tls=$(free_port) plain=$(free_port)
+    local home=$1 programs submission tls plain limited
+    submission=$(free_port) tls=$(free_port) plain=$(free_port) limited=$(free_port)
     programs=$(dirname "$(installed usr/lib/postfix/sbin/master)")
     chmod 711 "$home"
     mkdir -p "$home"/{config/sasl,data,queue,mail}
     touch "$home/mail.log" # or it will be root's alone
     make_certificate "$home"
     postfix_users "$home"
-    postfix_configuration "$home" "$programs" "$submission" "$tls" "$plain"
+    postfix_configuration "$home" "$programs" "$submission" "$tls" "$plain" "$limited"
     "${sudo[@]}" sh -eu <<END || fail "postfix: could not make its directories"
         cd '$home/queue'
         mkdir active bounce corrupt defer deferred flush hold incoming maildrop pid private public saved trace
@@ -29,6 +30,7 @@ END
     export_variable MAILQUEUE_TEST_POSTFIX_PORT "$submission"
     export_variable MAILQUEUE_TEST_POSTFIX_TLS_PORT "$tls"
     export_variable MAILQUEUE_TEST_POSTFIX_PLAIN_PORT "$plain"
+    export_variable MAILQUEUE_TEST_POSTFIX_LIMITED_PORT "$limited"
     export_variable MAILQUEUE_TEST_POSTFIX_CA "$home/ca.pem"
     export_variable MAILQUEUE_TEST_POSTFIX_USER mailqueue
     export_variable MAILQUEUE_TEST_POSTFIX_PASSWORD_FILE "$home/password"
@@ -65,7 +67,7 @@ postfix_mechanisms() {
 }
 
 postfix_configuration() {
-    local home=$1 programs=$2 submission=$3 tls=$4 plain=$5
+    local home=$1 programs=$2 submission=$3 tls=$4 plain=$5 limited=$6
     local user=${owner%%:*}
     cat >"$home/config/main.cf" <<END
 compatibility_level = 3.6
@@ -123,6 +125,9 @@ END
   -o smtpd_tls_wrappermode=yes -o smtpd_sasl_auth_enable=yes
 127.0.0.1:$plain inet n - n - - smtpd
   -o smtpd_relay_restrictions=permit_mynetworks,reject
+127.0.0.1:$limited inet n - n - - smtpd
+  -o smtpd_relay_restrictions=permit_mynetworks,reject
+  -o smtpd_client_connection_count_limit=3 -o smtpd_client_event_limit_exceptions=
 cleanup unix n - n - 0 cleanup
 qmgr unix n - n 300 1 qmgr
 tlsmgr unix - - n 1000? 1 tlsmgr

@@ -98,6 +98,11 @@ export_variable() {
     printf "%s='%s'\n" "$1" "$2" >>"$variables"
 }
 
+# exported NAME: the value of a variable that a server which runs already has exported.
+exported() {
+    sed -n "s/^$1='\(.*\)'\$/\1/p" "$variables"
+}
+
 # tool DIRECTORY PROGRAM [ARGUMENT…]: a script that runs a program with its libraries, wherever it is from.
 tool() {
     local path=$1/${2##*/}

@@ -14,12 +14,15 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use crate::support::database::{self, TestDatabase};
 use crate::support::house::{House, mail, row, said};
-use crate::support::smarthost::{Delivered, EXIM, POSTFIX, Smarthost};
+use crate::support::smarthost::{CHASQUID, Delivered, EXIM, OPENSMTPD, POSTFIX, Smarthost};
 
-/// A house whose mails go to a real smarthost, and a domain that no other test sends to.
+mod every;
+
+/// A house whose mails go to a real smarthost, and addresses to which no other test sends.
 struct Town {
     house: House,
     smarthost: Smarthost,
+    /// How they end.
     domain: String,
 }
 
@@ -27,7 +30,8 @@ impl Town {
     /// STARTTLS and a login, as one would configure it.
     async fn build(database: TestDatabase, smarthost: Smarthost) -> Self {
         let house = House::build(database, smarthost.port(), "", "").await;
-        let domain = format!("t{:016x}.example", rand::random::<u64>());
+        let tag = format!("t{:016x}", rand::random::<u64>());
+        let domain = if smarthost == CHASQUID { format!("-{tag}@chasquid.example") } else { format!("@{tag}.example") };
         let town = Self { house, smarthost, domain };
         town.configure(&town.submission(smarthost.port(), "starttls"));
         town
@@ -35,11 +39,18 @@ impl Town {
 
     /// The lines of `[relay]` that are right.
     fn submission(&self, port: u16, tls: &str) -> String {
+        if self.smarthost == OPENSMTPD {
+            return Self::in_the_clear(port);
+        }
         let (ca, user, password) = (self.smarthost.ca_file(), self.smarthost.user(), self.smarthost.password_file());
         format!(
             "host = \"127.0.0.1\"\nport = {port}\ntls = \"{tls}\"\nhelo = \"test.example\"\nca_file = {ca:?}\n\
              username = \"{user}\"\npassword_file = {password:?}\n"
         )
+    }
+
+    fn in_the_clear(port: u16) -> String {
+        format!("host = \"127.0.0.1\"\nport = {port}\ntls = \"none\"\nhelo = \"test.example\"\n")
     }
 
     /// Puts these lines in place of those in `[relay]`.
@@ -51,7 +62,9 @@ impl Town {
     }
 
     fn address(&self, local: &str) -> String {
-        format!("{local}@{}", self.domain)
+        // chasquid knows one user, whose mail can have a suffix.
+        let known = self.smarthost == CHASQUID && !local.starts_with("refused");
+        format!("{}{local}{}", if known { "known+" } else { "" }, self.domain)
     }
 
     /// A row to nobody but these, who do not see each other.

@@ -1,8 +1,8 @@
 //! What tests stand on: databases, smarthosts, and the program itself.
 //!
 //! Servers are started by `tests/run`, which names them to the tests in environment variables; [`variable`] reads them.
-//! A test that needs a server stands in a module that is named after it, `mariadb`, `postgres`, `postfix` or `exim`,
-//! one that needs a cluster in `galera`, one that needs Prometheus' own tool in `promtool`, and one that needs Debian's
+//! A test that needs a server stands in a module that is named after it, `mariadb`, `postgres`, `postfix`, `exim`, `dovecot`,
+//! `chasquid` or `opensmtpd`, one that needs a cluster in `galera`, one that needs Prometheus' own tool in `promtool`, and one that needs Debian's
 //! tools or a machine with systemd in `debian`, because `tests/run --embedded-only` chooses by these names
 //! (`.config/nextest.toml`). Started without its server, such a test fails and says what to do; it never passes by doing
 //! nothing.
@@ -12,9 +12,12 @@
 //! | `MAILQUEUE_TEST_MARIADB` | URL of an account that may do everything; [`database::mariadb`] |
 //! | `MAILQUEUE_TEST_POSTGRES` | likewise; [`database::postgres`] |
 //! | `MAILQUEUE_TEST_POSTFIX_…`, `MAILQUEUE_TEST_EXIM_…` | [`smarthost::Smarthost`], its methods in their order: |
+//! | `MAILQUEUE_TEST_DOVECOT_…`, `MAILQUEUE_TEST_CHASQUID_…`, `MAILQUEUE_TEST_OPENSMTPD_…` | likewise |
 //! | `…_PORT` | submission: STARTTLS, then AUTH, are required |
 //! | `…_TLS_PORT` | the same with implicit TLS (Postfix only) |
 //! | `…_PLAIN_PORT` | neither TLS nor AUTH (Postfix only) |
+//! | `…_LIMITED_PORT` | likewise, and three connections at the same time (Postfix only) |
+//! | `MAILQUEUE_TEST_EXIM_LIMITED_…` | an Exim that takes three connections at the same time |
 //! | `…_CA` | PEM file of the authority behind the certificate |
 //! | `…_USER`, `…_PASSWORD_FILE` | the login |
 //! | `…_LOG` | its log |

@@ -1,4 +1,5 @@
-//! The real smarthosts that `tests/run` starts; `tests/servers/postfix.sh` and `exim.sh` say what each refuses.
+//! The real smarthosts that `tests/run` starts; the files in `tests/servers` that are named after them say what each
+//! refuses.
 
 use std::collections::HashMap;
 use std::fs;
@@ -6,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::{eventually, variable};
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Smarthost {
     /// How the names of its variables begin.
     prefix: &'static str,
@@ -14,6 +15,12 @@ pub struct Smarthost {
 
 pub const POSTFIX: Smarthost = Smarthost { prefix: "MAILQUEUE_TEST_POSTFIX" };
 pub const EXIM: Smarthost = Smarthost { prefix: "MAILQUEUE_TEST_EXIM" };
+/// Takes three connections at the same time.
+pub const EXIM_LIMITED: Smarthost = Smarthost { prefix: "MAILQUEUE_TEST_EXIM_LIMITED" };
+pub const DOVECOT: Smarthost = Smarthost { prefix: "MAILQUEUE_TEST_DOVECOT" };
+pub const CHASQUID: Smarthost = Smarthost { prefix: "MAILQUEUE_TEST_CHASQUID" };
+/// Its port has neither TLS nor AUTH.
+pub const OPENSMTPD: Smarthost = Smarthost { prefix: "MAILQUEUE_TEST_OPENSMTPD" };
 
 /// One recipient's copy of a mail.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +33,10 @@ pub struct Delivered {
 }
 
 impl Smarthost {
+    pub fn name(self) -> &'static str {
+        self.prefix.trim_start_matches("MAILQUEUE_TEST_")
+    }
+
     /// Submission on 127.0.0.1: STARTTLS, then AUTH, are required.
     pub fn port(self) -> u16 {
         self.variable("PORT").parse().expect("port")
@@ -39,6 +50,11 @@ impl Smarthost {
     /// Neither TLS nor AUTH; Postfix only.
     pub fn plain_port(self) -> u16 {
         self.variable("PLAIN_PORT").parse().expect("port")
+    }
+
+    /// Likewise, with room for three connections at the same time; Postfix only.
+    pub fn limited_port(self) -> u16 {
+        self.variable("LIMITED_PORT").parse().expect("port")
     }
 
     /// The authority behind its certificate, which is for localhost, 127.0.0.1 and ::1.
