@@ -12,21 +12,26 @@ mod client;
 mod commands;
 mod connect;
 mod dot_stuffing;
+mod final_dot;
 mod judge;
 mod pipelining;
+mod recipient_limit;
 mod reply;
 mod session;
 mod tls;
 mod wire;
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
+use tokio::time::Instant;
 
 pub use self::client::{Offer, Worker};
-use crate::mail::Address;
+pub use self::pipelining::{Pipelining, PipeliningMode};
+use crate::mail::{Address, Capabilities};
 #[cfg(doc)]
 use crate::outcome::Stage;
 use crate::outcome::{Reply, Trouble};
@@ -48,6 +53,7 @@ pub struct Settings {
     pub helo: String,
     pub messages_per_connection: u32,
     pub recipients_per_message: usize,
+    pub pipelining: Pipelining,
     pub timeouts: Timeouts,
 }
 
@@ -86,7 +92,7 @@ pub struct Timeouts {
     pub mail: Duration,
     pub rcpt: Duration,
     pub data: Duration,
-    /// Between two chunks of the body that the peer takes.
+    /// Between two chunks of the body that the peer takes. In all, a body also has a second for each 1,000 bytes.
     pub body: Duration,
     /// At most two thirds of the lease.
     pub final_dot: Duration,
@@ -130,7 +136,10 @@ pub struct Relay {
     /// Absent without TLS.
     handshake: Option<tls::Handshake>,
     announced: Mutex<Option<Announced>>,
-    trust: pipelining::Trust,
+    pipelining: pipelining::Trust,
+    recipient_limit: recipient_limit::RecipientLimit,
+    /// Sessions that exist.
+    open: Arc<AtomicUsize>,
     shown: Shown,
 }
 
@@ -148,10 +157,23 @@ pub struct Announced {
     pub size: Option<u64>,
     /// Names of the mechanisms, in capitals.
     pub auth: Vec<String>,
+    /// Its name, if it is one that the tests run against and that keeps commands behind the final dot.
+    pub software: Option<&'static str>,
+    /// Mails on one connection (MAILMAX, RFC 9422).
+    pub mail_max: Option<u32>,
+    /// Recipients in one message (RCPTMAX, RFC 9422).
+    pub rcpt_max: Option<u32>,
     /// When its certificate ends, whether that was checked or not; `None` without TLS.
     pub certificate_ends: Option<Timestamp>,
     /// How far its clock is ahead of ours, where the greeting tells the time.
     pub clock_ahead: Option<SignedDuration>,
+}
+
+impl Announced {
+    /// The part that decides on the form of a mail.
+    pub fn capabilities(&self) -> Capabilities {
+        Capabilities { eight_bit: self.eight_bit, smtputf8: self.smtputf8 }
+    }
 }
 
 impl Relay {
@@ -163,8 +185,15 @@ impl Relay {
     /// The same with a dialogue that is logged as `shown` wants it.
     pub fn logging(settings: Settings, shown: Shown) -> anyhow::Result<Arc<Self>> {
         let handshake = tls::handshake(&settings)?;
-        let (announced, trust) = (Mutex::default(), pipelining::Trust::default());
-        Ok(Arc::new(Self { settings, handshake, announced, trust, shown }))
+        Ok(Arc::new(Self {
+            handshake,
+            announced: Mutex::default(),
+            pipelining: pipelining::Trust::new(settings.pipelining),
+            recipient_limit: recipient_limit::RecipientLimit::default(),
+            open: Arc::default(),
+            shown,
+            settings,
+        }))
     }
 
     pub fn settings(&self) -> &Settings {
@@ -174,6 +203,19 @@ impl Relay {
     /// What the smarthost announced at the newest EHLO over any connection; `None` before the first.
     pub fn announced(&self) -> Option<Announced> {
         self.announced.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The form of pipelining that a new connection would use, and the reason, in words for a person.
+    pub fn pipelining(&self, now: Instant) -> (PipeliningMode, String) {
+        match self.announced() {
+            Some(announced) => self.pipelining.mode(&announced, now),
+            None => (PipeliningMode::Off, "there was no connection yet".into()),
+        }
+    }
+
+    /// Sessions that are ready for mail or busy with one.
+    pub fn open_connections(&self) -> usize {
+        self.open.load(Ordering::Relaxed)
     }
 
     /// Connects, greets, starts TLS, logs in, and quits. Sends no mail.

@@ -11,7 +11,7 @@ use super::reader::{self, Objection, Reader, place};
 use super::{Config, Queue, host};
 use crate::dispatch::Rate;
 use crate::observe::logs;
-use crate::relay::{Login, Password, Timeouts, Tls};
+use crate::relay::{Login, Password, Pipelining, Timeouts, Tls};
 use crate::retry::OnUnknown;
 use crate::{queue, relay, retry, translate};
 
@@ -136,6 +136,8 @@ fn relay(r: &mut Reader, raw: &Key<file::Relay>, lease: Duration) -> Option<rela
             1..=1_000_000,
         ),
         recipients_per_message: per_message as usize,
+        pipelining: r
+            .value("relay.pipelining", &raw.pipelining, Pipelining::Auto, |text| reader::choice(text, &PIPELINING)),
         timeouts: Timeouts { final_dot: final_dot(lease), ..Timeouts::default() },
     };
     settings.host = smarthost?;
@@ -203,6 +205,13 @@ const TLS: [(&str, Tls); 4] = [
     ("implicit", Tls::Implicit),
     ("opportunistic", Tls::Opportunistic),
     ("none", Tls::None),
+];
+
+const PIPELINING: [(&str, Pipelining); 4] = [
+    ("auto", Pipelining::Auto),
+    ("full", Pipelining::Full),
+    ("commands", Pipelining::Commands),
+    ("off", Pipelining::Off),
 ];
 
 fn message(r: &mut Reader, raw: &file::Message) -> translate::Settings {
@@ -307,6 +316,7 @@ fn no_relay() -> relay::Settings {
         helo: String::new(),
         messages_per_connection: 100,
         recipients_per_message: 16,
+        pipelining: Pipelining::Auto,
         timeouts: Timeouts::default(),
     }
 }

@@ -57,6 +57,7 @@ pub struct Relay {
     pub connections: Key<i64>,
     pub messages_per_connection: Key<i64>,
     pub recipients_per_message: Key<i64>,
+    pub pipelining: Key<String>,
     pub rate: Key<String>,
     pub on_unknown: Key<String>,
 }

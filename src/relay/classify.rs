@@ -9,8 +9,14 @@ pub(super) enum Meaning {
     Yes,
     /// Put off or refused: this recipient at RCPT, every recipient of the transaction elsewhere.
     No(RecipientOutcome),
-    /// The message has as many recipients as the smarthost takes in one; the outcome, if it is the first already.
-    Enough(RecipientOutcome),
+    /// Behind accepted recipients: the message has as many as the smarthost takes in one. Elsewhere it is the outcome.
+    Enough {
+        otherwise: RecipientOutcome,
+        /// The enhanced status code says so (x.5.3, RFC 3463 §3.6); without it, a full mailbox may be meant.
+        explicit: bool,
+    },
+    /// The same, and the smarthost ends the connection (421 4.5.3).
+    EnoughAndEnding(Trouble),
     /// Commands in a wrong order (503). It follows from a refusal before it, or shows that we and the peer disagree.
     OutOfTurn(Trouble),
     /// The smarthost ends the connection (421). The mail under way is put off, and the relay is in trouble.
@@ -21,18 +27,32 @@ pub(super) enum Meaning {
     Nonsense(Trouble),
 }
 
+/// Whose trouble it is that the smarthost wants a login at RCPT.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum LoginWanted {
+    /// We have no login, or none that was made for this mail: the relay's.
+    #[default]
+    Relays,
+    /// The login may have ended: the mail is to be offered again on a session that has just logged in.
+    Again,
+    /// The session has just logged in, and this mail was answered so before: that recipient's.
+    Recipients,
+}
+
 /// Reads a reply to MAIL, RCPT, DATA or the final dot.
 pub(super) fn meaning(stage: Stage, reply: &Reply) -> Meaning {
     let trouble = |scope| Trouble { stage, scope, cause: Cause::Reply(reply.clone()) };
     let wanted = if stage == Stage::Data { 3 } else { 2 };
     match (reply.code, reply.enhanced) {
         (code, _) if code / 100 == wanted => Meaning::Yes,
+        (421, Some((_, 5, 3))) if stage == Stage::Rcpt => Meaning::EnoughAndEnding(trouble(Scope::Relay)),
         (421, _) => Meaning::Ending(trouble(Scope::Relay)),
-        (530 | 534 | 535 | 538, _) | (454, Some((4, 7, 0))) => Meaning::NotLoggedIn(trouble(Scope::Relay)),
-        (503, _) => Meaning::OutOfTurn(trouble(Scope::Message)),
-        (452, None | Some((4, 5, 3))) | (552, Some((5, 5, 3))) if stage == Stage::Rcpt => {
-            Meaning::Enough(no(stage, reply))
+        _ if reply.wants_login() => Meaning::NotLoggedIn(trouble(Scope::Relay)),
+        (400..600, Some((_, 5, 3))) if stage == Stage::Rcpt => {
+            Meaning::Enough { otherwise: no(stage, reply), explicit: true }
         }
+        (452 | 552, None) if stage == Stage::Rcpt => Meaning::Enough { otherwise: no(stage, reply), explicit: false },
+        (503, _) => Meaning::OutOfTurn(trouble(Scope::Message)),
         (400..600, _) => Meaning::No(no(stage, reply)),
         _ => Meaning::Nonsense(Trouble {
             stage,
@@ -49,8 +69,20 @@ fn no(stage: Stage, reply: &Reply) -> RecipientOutcome {
         (Stage::Rcpt, true) => RecipientOutcome::Refused(trouble(Scope::Recipient)),
         (Stage::Rcpt, false) => RecipientOutcome::Deferred(trouble(deferred_recipient(reply))),
         (_, true) => RecipientOutcome::Refused(trouble(Scope::Message)),
+        (Stage::Mail, false) if is_pace(reply) => RecipientOutcome::Deferred(trouble(Scope::Relay)),
         (_, false) => RecipientOutcome::Deferred(trouble(Scope::Message)),
     }
+}
+
+/// Returns true where a 4yz reply to MAIL speaks of our pace or of a system that is full.
+fn is_pace(reply: &Reply) -> bool {
+    matches!(reply.enhanced, Some((_, 7, _) | (_, 3, 1 | 2)))
+}
+
+/// A wanted login as a recipient's own trouble. The recipient is deferred and not refused, because a right that was
+/// lost may come back.
+pub(super) fn as_recipients_own(trouble: Trouble) -> RecipientOutcome {
+    RecipientOutcome::Deferred(Trouble { scope: Scope::Recipient, ..trouble })
 }
 
 /// Whom a 4yz reply to RCPT concerns: the recipient, or the relay's pace.
@@ -85,7 +117,9 @@ mod tests {
         match meaning(stage, &reply(text)) {
             Meaning::Yes => "yes".into(),
             Meaning::No(no) => outcome(&no),
-            Meaning::Enough(first) => format!("enough, else {}", outcome(&first)),
+            Meaning::Enough { otherwise, explicit: true } => format!("enough, else {}", outcome(&otherwise)),
+            Meaning::Enough { otherwise, explicit: false } => format!("perhaps enough, else {}", outcome(&otherwise)),
+            Meaning::EnoughAndEnding(trouble) => format!("enough and ending {:?}", trouble.scope),
             Meaning::OutOfTurn(_) => "out of turn".into(),
             Meaning::Ending(trouble) => format!("ending {:?}", trouble.scope),
             Meaning::NotLoggedIn(trouble) => format!("not logged in {:?}", trouble.scope),
@@ -99,9 +133,12 @@ mod tests {
             (Mail, "250 2.1.0 Ok", "yes"),
             (Mail, "354 go on", "nonsense"),
             (Mail, "421 4.3.2 closing", "ending Relay"),
-            (Mail, "450 4.7.1 slow down", "deferred Message"),
+            (Mail, "450 4.7.1 slow down", "deferred Relay"),
             (Mail, "451 4.3.0 error", "deferred Message"),
-            (Mail, "452 4.3.1 no space", "deferred Message"),
+            (Mail, "452 4.3.1 no space", "deferred Relay"),
+            (Mail, "452 4.3.2 not now", "deferred Relay"),
+            (Mail, "452 no space", "deferred Message"),
+            (Mail, "550 5.5.3 many", "refused Message"),
             (Mail, "452 4.5.3 many", "deferred Message"),
             (Mail, "454 4.7.0 auth", "not logged in Relay"),
             (Mail, "503 5.5.1 nested", "out of turn"),
@@ -121,7 +158,7 @@ mod tests {
             (Rcpt, "451 error", "deferred Relay"),
             (Rcpt, "451 4.3.0 error", "deferred Relay"),
             (Rcpt, "451 4.7.500 busy", "deferred Relay"),
-            (Rcpt, "452 too many", "enough, else deferred Relay"),
+            (Rcpt, "452 too many", "perhaps enough, else deferred Relay"),
             (Rcpt, "452 4.5.3 too many", "enough, else deferred Recipient"),
             (Rcpt, "452 4.2.2 full", "deferred Recipient"),
             (Rcpt, "452 4.3.1 no space", "deferred Relay"),
@@ -133,7 +170,17 @@ mod tests {
             (Rcpt, "550 5.7.1 no", "refused Recipient"),
             (Rcpt, "552 5.2.2 full", "refused Recipient"),
             (Rcpt, "552 5.5.3 too many", "enough, else refused Recipient"),
-            (Rcpt, "552 full", "refused Recipient"),
+            (Rcpt, "552 full", "perhaps enough, else refused Recipient"),
+            (Rcpt, "550 5.5.3 too many", "enough, else refused Recipient"),
+            (Rcpt, "554 5.5.3 too many", "enough, else refused Recipient"),
+            (Rcpt, "503 5.5.3 too many", "enough, else refused Recipient"),
+            (Rcpt, "450 4.5.3 too many", "enough, else deferred Recipient"),
+            (Rcpt, "451 4.5.3 too many", "enough, else deferred Recipient"),
+            (Rcpt, "552 4.5.3 too many", "enough, else refused Recipient"),
+            (Rcpt, "452 5.5.3 too many", "enough, else deferred Recipient"),
+            (Rcpt, "421 4.5.3 too many", "enough and ending Relay"),
+            (Rcpt, "534 5.7.9 stronger", "not logged in Relay"),
+            (Rcpt, "538 5.7.11 encrypt", "not logged in Relay"),
             (Rcpt, "354 go on", "nonsense"),
             (Data, "354 go on", "yes"),
             (Data, "250 ok", "nonsense"),

@@ -3,11 +3,14 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::commands::{Envelope, obstacle, unreachable};
+use tokio::time::Instant;
+
+use super::classify::LoginWanted;
+use super::commands::{Envelope, obstacle, outdated, unreachable};
 use super::judge::{Answers, Fate, Judgement, Next, judge};
 use super::session::Session;
-use super::{Announced, Relay, Witness};
-use crate::mail::{Address, Mail};
+use super::{Announced, PipeliningMode, Relay, Witness};
+use crate::mail::{Address, Capabilities, Mail};
 use crate::outcome::{Attempt, Cause, RecipientOutcome, Trouble};
 
 /// One connection's worth of sending. Dropping it drops the connection.
@@ -67,8 +70,8 @@ impl Worker {
         next: Option<Offer<'_>>,
         witness: &mut impl Witness,
     ) -> Attempt {
-        let mut task = Task::new(offer);
-        while !task.pending.is_empty() && task.relay.is_none() {
+        let mut task = Task::new(&self.relay, offer);
+        while !task.pending.is_empty() && task.relay.is_none() && task.remake.is_none() {
             let mut session = match self.take().await {
                 Ok(session) => session,
                 Err(trouble) => {
@@ -85,7 +88,7 @@ impl Worker {
         task.into_attempt()
     }
 
-    /// Whether this worker holds a connection. It may have gone without our knowledge.
+    /// Returns true while there is a connection, which the peer may have closed without our knowledge.
     pub fn is_connected(&self) -> bool {
         self.session.is_some()
     }
@@ -104,7 +107,7 @@ impl Worker {
                 return Ok(session);
             }
             if !session.has_stirred() {
-                if session.may_go_on(self.relay.settings.messages_per_connection) {
+                if session.has_budget_left() {
                     return Ok(session);
                 }
                 session.quit().await;
@@ -136,12 +139,25 @@ struct Task<'a> {
     /// Indices of the recipients that are still to be offered.
     pending: VecDeque<usize>,
     relay: Option<Trouble>,
+    remake: Option<Capabilities>,
+    /// The recipients that the smarthost seemed to take in one message. The next transaction shows whether it does.
+    suspected: Option<usize>,
+    /// How a reply to RCPT that wants a login is read at the next transaction.
+    login: LoginWanted,
 }
 
 impl<'a> Task<'a> {
-    fn new(offer: Offer<'a>) -> Self {
+    fn new(relay: &Relay, offer: Offer<'a>) -> Self {
         let count = offer.recipients.len();
-        Self { offer, outcomes: vec![None; count], pending: (0..count).collect(), relay: None }
+        Self {
+            offer,
+            outcomes: vec![None; count],
+            pending: (0..count).collect(),
+            relay: None,
+            remake: None,
+            suspected: None,
+            login: if relay.settings.login.is_some() { LoginWanted::Again } else { LoginWanted::Relays },
+        }
     }
 
     async fn transaction(
@@ -151,9 +167,16 @@ impl<'a> Task<'a> {
         next: Option<Offer<'_>>,
         witness: &mut impl Witness,
     ) -> Step {
-        let size = session.flight().map_or(session.recipients, |flight| flight.recipients);
-        self.leave_out_unreachable(&session.announced, size);
-        if self.pending.is_empty() {
+        let pending = self.pending.iter().map(|index| &self.offer.recipients[*index]);
+        self.remake = outdated(self.offer.mail, pending, &session.announced);
+        let size = match session.flight() {
+            Some(flight) => flight.recipients,
+            None => most_recipients(relay, session, self.suspected),
+        };
+        if self.remake.is_none() {
+            self.leave_out_unreachable(&session.announced, size);
+        }
+        if self.remake.is_some() || self.pending.is_empty() {
             return if session.flight().is_none() { Step::Keep } else { Step::Stop };
         }
         let size = size.min(self.pending.len());
@@ -163,18 +186,17 @@ impl<'a> Task<'a> {
         if session.flight().is_some_and(|flight| *flight != envelope) {
             return Step::Anew;
         }
-        let pipelined = session.announced.pipelining && relay.trust.allows();
-        let answers = session.offer(&envelope, pipelined).await;
-        if is_replaceable(&answers, session.kept) {
-            if answers.ahead {
-                relay.trust.lost();
-            }
+        let pipelined = relay.pipelining.mode(&session.announced, Instant::now()).0 != PipeliningMode::Off;
+        let answers = session.offer(&envelope, pipelined, self.login).await;
+        if is_replaceable(&answers, session) {
+            note_lost_ahead(relay, &answers);
             return Step::Anew;
         }
         let judgement = judge(&answers, size);
         note_pipelining(relay, &answers, &judgement);
-        if let Some(limit) = judgement.limit {
-            session.learn(limit);
+        self.learn_limit(relay, &judgement);
+        if judgement.anew && self.login == LoginWanted::Again && judgement.limit.is_none() {
+            self.login = LoginWanted::Recipients;
         }
         let taken = self.apply(&judgement);
         self.relay = judgement.relay;
@@ -189,8 +211,9 @@ impl<'a> Task<'a> {
                 session.reset();
                 Step::Keep
             }
-            // Offered again, one command at a time.
-            Next::Drop if judgement.breaks_pipelining && answers.lost.is_none() => Step::Anew,
+            Next::Drop if judgement.anew => Step::Anew,
+            // The rest is offered one command at a time.
+            Next::Drop if judgement.breaks_pipelining.is_some() && answers.lost.is_none() => Step::Anew,
             Next::Drop => Step::Stop,
         }
     }
@@ -216,33 +239,59 @@ impl<'a> Task<'a> {
             self.outcomes[index] = Some(dot.outcome.clone());
         }
         self.relay = dot.relay;
-        if dot.usable {
-            return Step::Keep;
+        let rest_is_ahead = session.flight().is_some() && !self.pending.is_empty();
+        if matches!(dot.outcome, RecipientOutcome::Refused(_)) {
+            // The same content for other recipients would be refused too.
+            for index in self.pending.drain(..) {
+                self.outcomes[index] = Some(dot.outcome.clone());
+            }
         }
-        if session.flight().is_some() {
-            relay.trust.lost();
+        if dot.usable {
+            let of_no_use = rest_is_ahead && self.pending.is_empty();
+            return if of_no_use { Step::Stop } else { Step::Keep };
+        }
+        let answered = matches!(&dot.answer, Ok(_) | Err(Trouble { cause: Cause::Reply(_), .. }));
+        if session.flight().is_some() && !answered {
+            relay.pipelining.ahead.lost(Instant::now());
         }
         Step::Stop
     }
 
+    /// The first recipient of a transaction shows what "enough" meant in the one before: a number, if it is taken now.
+    fn learn_limit(&mut self, relay: &Relay, judgement: &Judgement) {
+        if let Some(suspected) = self.suspected {
+            match judgement.fates.first() {
+                Some(Fate::Taken) => relay.recipient_limit.learn(suspected, Instant::now()),
+                Some(Fate::Settled(_)) => self.suspected = None,
+                Some(Fate::Again) | None => {}
+            }
+        }
+        if let Some(limit) = judgement.limit {
+            self.suspected = Some(self.suspected.map_or(limit, |suspected| suspected.min(limit)));
+        }
+    }
+
     /// The commands that may travel with the content: of this mail's next transaction, or of the next mail.
     fn envelope_ahead(&self, relay: &Relay, session: &Session, next: Option<Offer<'_>>) -> Option<Envelope> {
-        let may = session.announced.pipelining && session.may_go_on(relay.settings.messages_per_connection);
         let announced = &session.announced;
-        let size = session.recipients;
-        if !may {
-            None
-        } else if !self.pending.is_empty() {
+        let mode = relay.pipelining.mode(announced, Instant::now()).0;
+        if mode != PipeliningMode::Full || !session.has_budget_left() {
+            return None;
+        }
+        if !self.pending.is_empty() {
+            let size = most_recipients(relay, session, self.suspected);
             let pending = self.pending.iter().map(|index| &self.offer.recipients[*index]);
             let chunk = pending.filter(|recipient| unreachable(recipient, announced).is_none()).take(size);
-            relay.trust.allows().then(|| Envelope::new(self.offer.mail, chunk, announced))
-        } else {
-            let next = next.filter(|next| obstacle(next.mail, announced).is_none())?;
-            let chunk =
-                next.recipients.iter().filter(|recipient| unreachable(recipient, announced).is_none()).take(size);
-            let envelope = Envelope::new(next.mail, chunk, announced);
-            (envelope.recipients > 0 && relay.trust.allows()).then_some(envelope)
+            return Some(Envelope::new(self.offer.mail, chunk, announced));
         }
+        let next = next.filter(|next| obstacle(next.mail, announced).is_none())?;
+        if outdated(next.mail, next.recipients.iter(), announced).is_some() {
+            return None;
+        }
+        let size = most_recipients(relay, session, None);
+        let chunk = next.recipients.iter().filter(|recipient| unreachable(recipient, announced).is_none()).take(size);
+        let envelope = Envelope::new(next.mail, chunk, announced);
+        (envelope.recipients > 0).then_some(envelope)
     }
 
     /// Gives those an outcome that cannot be offered to this smarthost. Looks no further than the transaction's `size`
@@ -286,29 +335,52 @@ impl<'a> Task<'a> {
 
     fn into_attempt(self) -> Attempt {
         let outcomes = self.outcomes.into_iter().map(|outcome| outcome.unwrap_or(RecipientOutcome::Untried));
-        Attempt {
-            outcomes: self.offer.recipients.iter().cloned().zip(outcomes).collect(),
-            relay: self.relay,
-            remake: None,
-        }
+        let outcomes = self.offer.recipients.iter().cloned().zip(outcomes).collect();
+        Attempt { outcomes, relay: self.relay, remake: self.remake }
     }
 }
 
-/// A kept connection that the peer had closed before it saw MAIL, or a flight of which nothing was answered: no mail is to
-/// blame. It is offered once more, over a new connection, of which neither can be true.
-fn is_replaceable(answers: &Answers, kept: bool) -> bool {
+/// How many recipients the next transaction may have.
+fn most_recipients(relay: &Relay, session: &Session, suspected: Option<usize>) -> usize {
+    let known = relay.recipient_limit.at(Instant::now());
+    known.into_iter().chain(suspected).fold(session.recipients, usize::min)
+}
+
+/// Returns true where the connection was at its end before MAIL, and no mail is to blame: the peer closed a kept
+/// connection, answered nothing of a flight, or said 421 to MAIL on a connection that has carried mail, as servers do
+/// that limit the mails of one connection. The mail is offered over a new connection, of which none of this can be true.
+fn is_replaceable(answers: &Answers, session: &Session) -> bool {
     let gone = matches!(answers.lost, Some((_, Cause::Closed(_))));
-    answers.mail.is_none() && answers.lost.is_some() && (answers.ahead || kept && gone)
+    match &answers.mail {
+        Some(reply) => reply.code == 421 && session.is_used(),
+        None => answers.lost.is_some() && (answers.ahead || session.kept && gone),
+    }
+}
+
+/// Commands behind the final dot to which there was no reply at all.
+fn note_lost_ahead(relay: &Relay, answers: &Answers) {
+    let now = Instant::now();
+    match &answers.lost {
+        Some((_, Cause::Timeout)) if answers.ahead => relay.pipelining.ahead.broken(now, "they are not answered"),
+        Some(_) if answers.ahead => relay.pipelining.ahead.lost(now),
+        _ => {}
+    }
 }
 
 fn note_pipelining(relay: &Relay, answers: &Answers, judgement: &Judgement) {
+    let (trust, now) = (&relay.pipelining, Instant::now());
+    if !answers.ahead {
+        trust.ahead.rested();
+    }
     if !answers.pipelined {
-        relay.trust.rested();
-    } else if judgement.breaks_pipelining {
-        relay.trust.broken();
+        return trust.commands.rested();
+    }
+    let ability = if answers.ahead { &trust.ahead } else { &trust.commands };
+    if let Some(why) = &judgement.breaks_pipelining {
+        ability.broken(now, &(relay.shown)(why));
     } else if answers.lost.is_some() {
-        relay.trust.lost();
+        ability.lost(now);
     } else if answers.data.is_some() {
-        relay.trust.kept();
+        ability.kept();
     }
 }

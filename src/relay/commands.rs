@@ -6,7 +6,7 @@ use lettre::transport::smtp::commands::{Data, Mail as MailFrom, Rcpt};
 use lettre::transport::smtp::extension::{MailBodyParameter, MailParameter};
 
 use super::Announced;
-use crate::mail::{Address, Mail};
+use crate::mail::{Address, Capabilities, Mail};
 use crate::outcome::{Cause, Reason, RecipientOutcome, Scope, Stage, Trouble};
 
 /// MAIL, RCPT and DATA of one transaction.
@@ -55,7 +55,22 @@ fn push(commands: &mut String, command: impl std::fmt::Display) {
     let _ = write!(commands, "{command}");
 }
 
-/// Why the smarthost cannot be offered this mail for any recipient, going by what it announced.
+/// The capabilities that the mail is to be made again for, where it was made for others than this connection has and
+/// that makes a difference: it needs what is missing, or leaves a recipient out who can be reached.
+pub(super) fn outdated<'a>(
+    mail: &Mail,
+    mut recipients: impl Iterator<Item = &'a Address>,
+    announced: &Announced,
+) -> Option<Capabilities> {
+    let here = announced.capabilities();
+    let mut utf8 = || mail.smtputf8 || !mail.envelope.sender.iter().all(is_ascii) || !recipients.all(is_ascii);
+    let differs = mail.eight_bit && mail.made_for.eight_bit && !here.eight_bit
+        || mail.narrowed && here.smtputf8
+        || mail.made_for.smtputf8 && !here.smtputf8 && utf8();
+    (mail.made_for != here && differs).then_some(here)
+}
+
+/// Why the smarthost cannot be offered this mail for any recipient, although it was made for what is announced.
 pub(super) fn obstacle(mail: &Mail, announced: &Announced) -> Option<Trouble> {
     let sender = mail.envelope.sender.as_ref();
     let size = mail.content.len() as u64;

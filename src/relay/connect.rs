@@ -49,6 +49,7 @@ pub(super) async fn connect(relay: &Relay) -> Result<(Wire, Announced), Trouble>
         }
         _ => {}
     }
+    announced.software = announced.software.or_else(|| reply::software(greeting.text.as_bytes()));
     announced.clock_ahead = clock_ahead;
     announced.certificate_ends = secured.ends;
     relay.note(&announced);

@@ -2,7 +2,7 @@
 //!
 //! The replies of one flight are read as a whole, because a reply in its middle can be the consequence of one before.
 
-use super::classify::{Meaning, meaning};
+use super::classify::{LoginWanted, Meaning, as_recipients_own, meaning};
 use crate::outcome::{Cause, RecipientOutcome, Reply, Scope, Stage, Trouble};
 
 /// What was read in answer to MAIL, the RCPTs and DATA.
@@ -18,6 +18,8 @@ pub(super) struct Answers {
     pub pipelined: bool,
     /// They went out behind the content of the mail before.
     pub ahead: bool,
+    /// How a reply to RCPT that wants a login is to be read.
+    pub login: LoginWanted,
 }
 
 /// What becomes of one recipient of the transaction.
@@ -50,18 +52,64 @@ pub(super) struct Judgement {
     /// Concerns the mail's other recipients too, which were not in this transaction.
     pub message: Option<RecipientOutcome>,
     pub relay: Option<Trouble>,
-    /// How many recipients the smarthost takes in one message.
+    /// How many recipients the smarthost seems to take in one message. The first recipient of the next transaction
+    /// shows whether it does.
     pub limit: Option<usize>,
-    /// The smarthost announces PIPELINING and does not keep it.
-    pub breaks_pipelining: bool,
+    /// The smarthost announces PIPELINING and does not keep it: the reply that shows it.
+    pub breaks_pipelining: Option<String>,
+    /// The mail is to be offered again at once over a new connection.
+    pub anew: bool,
 }
 
-/// Whether nothing that follows in this flight could count. `refused`: something before was refused, which explains a 503.
-pub(super) fn is_over(meaning: &Meaning, refused: bool) -> bool {
-    match meaning {
-        Meaning::Ending(_) | Meaning::NotLoggedIn(_) | Meaning::Nonsense(_) => true,
-        Meaning::OutOfTurn(_) => !refused,
-        Meaning::Yes | Meaning::No(_) | Meaning::Enough(_) => false,
+/// The replies of a flight so far, as far as they explain those that follow.
+#[derive(Debug, Default)]
+pub(super) struct Before {
+    login: LoginWanted,
+    accepted: bool,
+    /// A recipient was refused or deferred for a reason of its own.
+    own: bool,
+    /// Something was refused, which explains a 503.
+    refused: bool,
+}
+
+impl Before {
+    pub fn new(login: LoginWanted) -> Self {
+        Self { login, ..Self::default() }
+    }
+
+    /// The meaning of the next reply, in the light of those before it.
+    pub fn read(&mut self, stage: Stage, reply: &Reply) -> Meaning {
+        let meaning = match meaning(stage, reply) {
+            Meaning::NotLoggedIn(trouble) if stage == Stage::Rcpt && self.login == LoginWanted::Recipients => {
+                Meaning::No(as_recipients_own(trouble))
+            }
+            // Without others before it, it cannot speak of a number. So each transaction takes or settles at least one
+            // recipient, and there is an end to transactions.
+            Meaning::Enough { otherwise, explicit } if !(self.accepted || explicit && self.own) => {
+                self.refused = true;
+                return Meaning::No(otherwise);
+            }
+            Meaning::EnoughAndEnding(trouble) if !self.accepted => Meaning::Ending(trouble),
+            meaning => meaning,
+        };
+        match &meaning {
+            Meaning::Yes => self.accepted |= stage == Stage::Rcpt,
+            Meaning::No(_) => {
+                self.own |= stage == Stage::Rcpt;
+                self.refused = true;
+            }
+            _ => {}
+        }
+        meaning
+    }
+
+    /// Returns true where nothing that follows in this flight could count.
+    pub fn is_over(&self, meaning: &Meaning) -> bool {
+        match meaning {
+            Meaning::Ending(_) | Meaning::EnoughAndEnding(_) | Meaning::NotLoggedIn(_) | Meaning::Nonsense(_) => true,
+            Meaning::OutOfTurn(_) => !self.refused,
+            Meaning::Yes | Meaning::No(_) | Meaning::Enough { .. } => false,
+        }
     }
 }
 
@@ -72,8 +120,9 @@ pub(super) fn judge(answers: &Answers, recipients: usize) -> Judgement {
         message: None,
         relay: None,
         limit: None,
-        breaks_pipelining: false,
-        refused: false,
+        breaks_pipelining: None,
+        anew: false,
+        before: Before::new(answers.login),
         pipelined: answers.pipelined,
     };
     judge.read(answers);
@@ -86,43 +135,43 @@ struct Judge {
     message: Option<RecipientOutcome>,
     relay: Option<Trouble>,
     limit: Option<usize>,
-    breaks_pipelining: bool,
-    /// Something in this flight was refused, which explains a 503 behind it.
-    refused: bool,
+    breaks_pipelining: Option<String>,
+    anew: bool,
+    before: Before,
     pipelined: bool,
 }
 
 impl Judge {
     fn read(&mut self, answers: &Answers) {
         if let Some(reply) = &answers.mail {
-            match meaning(Stage::Mail, reply) {
+            match self.before.read(Stage::Mail, reply) {
                 Meaning::Yes => {}
                 Meaning::No(outcome) => {
                     self.rest(Fate::Settled(outcome.clone()));
                     self.message = Some(outcome);
-                    self.refused = true;
                 }
-                other => return self.stop(other),
+                other => return self.stop(other, reply),
             }
         }
         for (index, reply) in answers.rcpt.iter().enumerate() {
-            let meaning = meaning(Stage::Rcpt, reply);
-            if self.message.is_some() && !is_over(&meaning, self.refused) {
+            let meaning = self.before.read(Stage::Rcpt, reply);
+            if self.message.is_some() && !self.before.is_over(&meaning) {
                 continue;
             }
             match meaning {
                 Meaning::Yes => self.fates[index] = Some(Fate::Taken),
-                // Each transaction settles or takes its first recipient, so that there is an end to transactions.
-                Meaning::Enough(_) if index > 0 => {
+                Meaning::No(outcome) => self.fates[index] = Some(Fate::Settled(outcome)),
+                Meaning::Enough { .. } => {
                     self.fates[index] = Some(Fate::Again);
                     self.limit.get_or_insert(index);
                 }
-                Meaning::No(outcome) | Meaning::Enough(outcome) => {
-                    self.fates[index] = Some(Fate::Settled(outcome));
-                    self.refused = true;
+                Meaning::EnoughAndEnding(_) => {
+                    self.limit.get_or_insert(index);
+                    return self.over_a_new_connection();
                 }
-                Meaning::OutOfTurn(_) if self.refused => self.fates[index] = Some(Fate::Again),
-                other => return self.stop(other),
+                Meaning::NotLoggedIn(_) if answers.login == LoginWanted::Again => return self.over_a_new_connection(),
+                Meaning::OutOfTurn(_) if self.before.refused => self.fates[index] = Some(Fate::Again),
+                other => return self.stop(other, reply),
             }
         }
         if let Some(reply) = &answers.data {
@@ -131,7 +180,9 @@ impl Judge {
         if let Some((stage, cause)) = &answers.lost {
             let trouble = Trouble { stage: *stage, scope: Scope::Message, cause: cause.clone() };
             self.put_off(trouble);
-            self.breaks_pipelining |= self.pipelined && matches!(cause, Cause::Protocol(_));
+            if self.pipelined && matches!(cause, Cause::Protocol(_)) {
+                self.breaks_pipelining = Some(cause.to_string());
+            }
             self.next = Next::Drop;
         } else if self.pipelined && answers.data.is_none() {
             // Replies are due that nobody reads.
@@ -141,16 +192,24 @@ impl Judge {
 
     fn read_data(&mut self, reply: &Reply) {
         let taken = self.fates.contains(&Some(Fate::Taken));
-        match meaning(Stage::Data, reply) {
+        match self.before.read(Stage::Data, reply) {
             Meaning::Yes => self.next = if taken { Next::Content } else { Next::DotAlone },
             Meaning::No(outcome) => self.taken(Fate::Settled(outcome)),
-            Meaning::OutOfTurn(_) if self.refused => self.taken(Fate::Again),
-            other => self.stop(other),
+            Meaning::OutOfTurn(_) if self.before.refused => self.taken(Fate::Again),
+            other => self.stop(other, reply),
         }
     }
 
+    /// This connection is of no more use, and nobody is to blame for that.
+    fn over_a_new_connection(&mut self) {
+        self.taken(Fate::Again);
+        self.rest(Fate::Again);
+        self.next = Next::Drop;
+        self.anew = true;
+    }
+
     /// The conversation cannot go on.
-    fn stop(&mut self, meaning: Meaning) {
+    fn stop(&mut self, meaning: Meaning, reply: &Reply) {
         self.next = Next::Drop;
         match meaning {
             Meaning::Ending(trouble) => {
@@ -164,16 +223,15 @@ impl Judge {
             }
             // In a flight this shows a peer that cannot keep up, and the mail is offered again one command at a time.
             Meaning::OutOfTurn(_) if self.pipelined => {
-                self.breaks_pipelining = true;
-                self.taken(Fate::Again);
-                self.rest(Fate::Again);
+                self.breaks_pipelining = Some(reply.to_string());
+                self.over_a_new_connection();
             }
             Meaning::OutOfTurn(trouble) => self.put_off(trouble),
             Meaning::Nonsense(trouble) => {
-                self.breaks_pipelining = self.pipelined;
+                self.breaks_pipelining = self.pipelined.then(|| reply.to_string());
                 self.put_off(trouble);
             }
-            Meaning::Yes | Meaning::No(_) | Meaning::Enough(_) => {}
+            Meaning::Yes | Meaning::No(_) | Meaning::Enough { .. } | Meaning::EnoughAndEnding(_) => {}
         }
     }
 
@@ -201,67 +259,8 @@ impl Judge {
             relay: self.relay,
             limit: self.limit,
             breaks_pipelining: self.breaks_pipelining,
+            anew: self.anew,
         }
-    }
-}
-
-/// What became of a transaction whose content was begun.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct DotJudgement {
-    /// For every recipient that RCPT was accepted for.
-    pub outcome: RecipientOutcome,
-    pub answer: Result<Reply, Trouble>,
-    pub relay: Option<Trouble>,
-    /// The connection can take another mail.
-    pub usable: bool,
-}
-
-/// `dot_out`: the final dot may have left. Where it did and no reply is known, nobody knows the outcome.
-pub(super) fn judge_dot(dot_out: bool, answer: Result<Reply, Cause>) -> DotJudgement {
-    let stage = if dot_out { Stage::FinalDot } else { Stage::Data };
-    let reply = match answer {
-        Ok(reply) => reply,
-        Err(cause) => {
-            let trouble = Trouble { stage, scope: Scope::Message, cause };
-            let outcome = if dot_out { RecipientOutcome::Unknown } else { RecipientOutcome::Deferred };
-            return DotJudgement {
-                outcome: outcome(trouble.clone()),
-                answer: Err(trouble),
-                relay: None,
-                usable: false,
-            };
-        }
-    };
-    let negative = |outcome: RecipientOutcome, trouble: Trouble, relay: bool, usable: bool| DotJudgement {
-        outcome,
-        relay: relay.then(|| trouble.clone()),
-        answer: Err(trouble),
-        usable,
-    };
-    match meaning(stage, &reply) {
-        Meaning::Yes if dot_out => DotJudgement {
-            outcome: RecipientOutcome::Accepted(reply.clone()),
-            answer: Ok(reply),
-            relay: None,
-            usable: true,
-        },
-        // "Go ahead" a second time, in the middle of the content.
-        Meaning::Yes => {
-            let cause = Cause::Protocol(format!("the smarthost's reply has no meaning here: {reply}"));
-            let trouble = Trouble { stage, scope: Scope::Message, cause };
-            negative(RecipientOutcome::Deferred(trouble.clone()), trouble, false, false)
-        }
-        Meaning::No(outcome) | Meaning::Enough(outcome) => {
-            let trouble = Trouble { stage, scope: Scope::Message, cause: Cause::Reply(reply) };
-            negative(outcome, trouble, false, dot_out)
-        }
-        Meaning::Ending(trouble) => negative(RecipientOutcome::Deferred(trouble.clone()), trouble, true, false),
-        Meaning::NotLoggedIn(trouble) => negative(RecipientOutcome::Untried, trouble, true, false),
-        Meaning::OutOfTurn(trouble) => negative(RecipientOutcome::Deferred(trouble.clone()), trouble, false, false),
-        Meaning::Nonsense(trouble) if dot_out => {
-            negative(RecipientOutcome::Unknown(trouble.clone()), trouble, false, false)
-        }
-        Meaning::Nonsense(trouble) => negative(RecipientOutcome::Deferred(trouble.clone()), trouble, false, false),
     }
 }
 
@@ -276,7 +275,8 @@ mod tests {
         answers.rcpt = read.by_ref().take(2).collect();
         answers.data = read.next();
         let stage = [Stage::Mail, Stage::Rcpt, Stage::Rcpt, Stage::Data].get(replies.len()).copied();
-        answers.lost = stage.map(|stage| (stage, Cause::Closed("closed".into())));
+        let ended = replies.last().is_some_and(|last| last.starts_with("421"));
+        answers.lost = stage.filter(|_| !ended).map(|stage| (stage, Cause::Closed("closed".into())));
         let judgement = judge(&answers, 2);
         let fates = judgement.fates.iter().map(|fate| match fate {
             Fate::Taken => "taken".to_owned(),
@@ -315,6 +315,15 @@ mod tests {
             (&[], "deferred mail", "deferred mail", Next::Drop),
             (&["550"], "refused mail", "refused mail", Next::Drop),
             (&["250", "550"], "refused rcpt", "deferred rcpt", Next::Drop),
+            (&["250", "250", "552", "354"], "taken", "again", Next::Content),
+            (&["250", "250", "550 5.5.3", "354"], "taken", "again", Next::Content),
+            (&["250", "250", "451 4.5.3", "354"], "taken", "again", Next::Content),
+            (&["250", "250", "421 4.5.3"], "again", "again", Next::Drop),
+            (&["250", "550", "421 4.5.3"], "refused rcpt", "deferred rcpt", Next::Drop),
+            (&["250", "421 4.5.3"], "deferred rcpt", "deferred rcpt", Next::Drop),
+            (&["250", "552", "552", "503"], "refused rcpt", "refused rcpt", Next::Reset),
+            (&["250", "550", "552", "503"], "refused rcpt", "refused rcpt", Next::Reset),
+            (&["250", "452 4.5.3", "452 4.5.3", "503"], "deferred rcpt", "deferred rcpt", Next::Reset),
             (&["250", "250", "550"], "deferred data", "refused rcpt", Next::Drop),
         ] {
             let (judgement, fates) = flight(replies);
@@ -333,7 +342,27 @@ mod tests {
             (&["250", "250", "250", "250"], true),
             (&["250", "250", "421", "503"], false),
         ] {
-            assert_eq!(flight(replies).0.breaks_pipelining, breaks, "{replies:?}");
+            assert_eq!(flight(replies).0.breaks_pipelining.is_some(), breaks, "{replies:?}");
         }
+    }
+
+    #[test]
+    fn a_login_that_is_wanted_at_rcpt_is_the_relays_then_made_again_then_the_recipients() {
+        let read = |login| {
+            let reply = |text: &str| super::super::reply::parse(format!("{text}\r\n").as_bytes());
+            let rcpt = ["250 ok", "530 5.7.0 log in"].map(reply).to_vec();
+            let (mail, data) = (Some(reply("250 ok")), Some(reply("354 go")));
+            let judgement = judge(&Answers { mail, rcpt, data, login, pipelined: true, ..Answers::default() }, 2);
+            (judgement.fates, judgement.next, judgement.anew, judgement.relay.is_some())
+        };
+        let untried = || Fate::Settled(RecipientOutcome::Untried);
+        assert_eq!(read(LoginWanted::Relays), (vec![untried(), untried()], Next::Drop, false, true));
+        assert_eq!(read(LoginWanted::Again), (vec![Fate::Again, Fate::Again], Next::Drop, true, false));
+        let (fates, next, anew, relay) = read(LoginWanted::Recipients);
+        assert!(matches!(
+            fates.as_slice(),
+            [Fate::Taken, Fate::Settled(RecipientOutcome::Deferred(Trouble { scope: Scope::Recipient, .. }))]
+        ));
+        assert_eq!((next, anew, relay), (Next::Content, false, false));
     }
 }

@@ -7,6 +7,7 @@ use smtp_proto::response::parser::ResponseReceiver;
 use smtp_proto::{EXT_8BIT_MIME, EXT_PIPELINING, EXT_SIZE, EXT_SMTP_UTF8, EXT_START_TLS, EhloResponse};
 
 use super::Announced;
+use super::pipelining::KNOWN;
 use crate::outcome::Reply;
 
 /// A reply longer than this is none. RFC 5321 §4.5.3.1.5 allows 512 bytes a line and sets no number of lines.
@@ -79,11 +80,46 @@ pub(super) fn announced(frame: &[u8]) -> Announced {
             announced.size = Some(parsed.size as u64);
         }
         let mut words = line.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
-        if words.next().is_some_and(|word| word.eq_ignore_ascii_case(b"AUTH")) {
-            announced.auth.extend(words.map(|word| printable(word, 40).to_ascii_uppercase()));
+        let keyword = words.next().unwrap_or_default().to_ascii_uppercase();
+        match keyword.as_slice() {
+            b"AUTH" => mechanisms(words, &mut announced.auth),
+            b"LIMITS" => words.for_each(|word| limit(word, &mut announced)),
+            // Older clients of one vendor wanted this form; some servers announce no other.
+            _ if keyword.starts_with(b"AUTH=") => {
+                mechanisms(std::iter::once(&keyword[5..]).chain(words), &mut announced.auth);
+            }
+            _ => {}
         }
     }
+    // The first line names the host, and behind that often the software.
+    announced.software = frame.split(|byte| *byte == b'\n').next().and_then(|line| software(line.get(4..)?));
     announced
+}
+
+/// Adds names of mechanisms, in capitals, each once.
+fn mechanisms<'a>(words: impl Iterator<Item = &'a [u8]>, known: &mut Vec<String>) {
+    for name in words.map(|word| printable(word, 40).to_ascii_uppercase()).filter(|name| !name.is_empty()) {
+        if !known.contains(&name) {
+            known.push(name);
+        }
+    }
+}
+
+/// One limit of RFC 9422 §4, as in `MAILMAX=10`. A limit of 0 would forbid all mail and is taken for none.
+fn limit(word: &[u8], announced: &mut Announced) {
+    let Some((name, value)) = std::str::from_utf8(word).ok().and_then(|word| word.split_once('=')) else { return };
+    let value = value.parse::<u32>().ok().filter(|value| *value > 0);
+    match name.to_ascii_uppercase().as_str() {
+        "MAILMAX" => announced.mail_max = value.or(announced.mail_max),
+        "RCPTMAX" => announced.rcpt_max = value.or(announced.rcpt_max),
+        _ => {}
+    }
+}
+
+/// The software of [`KNOWN`] that a greeting or the first line of an EHLO reply names, behind the host's name.
+pub(super) fn software(line: &[u8]) -> Option<&'static str> {
+    let mut words = line.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty()).skip(1);
+    words.find_map(|word| KNOWN.into_iter().find(|name| word == name.as_bytes()))
 }
 
 /// The time of day in a greeting, as Exim and others write it: `220 mx ESMTP Exim Sun, 1 Mar 2026 12:00:00 +0100`.
@@ -201,6 +237,28 @@ mod tests {
         );
         assert_eq!(announced(b"250 PIPELINING\r\n"), Announced::default());
         assert_eq!(announced(b"250-mx\r\n250 SIZE\r\n").size, Some(0));
+        let old = announced(b"250-mx\r\n250-AUTH=LOGIN plain\r\n250 AUTH LOGIN XOAUTH2\r\n");
+        assert_eq!(old.auth, ["LOGIN", "PLAIN", "XOAUTH2"]);
+        let limits = announced(b"250-mx\r\n250 LIMITS mailmax=10 RCPTMAX=0 RCPTDOMAINMAX=1 X\r\n");
+        assert_eq!((limits.mail_max, limits.rcpt_max), (Some(10), None));
+        assert_eq!(announced(b"250-mx\r\n250 LIMITS RCPTMAX=50\r\n").rcpt_max, Some(50));
+    }
+
+    #[test]
+    fn software_is_known_by_its_name_behind_the_hosts() {
+        for (line, name) in [
+            ("mx.example.org ESMTP Postfix (Debian/GNU)", Some("Postfix")),
+            ("mx.example.org ESMTP Exim 4.98 Sun, 01 Mar 2026 12:00:00 +0100", Some("Exim")),
+            ("Postfix ESMTP", None),
+            ("postfix.example.org ESMTP", None),
+            ("mx.example.org ESMTP postfix-like", None),
+            ("mx.example.org Dovecot ready.", None),
+            ("", None),
+        ] {
+            assert_eq!(software(line.as_bytes()), name, "{line}");
+        }
+        assert_eq!(announced(b"250-mx Exim at your service\r\n250 Postfix\r\n").software, Some("Exim"));
+        assert_eq!(announced(b"250-mx hello\r\n250 Postfix\r\n").software, None);
     }
 
     #[test]

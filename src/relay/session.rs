@@ -1,13 +1,16 @@
 //! One connection, and the commands and replies of transactions on it.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use lettre::transport::smtp::commands::{Quit, Rset};
 
-use super::classify::{Meaning, meaning};
+use super::classify::LoginWanted;
 use super::commands::Envelope;
 use super::connect::connect;
-use super::judge::{Answers, DotJudgement, is_over, judge_dot};
+use super::final_dot::{DotJudgement, judge_dot};
+use super::judge::{Answers, Before};
 use super::wire::{Wire, Written};
 use super::{Announced, Relay, Timeouts};
 use crate::crash;
@@ -16,33 +19,65 @@ use crate::outcome::{Cause, Reply, Stage, Trouble};
 /// How long we wait for the reply to QUIT. Nothing depends on it.
 const FAREWELL: Duration = Duration::from_secs(1);
 
+/// Refusals on one connection, without an accepted mail between them, after which the next mail gets a new one.
+/// Postfix delays each reply by a second from the eleventh error on (`smtpd_soft_error_limit`); a mail with one
+/// refused recipient costs two.
+const MAX_ERRORS: u32 = 5;
+
 /// A connection on which MAIL may follow.
 #[derive(Debug)]
 pub(super) struct Session {
     wire: Wire,
     pub announced: Announced,
     timeouts: Timeouts,
-    /// How many recipients one message may have here.
+    /// How many recipients one message may have here, by configuration and LIMITS.
     pub recipients: usize,
     /// Transactions begun.
     messages: u32,
+    /// How many there may be, by configuration and LIMITS.
+    most_messages: u32,
+    /// Refusals since the last accepted mail.
+    errors: u32,
     /// It has been left alone since it was made or last used, so that the peer may have closed it meanwhile.
     pub kept: bool,
     /// A transaction was broken off: RSET stands before the next MAIL.
     reset_due: bool,
     /// The envelope that is out and whose replies nobody has read.
     flight: Option<Envelope>,
+    _open: Open,
+}
+
+/// Counts a session for as long as it lives.
+#[derive(Debug)]
+struct Open(Arc<AtomicUsize>);
+
+impl Open {
+    fn new(counter: &Arc<AtomicUsize>) -> Self {
+        counter.fetch_add(1, Ordering::Relaxed);
+        Self(counter.clone())
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Session {
     pub async fn connect(relay: &Relay) -> Result<Self, Trouble> {
         let (wire, announced) = connect(relay).await?;
+        let settings = &relay.settings;
+        let rcpt_max = announced.rcpt_max.and_then(|most| usize::try_from(most).ok()).unwrap_or(usize::MAX);
         Ok(Self {
             wire,
-            announced,
-            timeouts: relay.settings.timeouts,
-            recipients: relay.settings.recipients_per_message.max(1),
+            timeouts: settings.timeouts,
+            recipients: settings.recipients_per_message.clamp(1, rcpt_max),
             messages: 0,
+            most_messages: settings.messages_per_connection.clamp(1, announced.mail_max.unwrap_or(u32::MAX)),
+            errors: 0,
+            announced,
+            _open: Open::new(&relay.open),
             kept: false,
             reset_due: false,
             flight: None,
@@ -54,19 +89,20 @@ impl Session {
         self.flight.as_ref()
     }
 
-    /// Whether another transaction may begin, going by `messages_per_connection`.
-    pub fn may_go_on(&self, limit: u32) -> bool {
-        self.messages < limit.max(1)
+    /// Returns true where another transaction may begin: the number of messages allows it, and the peer has not refused
+    /// so much that it will slow down.
+    pub fn has_budget_left(&self) -> bool {
+        self.messages < self.most_messages && self.errors < MAX_ERRORS
+    }
+
+    /// Returns true where the current transaction is not the connection's first.
+    pub fn is_used(&self) -> bool {
+        self.messages > 1
     }
 
     /// Whether the peer has closed the connection or said something unasked. Not while an envelope is out.
     pub fn has_stirred(&mut self) -> bool {
         self.wire.has_stirred()
-    }
-
-    /// The smarthost takes only so many recipients in one message.
-    pub fn learn(&mut self, recipients: usize) {
-        self.recipients = self.recipients.min(recipients.max(1));
     }
 
     /// RSET before the next MAIL.
@@ -77,9 +113,9 @@ impl Session {
     /// Brings an envelope to the smarthost, unless it is there already, and reads the replies.
     ///
     /// `pipelined`: all commands in one write (RFC 2920), else each after the reply to the one before.
-    pub async fn offer(&mut self, envelope: &Envelope, pipelined: bool) -> Answers {
+    pub async fn offer(&mut self, envelope: &Envelope, pipelined: bool, login: LoginWanted) -> Answers {
         let ahead = self.flight.take().is_some();
-        let mut answers = Answers { pipelined: pipelined || ahead, ahead, ..Answers::default() };
+        let mut answers = Answers { pipelined: pipelined || ahead, ahead, login, ..Answers::default() };
         if !ahead {
             self.messages += 1;
         }
@@ -116,7 +152,7 @@ impl Session {
     /// Reads the reply to each command, and where they are not out yet writes each first.
     async fn replies(&mut self, envelope: &Envelope, answers: &mut Answers) -> Result<(), (Stage, Cause)> {
         let last = envelope.recipients + 1;
-        let mut refused = false;
+        let mut before = Before::new(answers.login);
         for (index, command) in envelope.lines().enumerate() {
             let (stage, limit) = match index {
                 0 => (Stage::Mail, self.timeouts.mail),
@@ -131,9 +167,9 @@ impl Session {
                 self.wire.write(command, limit).await;
             }
             let reply = self.wire.reply(limit).await.map_err(|cause| (stage, cause))?;
-            let meaning = meaning(stage, &reply);
-            let over = is_over(&meaning, refused);
-            refused |= matches!(meaning, Meaning::No(_)) || matches!(meaning, Meaning::Enough(_)) && index == 1;
+            let meaning = before.read(stage, &reply);
+            let over = before.is_over(&meaning);
+            self.errors += u32::from(reply.code >= 400);
             match stage {
                 Stage::Mail => answers.mail = Some(reply),
                 Stage::Rcpt => answers.rcpt.push(reply),
@@ -143,15 +179,28 @@ impl Session {
                 return Ok(());
             }
         }
-        if self.wire.has_input() {
-            return Err((Stage::Data, Cause::Protocol("the smarthost sent more replies than it had commands".into())));
+        if !self.wire.has_input() {
+            return Ok(());
         }
-        Ok(())
+        match self.wire.reply(self.timeouts.data).await {
+            // It goes away, and says so before the content.
+            Ok(reply) if reply.code == 421 => {
+                answers.data = Some(reply);
+                Ok(())
+            }
+            _ => Err((Stage::Data, Cause::Protocol("the smarthost sent more replies than it had commands".into()))),
+        }
     }
 
     /// Writes the content, the final dot and, in the same write, the envelope of the next transaction; reads the reply
     /// to the dot.
+    ///
+    /// What the peer has said before the content is written is no reply to the final dot: nothing is written then.
     pub async fn content(&mut self, content: &[u8], ahead: Option<Envelope>) -> DotJudgement {
+        if self.wire.has_stirred() {
+            let said = self.wire.reply(self.timeouts.data).await;
+            return judge_dot(false, said);
+        }
         let commands = ahead.as_ref().map_or("", |envelope| &envelope.commands);
         let written = self.wire.write_content(content, commands, self.timeouts.body).await;
         if ahead.is_some() {
@@ -160,13 +209,16 @@ impl Session {
         self.flight = ahead;
         crash::point("after-dot");
         let answer = self.wire.reply(self.timeouts.final_dot).await;
-        judge_dot(written == Written::Dot, answer)
+        let judged = judge_dot(written == Written::Dot, answer);
+        self.errors = if judged.answer.is_ok() { 0 } else { self.errors + 1 };
+        judged
     }
 
     /// Ends a transaction that waits for a content which nobody is to get.
     pub async fn dot_alone(&mut self) -> DotJudgement {
         self.wire.write(".\r\n", self.timeouts.body).await;
         let answer = self.wire.reply(self.timeouts.final_dot).await;
+        self.errors += 1;
         judge_dot(true, answer)
     }
 

@@ -26,6 +26,10 @@ impl<T: AsyncRead + AsyncWrite + Send + Sync + Unpin> Stream for T {}
 /// More unread input than this while we write, and the peer floods us. The replies to a flight of thousands fit in.
 const MAX_INPUT: usize = 4 * 1024 * 1024;
 
+/// A peer that takes fewer bytes a second of what we write is given up. Slow links are ten times as fast even when
+/// several connections share one; without a total, a peer could keep a mail for ever by taking one byte at a time.
+const LEAST_PER_SECOND: u64 = 1_000;
+
 /// How much is read at once.
 const READ: usize = 4096;
 
@@ -77,7 +81,10 @@ impl Wire {
         self.peer
     }
 
-    /// Writes commands, `limit` for each part that the peer takes. What goes wrong comes out of the next reply.
+    /// Writes commands. What goes wrong comes out of the next reply.
+    ///
+    /// The peer has `limit` to take each further part, and in all `limit` and a second for each [`LEAST_PER_SECOND`]
+    /// bytes. What it says meanwhile buys it no time.
     pub async fn write(&mut self, commands: &str, limit: Duration) {
         self.log(commands);
         self.write_unlogged(commands, limit).await;
@@ -90,7 +97,8 @@ impl Wire {
 
     /// As [`Wire::write`], for what no log may show.
     pub async fn write_unlogged(&mut self, commands: &str, limit: Duration) {
-        self.push(std::iter::once((commands.as_bytes(), false)), false, limit).await;
+        let time = Time::new(limit, commands.len());
+        self.push(std::iter::once((commands.as_bytes(), false)), false, time).await;
     }
 
     /// Writes the content, the final dot and, in the same write where they fit, commands behind it.
@@ -99,7 +107,8 @@ impl Wire {
         self.log(ahead);
         let pieces = Stuffed::new(content).map(|piece| (piece, false));
         let behind = (!ahead.is_empty()).then_some((ahead.as_bytes(), false));
-        self.push(pieces.chain([(Stuffed::end(content), true)]).chain(behind), true, limit).await
+        let time = Time::new(limit, content.len() + ahead.len());
+        self.push(pieces.chain([(Stuffed::end(content), true)]).chain(behind), true, time).await
     }
 
     fn log(&self, commands: &str) {
@@ -115,14 +124,14 @@ impl Wire {
         &mut self,
         mut pieces: impl Iterator<Item = (&'a [u8], bool)>,
         content: bool,
-        limit: Duration,
+        mut time: Time,
     ) -> Written {
         let mut window: VecDeque<(&[u8], bool)> = VecDeque::with_capacity(SLICES);
         let mut written = Written::Cut;
         while self.broken.is_none() {
             window.extend(pieces.by_ref().take(SLICES - window.len()));
             if window.is_empty() {
-                self.drive(limit, |stream, context| stream.poll_flush(context).map_ok(|()| 0)).await;
+                self.drive(time.end(), |stream, context| stream.poll_flush(context).map_ok(|()| 0)).await;
                 break;
             }
             let mut slices = [IoSlice::new(&[]); SLICES];
@@ -130,7 +139,9 @@ impl Wire {
                 *slice = IoSlice::new(piece);
             }
             let filled = &slices[..window.len()];
-            let mut taken = self.drive(limit, |stream, context| stream.poll_write_vectored(context, filled)).await;
+            let end = time.end();
+            let mut taken = self.drive(end, |stream, context| stream.poll_write_vectored(context, filled)).await;
+            time.took(taken);
             while let Some((piece, ends)) = window.front_mut() {
                 if taken < piece.len() {
                     *piece = &piece[taken..];
@@ -152,7 +163,7 @@ impl Wire {
     /// One step of writing, reading meanwhile what the peer says. Returns how many bytes were taken.
     async fn drive(
         &mut self,
-        limit: Duration,
+        end: Instant,
         mut step: impl FnMut(Pin<&mut dyn Stream>, &mut Context<'_>) -> Poll<io::Result<usize>>,
     ) -> usize {
         let Self { stream, input, .. } = self;
@@ -163,7 +174,7 @@ impl Wire {
             }
             pin!(stream.read_buf(input)).poll(context).map_ok(Progress::Read)
         });
-        let cause = match timeout(limit, progress).await {
+        let cause = match timeout_at(end, progress).await {
             Ok(Ok(Progress::Taken(count))) => return count,
             Ok(Ok(Progress::Read(0))) => closed(),
             Ok(Ok(Progress::Read(_))) if self.input.len() > MAX_INPUT => {
@@ -243,6 +254,30 @@ impl Wire {
     }
 }
 
+/// Until when a write must have come further.
+struct Time {
+    limit: Duration,
+    next: Instant,
+    last: Instant,
+}
+
+impl Time {
+    fn new(limit: Duration, bytes: usize) -> Self {
+        let next = Instant::now() + limit;
+        Self { limit, next, last: next + Duration::from_secs(bytes as u64 / LEAST_PER_SECOND) }
+    }
+
+    fn end(&self) -> Instant {
+        self.next.min(self.last)
+    }
+
+    fn took(&mut self, bytes: usize) {
+        if bytes > 0 {
+            self.next = Instant::now() + self.limit;
+        }
+    }
+}
+
 enum Progress {
     Taken(usize),
     Read(usize),
@@ -259,5 +294,92 @@ fn broke(error: &io::Error) -> Cause {
 impl std::fmt::Debug for Wire {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Wire").field("peer", &self.peer).field("broken", &self.broken).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
+
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(100);
+
+    /// A wire, and the peer's end of it, with this much room in between.
+    fn pair(room: usize) -> (Wire, DuplexStream) {
+        let (ours, theirs) = duplex(room);
+        (Wire::new(Box::new(ours), ([127, 0, 0, 1], 25).into(), std::sync::Arc::new(str::to_owned)), theirs)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_takes_a_byte_at_a_time_is_given_up_after_a_total() {
+        let (mut wire, mut peer) = pair(1);
+        let reader = tokio::spawn(async move {
+            while peer.read_u8().await.is_ok() {
+                tokio::time::sleep(LIMIT / 2).await;
+            }
+        });
+        let begun = Instant::now();
+        assert_eq!(wire.write_content(&[b'a'; 20_000], "", LIMIT).await, Written::Cut);
+        assert_eq!(begun.elapsed().as_secs(), (LIMIT + Duration::from_secs(20)).as_secs());
+        assert_eq!(wire.reply(LIMIT).await, Err(Cause::Timeout));
+        reader.abort();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_peer_says_while_it_takes_nothing_buys_it_no_time() {
+        let (mut wire, mut peer) = pair(10);
+        let talker = tokio::spawn(async move {
+            while peer.write_u8(b'2').await.is_ok() {
+                tokio::time::sleep(LIMIT / 3).await;
+            }
+        });
+        let begun = Instant::now();
+        wire.write(&"RCPT TO:<a@x.test>\r\n".repeat(1_000), LIMIT).await;
+        assert_eq!(begun.elapsed().as_secs(), LIMIT.as_secs());
+        assert_eq!(wire.reply(LIMIT).await, Err(Cause::Timeout));
+        talker.abort();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_peer_that_takes_enough_has_all_the_time_it_needs() {
+        let (mut wire, mut peer) = pair(100_000);
+        let reader = tokio::spawn(async move {
+            let (mut all, mut part) = (0, vec![0; 100_000]);
+            while let Ok(count @ 1..) = peer.read(&mut part).await {
+                all += count;
+                tokio::time::sleep(LIMIT * 9 / 10).await;
+            }
+            all
+        });
+        assert_eq!(wire.write_content(&[b'a'; 1_000_000], "", LIMIT).await, Written::Dot);
+        drop(wire);
+        assert_eq!(reader.await.unwrap(), 1_000_005);
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_sends_without_end_while_we_write_is_given_up() {
+        for (bytes, floods) in [(MAX_INPUT, false), (MAX_INPUT + 1, true)] {
+            // Replies to a flight, so that each is one.
+            let said = b"250 ok\r\n".repeat(bytes / 8 + 1)[..bytes].to_vec();
+            let (mut wire, mut peer) = pair(4 * MAX_INPUT);
+            peer.write_all(&said).await.unwrap();
+            // More than fits in between, so that the peer's words are read meanwhile.
+            wire.write(&"RCPT TO:<a@x.test>\r\n".repeat(1_000_000), Duration::from_millis(300)).await;
+            let broken = wire.broken.clone().unwrap();
+            assert_eq!(matches!(broken, Cause::Protocol(_)), floods, "{bytes}: {broken}");
+        }
+    }
+
+    #[tokio::test]
+    async fn replies_that_came_before_the_end_are_read_first() {
+        let (mut wire, mut peer) = pair(1_000);
+        peer.write_all(b"250 one\r\n421 bye\r\n").await.unwrap();
+        drop(peer);
+        wire.write("DATA\r\n", LIMIT).await;
+        assert_eq!(wire.reply(LIMIT).await.unwrap().code, 250);
+        assert!(wire.has_input() && wire.has_stirred());
+        assert_eq!(wire.reply(LIMIT).await.unwrap().code, 421);
+        assert!(matches!(wire.reply(LIMIT).await, Err(Cause::Closed(_))));
     }
 }

@@ -4,8 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mailqueue::mail::{Address, Mail};
-use mailqueue::relay::{Login, Offer, Password, Relay, Settings, Tls};
+use mailqueue::mail::{Address, Capabilities, Mail};
+use mailqueue::relay::{Login, Offer, Password, Pipelining, Relay, Settings, Tls};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
@@ -48,18 +48,18 @@ async fn every_dialog_ends_as_it_says() {
 async fn run(script: Script, mode: Mode) -> Vec<String> {
     let (server, served) = server::serve(script.clone(), mode).await;
     let mut settings = support::settings(server.port());
-    let mut stop = None;
+    let (mut stop, mut pause) = (None, None);
     for (key, value) in &script.settings {
-        if key == "stop" {
-            stop = value.parse().ok();
-        } else {
-            set(&mut settings, key, value);
+        match key.as_str() {
+            "stop" => stop = value.parse().ok(),
+            "pause" => pause = Some(script::duration(value)),
+            _ => set(&mut settings, key, value),
         }
     }
     let mails = script.mails.iter().map(mail).collect::<Vec<_>>();
     let relay = Relay::new(settings).unwrap();
     let mut worker = relay.worker();
-    let mut notes = Notes::stopping(stop);
+    let mut notes = Notes::new(stop, pause);
     let mut found = Vec::new();
     for (index, (mail, recipients)) in mails.iter().enumerate() {
         let offer = Offer { mail, recipients };
@@ -93,6 +93,10 @@ fn mail(letter: &script::Letter) -> (Mail, Vec<Address>) {
     let mut mail = support::mail(&letter.content(), &recipients);
     mail.eight_bit = letter.eight_bit;
     mail.smtputf8 = letter.smtputf8;
+    mail.narrowed = letter.narrowed;
+    if letter.made_for_none {
+        mail.made_for = Capabilities { eight_bit: false, smtputf8: false };
+    }
     (mail, recipients)
 }
 
@@ -101,6 +105,14 @@ fn set(settings: &mut Settings, key: &str, value: &str) {
     let limit = match key {
         "messages" => return settings.messages_per_connection = value.parse().unwrap(),
         "recipients" => return settings.recipients_per_message = value.parse().unwrap(),
+        "pipelining" => {
+            return settings.pipelining = match value {
+                "auto" => Pipelining::Auto,
+                "commands" => Pipelining::Commands,
+                "off" => Pipelining::Off,
+                _ => panic!("no such pipelining: {value}"),
+            };
+        }
         "host" => return settings.host = value.to_owned(),
         "login" => {
             let password = Password::Value(value.to_owned());

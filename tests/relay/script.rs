@@ -5,9 +5,11 @@
 //! in these modes only: `off` without PIPELINING, `on` with it, `ahead` with the next mail's commands behind the content.
 //!
 //! ```text
-//! mail one a@x.test b@x.test      a mail to send, in order; `size=N`, `8bit`, `utf8` before the recipients
+//! mail one a@x.test b@x.test      a mail to send, in order; `size=N`, `8bit`, `utf8`, `made=none`, `narrowed` before the
+//!                                 recipients
 //! modes off on                    in which modes the file is played; all three without this line
 //! set rcpt=200ms                  a timeout, `messages=N`, `recipients=N`, `stop=N` (the Nth before_dot says no),
+//!                                 `pause=100ms` (before_dot takes so long), `pipelining=auto` (`full` without it),
 //!                                 `tls=starttls`, `host=localhost`, `login=PASSWORD`
 //!
 //! connection
@@ -21,6 +23,7 @@
 //! S! \x00garbage\r\n              raw bytes
 //! content one                     reads to the final dot, and compares
 //! read 100                        reads so many bytes
+//! drip 20ms                       says a byte of a reply in each such time, and reads nothing, until the peer has gone
 //! stall                           says nothing more until the peer has gone
 //! wait                            leaves the connection open, and reads nothing more either
 //! close                           closes the connection; `reset` breaks it
@@ -62,6 +65,9 @@ pub struct Letter {
     pub size: usize,
     pub eight_bit: bool,
     pub smtputf8: bool,
+    /// Made for a smarthost without 8BITMIME and SMTPUTF8.
+    pub made_for_none: bool,
+    pub narrowed: bool,
 }
 
 impl Letter {
@@ -87,6 +93,7 @@ pub enum Act {
     Pieces(Vec<u8>),
     Content(String),
     Read(usize),
+    Drip(Duration),
     Stall,
     Wait,
     Close,
@@ -135,11 +142,21 @@ pub fn parse(text: &str, mode: Mode) -> Option<Script> {
 fn letter(text: &str) -> Letter {
     let mut words = text.split(' ');
     let name = words.next().expect("a name").to_owned();
-    let mut letter = Letter { name, recipients: Vec::new(), size: 0, eight_bit: false, smtputf8: false };
+    let mut letter = Letter {
+        name,
+        recipients: Vec::new(),
+        size: 0,
+        eight_bit: false,
+        smtputf8: false,
+        made_for_none: false,
+        narrowed: false,
+    };
     for word in words {
         match word {
             "8bit" => letter.eight_bit = true,
             "utf8" => letter.smtputf8 = true,
+            "made=none" => letter.made_for_none = true,
+            "narrowed" => letter.narrowed = true,
             _ => match word.strip_prefix("size=") {
                 Some(size) => letter.size = size.parse().expect("a size"),
                 None => letter.recipients.push(word.to_owned()),
@@ -161,6 +178,7 @@ fn act(word: &str, rest: &str) -> Act {
         "S!" => Act::Say(unescape(rest)),
         "content" => Act::Content(rest.to_owned()),
         "read" => Act::Read(rest.parse().expect("a number of bytes")),
+        "drip" => Act::Drip(duration(rest)),
         "stall" => Act::Stall,
         "wait" => Act::Wait,
         "close" => Act::Close,

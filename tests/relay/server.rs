@@ -121,6 +121,14 @@ impl Peer<'_> {
                 let mut bytes = vec![0; *count];
                 self.stream.read_exact(&mut bytes).await.map_err(|error| error.to_string())?;
             }
+            Act::Drip(period) => {
+                for byte in b"250-a line that never ends".iter().cycle() {
+                    if self.stream.get_mut().write_all(&[*byte]).await.is_err() {
+                        return Ok(false);
+                    }
+                    tokio::time::sleep(*period).await;
+                }
+            }
             Act::Stall => {
                 let mut rest = Vec::new();
                 // How the peer leaves does not matter.

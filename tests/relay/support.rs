@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use mailqueue::mail::{Address, Capabilities, Envelope, Mail};
 use mailqueue::outcome::{Attempt, Cause, Reason, RecipientOutcome, Reply, Scope, Stage, Trouble};
-use mailqueue::relay::{Settings, Timeouts, Tls, Witness};
+use mailqueue::relay::{Pipelining, Settings, Timeouts, Tls, Witness};
 
 /// Settings for a smarthost in the clear, with timeouts that no test reaches unless it wants to.
 pub fn settings(port: u16) -> Settings {
@@ -21,6 +21,7 @@ pub fn settings(port: u16) -> Settings {
         helo: "client.example.org".into(),
         messages_per_connection: 100,
         recipients_per_message: 16,
+        pipelining: Pipelining::Full,
         timeouts: Timeouts {
             connect: long,
             greeting: long,
@@ -63,13 +64,15 @@ pub struct Notes {
     pub seen: Vec<String>,
     /// The number of the call of `before_dot` that says no.
     pub stop: Option<usize>,
+    /// How long `before_dot` takes.
+    pub pause: Option<Duration>,
     calls: usize,
     open: bool,
 }
 
 impl Notes {
-    pub fn stopping(stop: Option<usize>) -> Self {
-        Self { stop, ..Self::default() }
+    pub fn new(stop: Option<usize>, pause: Option<Duration>) -> Self {
+        Self { stop, pause, ..Self::default() }
     }
 }
 
@@ -85,6 +88,9 @@ impl Witness for Notes {
             return Err(Trouble { stage: Stage::Data, scope: Scope::Relay, cause });
         }
         self.open = true;
+        if let Some(pause) = self.pause {
+            tokio::time::sleep(pause).await;
+        }
         Ok(())
     }
 
@@ -113,6 +119,12 @@ pub fn lines(attempt: &Attempt) -> Vec<String> {
             format!("{address}: {outcome}")
         })
         .collect::<Vec<_>>();
+    lines.extend(
+        attempt
+            .remake
+            .iter()
+            .map(|capabilities| format!("remake: 8bit={} utf8={}", capabilities.eight_bit, capabilities.smtputf8)),
+    );
     lines.extend(attempt.relay.iter().map(|trouble| format!("relay: {}", show(trouble))));
     lines
 }

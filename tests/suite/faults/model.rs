@@ -216,6 +216,7 @@ impl Place {
             helo: "model.example".to_owned(),
             messages_per_connection: 5,
             recipients_per_message: 3,
+            pipelining: relay::Pipelining::Full,
             timeouts: Timeouts { mail: short, rcpt: short, data: short, final_dot: short * 2, ..Timeouts::default() },
         });
         let settings = dispatch::Settings {
