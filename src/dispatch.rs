@@ -37,7 +37,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::ledger::Ledger;
 use crate::queue::Queue;
-use crate::relay::{Announced, Relay};
+use crate::relay::{Announced, PipeliningMode, Relay};
 use crate::{retry, translate};
 
 pub use events::{Progress, Redact, Tally};
@@ -165,6 +165,11 @@ impl Handle {
     /// What the smarthost announced last; `None` before the first connection.
     pub fn announced(&self) -> Option<Announced> {
         self.shared.relay.announced()
+    }
+
+    /// The form of pipelining in use, and why; `None` before the first connection.
+    pub fn pipelining(&self, now: tokio::time::Instant) -> Option<(PipeliningMode, String)> {
+        self.announced().map(|_| self.shared.relay.pipelining(now))
     }
 
     /// What a log may show of a text in which addresses may stand.

@@ -6,11 +6,13 @@
 //! `client` leads a mail through transactions, `session` speaks one, `wire` carries bytes and replies. What a reply
 //! means and whom it concerns is in `classify` and `judge`, which do no I/O.
 
+mod addresses;
 mod auth;
 mod classify;
 mod client;
 mod commands;
 mod connect;
+mod dial;
 mod dot_stuffing;
 mod final_dot;
 mod judge;
@@ -19,8 +21,10 @@ mod recipient_limit;
 mod reply;
 mod session;
 mod tls;
+mod token;
 mod wire;
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -63,16 +67,38 @@ pub enum Tls {
     Starttls,
     /// TLS from the first byte (RFC 8314), certificate checked.
     Implicit,
-    /// STARTTLS when offered; the certificate is not checked.
+    /// STARTTLS when offered; the certificate is not checked. Where the handshake fails, in the clear and without login.
     Opportunistic,
     None,
 }
 
-/// The password is read from its file whenever a connection is made, so that a changed one needs no restart.
+/// The password or token is read whenever a connection is made, so that a changed one needs no restart.
 #[derive(Clone)]
 pub struct Login {
     pub username: String,
-    pub password: Password,
+    pub auth: Auth,
+    pub credential: Credential,
+}
+
+/// `relay.auth` of the configuration.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Auth {
+    /// PLAIN, else LOGIN with a password; as [`Auth::Xoauth2`] with a token command.
+    #[default]
+    Auto,
+    Plain,
+    Login,
+    /// An access token by OAUTHBEARER (RFC 7628), else by XOAUTH2.
+    Xoauth2,
+}
+
+/// The secret that proves who we are.
+#[derive(Clone)]
+pub enum Credential {
+    /// A password; with [`Auth::Xoauth2`] an access token.
+    Secret(Password),
+    /// A program and its arguments; it prints an OAuth 2 access token.
+    TokenCommand(Vec<String>),
 }
 
 impl std::fmt::Debug for Login {
@@ -135,6 +161,9 @@ pub struct Relay {
     settings: Settings,
     /// Absent without TLS.
     handshake: Option<tls::Handshake>,
+    /// In place of what the resolver finds.
+    fixed_addresses: Option<Vec<SocketAddr>>,
+    addresses: addresses::Addresses,
     announced: Mutex<Option<Announced>>,
     pipelining: pipelining::Trust,
     recipient_limit: recipient_limit::RecipientLimit,
@@ -184,9 +213,20 @@ impl Relay {
 
     /// The same with a dialogue that is logged as `shown` wants it.
     pub fn logging(settings: Settings, shown: Shown) -> anyhow::Result<Arc<Self>> {
+        Self::build(settings, shown, None)
+    }
+
+    /// The same for a host whose addresses are these, whatever the resolver says.
+    pub fn at_addresses(settings: Settings, addresses: Vec<SocketAddr>) -> anyhow::Result<Arc<Self>> {
+        Self::build(settings, Arc::new(str::to_owned), Some(addresses))
+    }
+
+    fn build(settings: Settings, shown: Shown, fixed_addresses: Option<Vec<SocketAddr>>) -> anyhow::Result<Arc<Self>> {
         let handshake = tls::handshake(&settings)?;
         Ok(Arc::new(Self {
             handshake,
+            fixed_addresses,
+            addresses: addresses::Addresses::default(),
             announced: Mutex::default(),
             pipelining: pipelining::Trust::new(settings.pipelining),
             recipient_limit: recipient_limit::RecipientLimit::default(),

@@ -14,7 +14,7 @@ use super::{Ending, select};
 use crate::config::Config;
 use crate::ledger::Tracer;
 use crate::queue::{self, Finding, Level};
-use crate::relay::{Announced, Relay};
+use crate::relay::{Announced, Credential, Login, Relay};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Each line that is not `ok` says what to do.\n\
@@ -191,14 +191,15 @@ async fn relay(config: &Config) -> Vec<Finding> {
         Ok(address) => format!("[{address}]:{}", settings.port),
         Err(_) => format!("{}:{}", settings.host, settings.port),
     };
-    if let Some(login) = &settings.login
-        && let Err(error) = login.password.read()
+    if let Some(Login { credential: Credential::Secret(secret), .. }) = &settings.login
+        && let Err(error) = secret.read()
     {
         return vec![finding(Level::Failed, "password", error.to_string())];
     }
     let probed = match Relay::new(settings.clone()) {
         Ok(relay) => match tokio::time::timeout(PATIENCE, relay.probe()).await {
-            Ok(probed) => probed.map_err(|trouble| trouble.to_string()),
+            Ok(Ok(announced)) => Ok((announced, relay.pipelining(tokio::time::Instant::now()))),
+            Ok(Err(trouble)) => Err(trouble.to_string()),
             Err(_) => {
                 Err(format!("no answer within {} seconds; port 465 wants tls = \"implicit\"", PATIENCE.as_secs()))
             }
@@ -206,7 +207,7 @@ async fn relay(config: &Config) -> Vec<Finding> {
         Err(error) => Err(format!("{error:#}")),
     };
     match probed {
-        Ok(announced) => {
+        Ok((announced, (mode, why))) => {
             let login = if settings.login.is_some() { "connected and logged in" } else { "connected, without login" };
             let mut findings = vec![finding(Level::Ok, &place, login)];
             findings.extend(announced.certificate_ends.map(|ends| certificate(ends, Timestamp::now())));
@@ -215,6 +216,7 @@ async fn relay(config: &Config) -> Vec<Finding> {
                 finding(level, "clock", found)
             }));
             findings.extend(limits(config, &announced));
+            findings.push(finding(Level::Ok, "pipelining", format!("{}: {why}", mode.as_str())));
             findings
         }
         Err(what) => vec![finding(Level::Failed, &place, format!("{what}; look at [relay] in the configuration"))],

@@ -73,6 +73,12 @@ fn relay(relay: &Relay, daemon: &Daemon, now: Timestamp, out: &Out) -> String {
         Some(_) => ", being tried again now".to_owned(),
         None => String::new(),
     };
+    if let Some(mode) = &relay.pipelining {
+        text += &format!(", pipelining {}", safe(mode));
+        // Where it is all that it can be, the reason is of no use to anyone.
+        let why = relay.pipelining_reason.as_deref().filter(|_| mode != "full");
+        text += &why.map_or_else(String::new, |why| format!(" ({})", safe(why)));
+    }
     if let Daemon::Running { pace: Some(Pace { connections, mails_per_minute }), .. } = daemon {
         text += &format!(
             ", {}, {} in the last minute",

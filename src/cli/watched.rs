@@ -55,7 +55,7 @@ impl Subject for Watched {
 
 impl Watched {
     fn relay(&self, state: RelayState, now: Instant) -> health::Relay {
-        match state {
+        let relay = match state {
             RelayState::Up => health::Relay::default(),
             RelayState::Stopped => health::Relay::stopped(),
             RelayState::Paused { until, reason } => health::Relay {
@@ -64,6 +64,12 @@ impl Watched {
                 reason: Some(self.0.redact(&reason)),
                 ..health::Relay::default()
             },
+        };
+        match self.0.pipelining(now) {
+            Some((mode, why)) => {
+                health::Relay { pipelining: Some(mode.as_str().to_owned()), pipelining_reason: Some(why), ..relay }
+            }
+            None => relay,
         }
     }
 }

@@ -11,7 +11,7 @@ use super::reader::{self, Objection, Reader, place};
 use super::{Config, Queue, host};
 use crate::dispatch::Rate;
 use crate::observe::logs;
-use crate::relay::{Login, Password, Pipelining, Timeouts, Tls};
+use crate::relay::{Auth, Credential, Login, Password, Pipelining, Timeouts, Tls};
 use crate::retry::OnUnknown;
 use crate::{queue, relay, retry, translate};
 
@@ -151,24 +151,41 @@ fn relay(r: &mut Reader, raw: &Key<file::Relay>, lease: Duration) -> Option<rela
 }
 
 fn login(r: &mut Reader, raw: &file::Relay) -> Option<Login> {
-    match (&raw.username, &raw.password_file) {
-        (None, None) => None,
-        (Some(username), None) => {
+    let auth = r.value("relay.auth", &raw.auth, Auth::Auto, |text| reader::choice(text, &AUTH));
+    let password = raw.password_file.as_ref().map(|file| ("relay.password_file", "password", place(file)));
+    let token = raw.token_command.as_ref().map(|command| ("relay.token_command", "token", place(command)));
+    let Some(username) = &raw.username else {
+        let of_auth = raw.auth.as_ref().map(|auth| ("relay.auth", "login", place(auth)));
+        if let Some((key, what, at)) = password.or(token).or(of_auth) {
+            r.blame(Some(at), key, format!("there is no username for this {what}"), "write username = \"…\" beside it");
+        }
+        return None;
+    };
+    let credential = match (&raw.password_file, &raw.token_command) {
+        (None, None) => {
             let remedy = "name the file that holds its password: password_file = \"/etc/mailqueue/smarthost\"";
             r.blame(Some(place(username)), "relay.username", "there is no password for it", remedy);
-            None
+            return None;
         }
-        (None, Some(file)) => {
-            let what = "there is no username for this password";
-            r.blame(Some(place(file)), "relay.password_file", what, "write username = \"…\" beside it");
-            None
+        (Some(_), Some(command)) => {
+            let remedy = "take one of the two out";
+            r.blame(Some(place(command)), "relay.token_command", "there is a password_file too", remedy);
+            return None;
         }
-        (Some(_), Some(_)) => {
-            let username = r.optional("relay.username", &raw.username, reader::text);
-            let file = password_file(r, "relay.password_file", &raw.password_file)?;
-            Some(Login { username: username?, password: Password::File(file) })
+        (Some(_), None) => {
+            let file = password_file(r, "relay.password_file", &raw.password_file);
+            Credential::Secret(Password::File(file?))
         }
-    }
+        (None, Some(command)) => {
+            if matches!(auth, Auth::Plain | Auth::Login) {
+                let remedy = "write auth = \"xoauth2\" or \"auto\", or password_file in place of the command";
+                r.blame(raw.auth.as_ref().map(place), "relay.auth", "an access token is no password", remedy);
+            }
+            Credential::TokenCommand(r.command("relay.token_command", command)?)
+        }
+    };
+    let username = r.optional("relay.username", &raw.username, reader::text)?;
+    Some(Login { username, auth, credential })
 }
 
 /// The file's name as it is written: its variables are put in when it is read.
@@ -206,6 +223,9 @@ const TLS: [(&str, Tls); 4] = [
     ("opportunistic", Tls::Opportunistic),
     ("none", Tls::None),
 ];
+
+const AUTH: [(&str, Auth); 4] =
+    [("auto", Auth::Auto), ("plain", Auth::Plain), ("login", Auth::Login), ("xoauth2", Auth::Xoauth2)];
 
 const PIPELINING: [(&str, Pipelining); 4] = [
     ("auto", Pipelining::Auto),

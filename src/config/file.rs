@@ -53,6 +53,8 @@ pub struct Relay {
     pub ca_file: Key<String>,
     pub username: Key<String>,
     pub password_file: Key<String>,
+    pub auth: Key<String>,
+    pub token_command: Key<Vec<String>>,
     pub helo: Key<String>,
     pub connections: Key<i64>,
     pub messages_per_connection: Key<i64>,
@@ -126,6 +128,10 @@ fn explain(text: &str, error: &toml::de::Error) -> Problem {
         match expected {
             "a string" => ("this is no text".to_owned(), "put the value in quotes".to_owned()),
             "i64" => ("this is no whole number".to_owned(), "write digits without quotes".to_owned()),
+            "a sequence" if key.ends_with("_command") => (
+                "this is no list".to_owned(),
+                "write a program and its arguments, as in [\"/usr/bin/token\", \"smtp\"]".to_owned(),
+            ),
             "a sequence" => ("there can be several of these".to_owned(), format!("write [[{key}]] above its keys")),
             _ => ("this is no section".to_owned(), format!("write [{key}] on a line of its own above its keys")),
         }

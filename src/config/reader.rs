@@ -72,6 +72,20 @@ impl Reader {
         self.optional(key, raw, check)
     }
 
+    /// A program and its arguments.
+    pub fn command(&mut self, key: &str, raw: &Spanned<Vec<String>>) -> Option<Vec<String>> {
+        let expanded: Result<Vec<String>, _> = raw.get_ref().iter().map(|word| secret::expand(word)).collect();
+        let (what, remedy) = match expanded {
+            Ok(words) if words.first().is_some_and(|program| !program.is_empty()) => return Some(words),
+            Ok(_) => {
+                ("there is no program".to_owned(), "write it first, as in [\"/usr/bin/token\", \"smtp\"]".to_owned())
+            }
+            Err(error) => two_halves(&error.to_string()),
+        };
+        self.blame(Some(place(raw)), key, what, remedy);
+        None
+    }
+
     pub fn number(&mut self, key: &str, raw: &Key<i64>, default: u32, range: RangeInclusive<u32>) -> u32 {
         let Some(raw) = raw else { return default };
         match u32::try_from(*raw.get_ref()) {

@@ -95,7 +95,7 @@ fn relay_line(health: &Health, daemon: &Daemon, now: Timestamp) -> String {
     let (verdict, text) = match (health.relay.state, daemon) {
         (RelayState::Up, Daemon::Running { .. }) => (Verdict::Ok, format!("up, {last}")),
         (RelayState::Paused, Daemon::Running { .. }) => (Verdict::Crit, format!("paused: {reason}; {last}")),
-        _ if health.relay == Relay::stopped() => {
+        _ if health.relay.reason == Relay::stopped().reason => {
             (Verdict::Warn, format!("stopped by an operator, `mailqueue resume relay` lets it go on; {last}"))
         }
         // One trouble, one alarm: the dispatcher's line has it.

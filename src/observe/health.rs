@@ -57,6 +57,12 @@ pub struct Relay {
     /// where no dispatcher runs.
     #[serde(default)]
     pub connections_cap: Option<usize>,
+    /// The form of pipelining in use: `full`, `commands` or `off`. `None` before the first connection.
+    #[serde(default)]
+    pub pipelining: Option<String>,
+    /// Why it is this form.
+    #[serde(default)]
+    pub pipelining_reason: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

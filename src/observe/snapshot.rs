@@ -107,7 +107,9 @@ pub async fn keep(subject: impl Subject, state_dir: PathBuf) {
         if let Some((before, at)) = &shown {
             let changed = Snapshot { written: before.written, ..now.clone() } != *before;
             // The first poll is what somebody who has just started it waits to see.
-            let calm = now.relay.state == before.relay.state && now.last_poll.is_some() == before.last_poll.is_some();
+            let calm = now.relay.state == before.relay.state
+                && now.relay.pipelining == before.relay.pipelining
+                && now.last_poll.is_some() == before.last_poll.is_some();
             let patience = match (calm, changed) {
                 (false, _) => LOOK,
                 (true, true) => CHANGED,

@@ -199,7 +199,7 @@ impl<'a> Task<'a> {
             self.login = LoginWanted::Recipients;
         }
         let taken = self.apply(&judgement);
-        self.relay = judgement.relay;
+        self.relay = judgement.relay.map(|trouble| session.explain(trouble));
         match judgement.next {
             Next::Content => self.content(relay, session, taken, next, witness).await,
             Next::DotAlone => {
@@ -238,7 +238,7 @@ impl<'a> Task<'a> {
         for index in taken {
             self.outcomes[index] = Some(dot.outcome.clone());
         }
-        self.relay = dot.relay;
+        self.relay = dot.relay.map(|trouble| session.explain(trouble));
         let rest_is_ahead = session.flight().is_some() && !self.pending.is_empty();
         if matches!(dot.outcome, RecipientOutcome::Refused(_)) {
             // The same content for other recipients would be refused too.

@@ -3,23 +3,118 @@
 //! All trouble here is the relay's ([`Scope::Relay`]).
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use jiff::Timestamp;
 use lettre::transport::smtp::commands::{Ehlo, Starttls};
 use lettre::transport::smtp::extension::ClientId;
-use tokio::net::{TcpStream, lookup_host};
-use tokio::time::timeout;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout};
 
+use super::dial::{Dialing, resolve};
 use super::wire::{Stream, Wire};
-use super::{Announced, Relay, Tls, auth, classify, reply, tls};
-use crate::outcome::{Cause, Scope, Stage, Trouble};
+use super::{Announced, Relay, Tls, addresses, auth, classify, reply, tls};
+use crate::outcome::{Cause, Reason, Scope, Stage, Trouble};
 
-/// Makes a connection on which MAIL may follow.
-pub(super) async fn connect(relay: &Relay) -> Result<(Wire, Announced), Trouble> {
+/// A connection on which MAIL may follow.
+pub(super) struct Connection {
+    pub wire: Wire,
+    pub announced: Announced,
+    /// Why it goes on in the clear, although the smarthost offers TLS: opportunistic TLS failed. There is no login then.
+    pub tls_failed: Option<String>,
+}
+
+/// Makes a connection to the first address of the host that greets and says what it offers (RFC 5321 §5.1), and logs in
+/// there. A refused login is not tried at other addresses: the account is the same, and it might be locked.
+pub(super) async fn connect(relay: &Relay) -> Result<Connection, Trouble> {
+    let settings = &relay.settings;
+    let limit = settings.timeouts.connect;
+    let found = match &relay.fixed_addresses {
+        Some(addresses) => addresses.clone(),
+        None => resolve(&settings.host, settings.port, limit)
+            .await
+            .map_err(|why| at(Stage::Connect)(Cause::Local(Reason::RelayUnavailable, why)))?,
+    };
+    let mut dialing = Dialing::new(relay.addresses.order(&found, Instant::now()), limit);
+    let mut failures: Vec<(SocketAddr, Trouble)> = Vec::new();
+    while let Some((address, connected)) = dialing.next().await {
+        let greeted = match connected {
+            Ok(stream) => greet(relay, stream, address).await,
+            Err(how) => Err(at(Stage::Connect)(Cause::Closed(how))),
+        };
+        match greeted {
+            Ok(greeted) => {
+                note_address(relay, address, &failures);
+                return log_in(relay, greeted).await;
+            }
+            Err(trouble) => failures.push((address, trouble)),
+        }
+    }
+    Err(worst(relay, failures))
+}
+
+/// Notes which address works, and says once which are passed over from here on.
+fn note_address(relay: &Relay, address: SocketAddr, failures: &[(SocketAddr, Trouble)]) {
+    let failed: Vec<_> = failures.iter().map(|(failed, _)| *failed).collect();
+    for news in relay.addresses.note(address, &failed, Instant::now()) {
+        if let Some((_, trouble)) = failures.iter().find(|(failed, _)| *failed == news) {
+            tracing::warn!(
+                target: super::LOG,
+                "{news} does not work and is passed over for {} min while another address of {} works ({address}): {}",
+                addresses::PASSED_OVER.as_secs() / 60,
+                relay.settings.host,
+                (relay.shown)(&trouble.to_string())
+            );
+        }
+    }
+}
+
+/// The trouble of the address that came furthest. Where none could be connected to, all are told.
+fn worst(relay: &Relay, failures: Vec<(SocketAddr, Trouble)>) -> Trouble {
+    let furthest = failures.iter().map(|(_, trouble)| trouble).max_by_key(|trouble| trouble.stage);
+    match furthest {
+        Some(trouble) if trouble.stage > Stage::Connect => trouble.clone(),
+        _ => {
+            let all = failures.iter().map(|(address, trouble)| format!("{address}: {}", trouble.cause));
+            let how = all.collect::<Vec<_>>().join("; ");
+            let how = if how.is_empty() { "the name has no address".into() } else { how };
+            let (host, port) = (&relay.settings.host, relay.settings.port);
+            at(Stage::Connect)(Cause::Closed(format!("no connection to {host} port {port}: {how}")))
+        }
+    }
+}
+
+/// A connection that has been greeted, with what TLS came to.
+struct Greeted {
+    connection: Connection,
+    verified: bool,
+}
+
+/// Greeting, TLS and EHLO. Where opportunistic TLS fails, once more over a new connection in the clear.
+async fn greet(relay: &Relay, stream: TcpStream, address: SocketAddr) -> Result<Greeted, Trouble> {
+    let why = match greet_over(relay, stream, address, None).await {
+        Err(trouble) if relay.settings.tls == Tls::Opportunistic && trouble.stage == Stage::Tls => {
+            trouble.cause.to_string()
+        }
+        greeted => return greeted,
+    };
+    tracing::info!(target: super::LOG, peer = %address, "opportunistic TLS failed, going on in the clear: {why}");
+    let limit = relay.settings.timeouts.connect;
+    let candidate = addresses::Candidate { address, is_last_resort: false };
+    match Dialing::new(vec![candidate], limit).next().await {
+        Some((_, Ok(stream))) => greet_over(relay, stream, address, Some(why)).await,
+        Some((_, Err(how))) => Err(at(Stage::Connect)(Cause::Closed(how))),
+        None => Err(at(Stage::Connect)(Cause::Timeout)),
+    }
+}
+
+async fn greet_over(
+    relay: &Relay,
+    stream: TcpStream,
+    peer: SocketAddr,
+    tls_failed: Option<String>,
+) -> Result<Greeted, Trouble> {
     let settings = &relay.settings;
     let limits = &settings.timeouts;
-    let (stream, peer) = dial(&settings.host, settings.port, limits.connect).await?;
     let mut wire = Wire::new(Box::new(stream), peer, relay.shown.clone());
     let mut secured = Secured::default();
     if settings.tls == Tls::Implicit {
@@ -37,7 +132,7 @@ pub(super) async fn connect(relay: &Relay) -> Result<(Wire, Announced), Trouble>
             let why = "the smarthost does not offer STARTTLS, which tls = \"starttls\" requires";
             return Err(at(Stage::Tls)(Cause::Protocol(why.into())));
         }
-        Tls::Starttls | Tls::Opportunistic if announced.starttls => {
+        Tls::Starttls | Tls::Opportunistic if announced.starttls && tls_failed.is_none() => {
             wire.write(&Starttls.to_string(), limits.tls).await;
             let reply = wire.reply(limits.tls).await.map_err(at(Stage::Tls))?;
             if reply.code == 220 {
@@ -53,35 +148,17 @@ pub(super) async fn connect(relay: &Relay) -> Result<(Wire, Announced), Trouble>
     announced.clock_ahead = clock_ahead;
     announced.certificate_ends = secured.ends;
     relay.note(&announced);
-    if let Some(login) = &settings.login {
-        auth::log_in(&mut wire, login, &announced, secured.verified, limits.auth).await?;
-    }
-    Ok((wire, announced))
+    Ok(Greeted { connection: Connection { wire, announced, tls_failed }, verified: secured.verified })
 }
 
-/// Tries each address of the host in turn, `limit` for each.
-async fn dial(host: &str, port: u16, limit: Duration) -> Result<(TcpStream, SocketAddr), Trouble> {
-    let found = match timeout(limit, lookup_host((host, port))).await {
-        Ok(Ok(found)) => found.collect::<Vec<_>>(),
-        Ok(Err(error)) => return Err(at(Stage::Connect)(Cause::Closed(format!("{host} was not found: {error}")))),
-        Err(_) => return Err(at(Stage::Connect)(Cause::Closed(format!("{host} was not found in time")))),
-    };
-    let mut failures = Vec::new();
-    for address in found {
-        match timeout(limit, TcpStream::connect(address)).await {
-            Ok(Ok(stream)) => {
-                // A write of ours is a whole flight; waiting for more would only cost the peer's delayed ACK.
-                if let Err(error) = stream.set_nodelay(true) {
-                    tracing::debug!(target: super::LOG, peer = %address, "TCP_NODELAY cannot be set: {error}");
-                }
-                return Ok((stream, address));
-            }
-            Ok(Err(error)) => failures.push(format!("{address}: {error}")),
-            Err(_) => failures.push(format!("{address}: no answer in time")),
-        }
+async fn log_in(relay: &Relay, greeted: Greeted) -> Result<Connection, Trouble> {
+    let Greeted { mut connection, verified } = greeted;
+    if let Some(login) = &relay.settings.login
+        && connection.tls_failed.is_none()
+    {
+        auth::log_in(&mut connection.wire, &relay.settings, login, &connection.announced, verified).await?;
     }
-    let how = if failures.is_empty() { "the name has no address".into() } else { failures.join("; ") };
-    Err(at(Stage::Connect)(Cause::Closed(format!("no connection to {host} port {port}: {how}"))))
+    Ok(connection)
 }
 
 /// EHLO; HELO where the peer does not know EHLO and nothing that EHLO announces is needed (RFC 5321 §3.2).
@@ -131,7 +208,7 @@ async fn encrypt(relay: &Relay, wire: Wire) -> Result<(Wire, Secured), Trouble> 
             let by_tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
             Err(at(Stage::Tls)(match by_tls {
                 Some(by_tls) => Cause::Protocol(tls::explain(by_tls, &relay.settings)),
-                None => Cause::Closed(format!("TLS with {} ({peer}) failed: {error}", relay.settings.host)),
+                None => Cause::Closed(tls::explain_end(&error, peer, &relay.settings)),
             }))
         }
         Err(_) => Err(at(Stage::Tls)(Cause::Timeout)),

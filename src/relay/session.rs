@@ -8,7 +8,7 @@ use lettre::transport::smtp::commands::{Quit, Rset};
 
 use super::classify::LoginWanted;
 use super::commands::Envelope;
-use super::connect::connect;
+use super::connect::{Connection, connect};
 use super::final_dot::{DotJudgement, judge_dot};
 use super::judge::{Answers, Before};
 use super::wire::{Wire, Written};
@@ -44,6 +44,8 @@ pub(super) struct Session {
     reset_due: bool,
     /// The envelope that is out and whose replies nobody has read.
     flight: Option<Envelope>,
+    /// Opportunistic TLS failed for this reason, so that there was no login.
+    tls_failed: Option<String>,
     _open: Open,
 }
 
@@ -66,7 +68,7 @@ impl Drop for Open {
 
 impl Session {
     pub async fn connect(relay: &Relay) -> Result<Self, Trouble> {
-        let (wire, announced) = connect(relay).await?;
+        let Connection { wire, announced, tls_failed } = connect(relay).await?;
         let settings = &relay.settings;
         let rcpt_max = announced.rcpt_max.and_then(|most| usize::try_from(most).ok()).unwrap_or(usize::MAX);
         Ok(Self {
@@ -81,6 +83,7 @@ impl Session {
             kept: false,
             reset_due: false,
             flight: None,
+            tls_failed,
         })
     }
 
@@ -103,6 +106,16 @@ impl Session {
     /// Whether the peer has closed the connection or said something unasked. Not while an envelope is out.
     pub fn has_stirred(&mut self) -> bool {
         self.wire.has_stirred()
+    }
+
+    /// Adds to a wanted login that there was none because TLS failed.
+    pub fn explain(&self, mut trouble: Trouble) -> Trouble {
+        if let (Some(why), Cause::Reply(reply)) = (&self.tls_failed, &mut trouble.cause)
+            && reply.wants_login()
+        {
+            reply.text += &format!(" (opportunistic TLS failed, so that there was no login; see relay.tls: {why})");
+        }
+        trouble
     }
 
     /// RSET before the next MAIL.

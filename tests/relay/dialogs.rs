@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mailqueue::mail::{Address, Capabilities, Mail};
-use mailqueue::relay::{Login, Offer, Password, Pipelining, Relay, Settings, Tls};
+use mailqueue::relay::{Auth, Credential, Offer, Password, Pipelining, Relay, Settings, Tls};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
@@ -115,8 +115,21 @@ fn set(settings: &mut Settings, key: &str, value: &str) {
         }
         "host" => return settings.host = value.to_owned(),
         "login" => {
-            let password = Password::Value(value.to_owned());
-            return settings.login = Some(Login { username: "user".into(), password });
+            let secret = Credential::Secret(Password::Value(value.to_owned()));
+            return settings.login = Some(support::login(Auth::Auto, secret));
+        }
+        "token" => {
+            let command = ["/bin/echo", value].map(str::to_owned).to_vec();
+            return settings.login = Some(support::login(Auth::Auto, Credential::TokenCommand(command)));
+        }
+        "way" => {
+            let login = settings.login.as_mut().expect("a login before its way");
+            return login.auth = match value {
+                "plain" => Auth::Plain,
+                "login" => Auth::Login,
+                "xoauth2" => Auth::Xoauth2,
+                _ => panic!("no such way to log in: {value}"),
+            };
         }
         "tls" => {
             settings.ca_file = Some(certificates::authority_file());

@@ -1,7 +1,7 @@
 //! Logging in: the password file, and that no log shows what is in it.
 
 use mailqueue::outcome::{Cause, Scope, Stage};
-use mailqueue::relay::{Login, Password, Relay, Settings};
+use mailqueue::relay::{Auth, Credential, Password, Relay, Settings};
 
 use crate::script::{self, Mode};
 use crate::{server, support};
@@ -20,8 +20,8 @@ gone
 ";
 
 fn with_password_file(port: u16, file: &std::path::Path) -> Settings {
-    let password = Password::File(file.to_owned());
-    Settings { login: Some(Login { username: "user".into(), password }), ..support::settings(port) }
+    let login = support::login(Auth::Auto, Credential::Secret(Password::File(file.to_owned())));
+    Settings { login: Some(login), ..support::settings(port) }
 }
 
 #[tokio::test]
@@ -58,7 +58,7 @@ async fn a_missing_password_file_is_the_relays_trouble_and_is_named() {
 #[test]
 fn debug_shows_no_password() {
     let mut settings = support::settings(25);
-    settings.login = Some(Login { username: "user".into(), password: Password::Value("geheim".into()) });
+    settings.login = Some(support::login(Auth::Auto, Credential::Secret(Password::Value("geheim".into()))));
     let relay = Relay::new(settings.clone()).unwrap();
     for shown in [format!("{settings:?}"), format!("{relay:?}"), format!("{:?}", relay.worker())] {
         assert!(!shown.contains("geheim"), "{shown}");
@@ -72,7 +72,7 @@ async fn the_log_shows_the_dialogue_without_password_and_content() {
     let mail = support::mail(&script.mails[0].content(), &[support::address("a@x.test")]);
     let (server, served) = server::serve(script, Mode::Off).await;
     let mut settings = support::settings(server.port());
-    settings.login = Some(Login { username: "user".into(), password: Password::Value("geheim".into()) });
+    settings.login = Some(support::login(Auth::Auto, Credential::Secret(Password::Value("geheim".into()))));
     support::listen();
     let mut worker = Relay::new(settings).unwrap().worker();
     let attempt = worker.send(&mail, &mail.envelope.recipients, &mut support::Notes::default()).await;
@@ -87,4 +87,76 @@ async fn the_log_shows_the_dialogue_without_password_and_content() {
     for hidden in ["geheim", "AHVzZXIAZ2VoZWlt", "Subject", "last"] {
         assert!(!log.contains(hidden), "{hidden} is in\n{log}");
     }
+}
+
+/// What `probe` says of a smarthost that plays this script.
+async fn refused(script: &str, login: mailqueue::relay::Login) -> String {
+    let (server, served) = server::serve(script::parse(script, Mode::Off).unwrap(), Mode::Off).await;
+    let settings = Settings { login: Some(login), ..support::settings(server.port()) };
+    support::listen();
+    let trouble = Relay::new(settings).unwrap().probe().await.unwrap_err();
+    assert_eq!(served.await.unwrap(), Vec::<String>::new());
+    assert!(trouble.is_login(), "{trouble}");
+    let all = format!("{trouble}\n{}", support::heard());
+    for hidden in ["geheim", "Z2VoZWlt", "ya29.tok", "eWEyOS50b2"] {
+        assert!(!all.contains(hidden), "{hidden} is in\n{all}");
+    }
+    trouble.to_string()
+}
+
+#[tokio::test]
+async fn a_rejected_mechanism_is_named_and_the_password_is_not_blamed() {
+    let secret = Credential::Secret(Password::Value("geheim".into()));
+    let script = "connection\ngreet AUTH PLAIN|SIZE\nC: AUTH PLAIN\nS: 504 5.5.4 not here geheim\ngone";
+    let said = refused(script, support::login(Auth::Auto, secret.clone())).await;
+    assert!(said.contains("AUTH PLAIN is rejected") && said.contains("relay.auth"), "{said}");
+    assert!(!said.contains("password_file"), "{said}");
+    let script = "connection\ngreet AUTH XOAUTH2 CRAM-MD5|SIZE\ngone";
+    let said = refused(script, support::login(Auth::Auto, secret.clone())).await;
+    assert!(said.contains("offers XOAUTH2, CRAM-MD5") && said.contains("relay.token_command"), "{said}");
+    let said = refused("connection\ngreet AUTH PLAIN|SIZE\ngone", support::login(Auth::Login, secret)).await;
+    assert!(said.contains("offers PLAIN to log in, and not LOGIN"), "{said}");
+}
+
+#[tokio::test]
+async fn the_reason_why_a_token_is_refused_is_shown_and_the_token_is_not() {
+    // {"status":"invalid_token","scope":"mail"}, and the token itself.
+    let reason = "eyJzdGF0dXMiOiJpbnZhbGlkX3Rva2VuIiwic2NvcGUiOiJtYWlsIn0=";
+    for (challenge, shown) in [(reason, true), ("eWEyOS50b2s=", false)] {
+        for (mechanism, answer) in [("OAUTHBEARER", "AQ=="), ("XOAUTH2", "")] {
+            let script = format!(
+                "connection\ngreet AUTH {mechanism}|SIZE\nC: AUTH {mechanism}\nS: 334 {challenge}\nC= {answer}\n\
+                 S: 535 5.7.8 no\ngone"
+            );
+            let command = ["/bin/echo", "ya29.tok"].map(str::to_owned).to_vec();
+            let said = refused(&script, support::login(Auth::Auto, Credential::TokenCommand(command))).await;
+            assert_eq!(said.contains("invalid_token"), shown, "{said}");
+            assert!(said.contains(mechanism) && said.contains("relay.token_command"), "{said}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn oauthbearer_goes_first_and_names_user_host_and_port() {
+    let port = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = port.local_addr().unwrap().port();
+    let response = format!("n,a=us=3Der=2C,\u{1}host=127.0.0.1\u{1}port={port}\u{1}auth=Bearer ya29.tok\u{1}\u{1}");
+    let response = base64::Engine::encode(&base64::prelude::BASE64_STANDARD, response);
+    let script =
+        format!("connection\ngreet AUTH XOAUTH2 OAUTHBEARER|SIZE\nC= AUTH OAUTHBEARER {response}\nS: 235 ok\nbye");
+    let (server, served) = server::serve(script::parse(&script, Mode::Off).unwrap(), Mode::Off).await;
+    let command = ["/bin/echo", "ya29.tok"].map(str::to_owned).to_vec();
+    let mut login = support::login(Auth::Xoauth2, Credential::TokenCommand(command));
+    login.username = "us=er,".into();
+    // The port that the response names is not the one that the smarthost has here.
+    let settings = Settings { login: Some(login), ..support::settings(port) };
+    Relay::at_addresses(settings, vec![server]).unwrap().probe().await.unwrap();
+    assert_eq!(served.await.unwrap(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_token_command_that_fails_is_the_relays_trouble() {
+    let login = support::login(Auth::Auto, Credential::TokenCommand(vec!["/no/such/program".into()]));
+    let said = refused("connection\ngreet AUTH XOAUTH2|SIZE\ngone", login).await;
+    assert!(said.contains("/no/such/program cannot be started"), "{said}");
 }

@@ -1,5 +1,6 @@
 //! The session with the smarthost, seen from the wire.
 
+mod addresses;
 mod certificates;
 mod dialogs;
 mod login;
@@ -8,3 +9,4 @@ mod script;
 mod sending;
 mod server;
 mod support;
+mod tls;

@@ -10,7 +10,8 @@
 //! modes off on                    in which modes the file is played; all three without this line
 //! set rcpt=200ms                  a timeout, `messages=N`, `recipients=N`, `stop=N` (the Nth before_dot says no),
 //!                                 `pause=100ms` (before_dot takes so long), `pipelining=auto` (`full` without it),
-//!                                 `tls=starttls`, `host=localhost`, `login=PASSWORD`
+//!                                 `tls=starttls`, `host=localhost`, `login=PASSWORD`, `token=TOKEN` (printed by a command), `way=plain`
+//!                                 (`relay.auth`)
 //!
 //! connection
 //! greet SIZE 1000|8BITMIME        220, EHLO, and 250 with PIPELINING, as the mode has it, and these

@@ -184,7 +184,7 @@ async fn a_smarthost_that_is_not_there_is_the_relays_trouble() {
     nowhere.host = "no-such-host.invalid".into();
     nowhere.timeouts.connect = Duration::from_secs(5);
     let trouble = Relay::new(nowhere).unwrap().probe().await.unwrap_err();
-    assert_eq!(support::show(&trouble), "connect relay closed");
+    assert_eq!(support::show(&trouble), "connect relay local relay-unavailable");
     assert!(trouble.to_string().contains("no-such-host.invalid"), "{trouble}");
 }
 

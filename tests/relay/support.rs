@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use mailqueue::mail::{Address, Capabilities, Envelope, Mail};
 use mailqueue::outcome::{Attempt, Cause, Reason, RecipientOutcome, Reply, Scope, Stage, Trouble};
-use mailqueue::relay::{Pipelining, Settings, Timeouts, Tls, Witness};
+use mailqueue::relay::{Auth, Credential, Login, Pipelining, Settings, Timeouts, Tls, Witness};
 
 /// Settings for a smarthost in the clear, with timeouts that no test reaches unless it wants to.
 pub fn settings(port: u16) -> Settings {
@@ -35,6 +35,10 @@ pub fn settings(port: u16) -> Settings {
             final_dot: long,
         },
     }
+}
+
+pub fn login(auth: Auth, credential: Credential) -> Login {
+    Login { username: "user".into(), auth, credential }
 }
 
 pub fn mail(content: &str, recipients: &[Address]) -> Mail {

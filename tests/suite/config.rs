@@ -204,7 +204,10 @@ fn a_password_may_cross_the_loopback_in_the_clear() {
             "{}\ntls = \"none\"\nusername = \"a\"\npassword_file = \"/b\"\n",
             SHORTEST.replace("globalpirates.net", host)
         ));
-        assert!(matches!(config.relay.login.map(|login| login.password), Some(relay::Password::File(_))));
+        assert!(matches!(
+            config.relay.login.map(|login| login.credential),
+            Some(relay::Credential::Secret(relay::Password::File(_)))
+        ));
     }
 }
 

@@ -92,6 +92,18 @@ async fn metrics_health_and_the_service_manager_follow_the_mails() {
     assert!(!metrics.contains("mailqueue_last_poll_timestamp_seconds 0\n"));
     assert!(page_with(port, "/healthz", "200 OK").await.contains("\"status\":\"ok\""));
 
+    let pipelining = async {
+        loop {
+            let status = house.run(&["status", "--json"]).await;
+            let status: serde_json::Value = serde_json::from_slice(&status.stdout).expect("JSON");
+            if let Some(mode) = status["relay"]["pipelining"].as_str() {
+                assert!(status["relay"]["pipelining_reason"].is_string(), "{status}");
+                return mode.to_owned();
+            }
+        }
+    };
+    assert_eq!(tokio::time::timeout(DEADLINE, pipelining).await.expect("the mode is shown"), "commands");
+
     let heard = |word: &str| words.lock().unwrap().iter().any(|known| known.starts_with(word));
     for word in ["READY=1", "WATCHDOG=1", "STATUS=newsletter "] {
         eventually(word, || heard(word).then_some(())).await;

@@ -51,7 +51,10 @@ fn the_json_of_status_has_the_fields_that_monitoring_was_written_against() {
             {"name": "admidio", "waiting": 0, "claimed": 0, "sending": 0, "deferred": 1, "failed": 0,
              "unreadable": 0, "held": 0, "paused": true, "oldest_due_seconds": 7300},
         ],
-        "relay": {"state": "up", "until": null, "reason": null, "connections_cap": null},
+        "relay": {
+            "state": "up", "until": null, "reason": null, "connections_cap": null,
+            "pipelining": null, "pipelining_reason": null,
+        },
         "last_poll": "2026-03-01T11:59:30Z",
         "last_accepted": "2026-03-01T11:59:58Z",
         "ledger_open": 2,
