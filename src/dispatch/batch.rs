@@ -9,7 +9,6 @@ use tokio::time::Instant;
 
 use super::feeder::{Trouble, give_back, is_open};
 use super::lane::{Done, Job, Lane, Notes};
-use super::worker::{relay_trouble, with_remedy};
 use super::{BUDGET_UNIT, Shared, events, jitter};
 use crate::mail::{Address, Capabilities, ColumnLimits, Columns, Fingerprint, Mail};
 use crate::outcome::{Attempt, Fate, Reason, RecipientRecord, RecipientState, Verdict};
@@ -126,7 +125,7 @@ async fn feed_group(
             continue;
         }
         let stamp = Stamp { record: *claim.record(), created: claim.created() };
-        match make_mail(shared, lane, columns, limits, stamp).await {
+        match make_mail(shared, columns, limits, stamp).await {
             Ok(mail) => {
                 events::repaired(shared, claim.id(), &mail);
                 jobs.extend(job(shared, lane, claim, fingerprint, mail, share));
@@ -151,31 +150,10 @@ async fn restored(shared: &Shared, lane: &Lane, rows: &[Row]) -> Result<HashSet<
     Ok(known.into_iter().map(|(mid, _)| mid).collect())
 }
 
-async fn make_mail(
-    shared: &Shared,
-    lane: &Lane,
-    columns: Columns,
-    limits: ColumnLimits,
-    stamp: Stamp,
-) -> Result<Mail, Unreadable> {
-    let known = shared.relay.announced().map(|announced| carries(&announced));
-    let mail = translated(shared, &columns, limits, stamp.clone(), known.unwrap_or_default()).await?;
-    if known.is_some() || !mail.eight_bit || !shared.health.is_up() {
-        return Ok(mail);
-    }
-    // The first mails, made in hope: one that a smarthost cannot carry as it is would be refused for good.
-    let asked = shared.stop.run_until_cancelled(shared.relay.probe());
-    match shared.progress.pulse.waiting(lane.name(), asked).await {
-        Some(Ok(announced)) if !announced.eight_bit => {
-            translated(shared, &columns, limits, stamp, carries(&announced)).await
-        }
-        // The breaker opens, so that no further mail asks, and these go back.
-        Some(Err(trouble)) => {
-            relay_trouble(shared, &with_remedy(&trouble));
-            Ok(mail)
-        }
-        Some(Ok(_)) | None => Ok(mail),
-    }
+async fn make_mail(shared: &Shared, columns: Columns, limits: ColumnLimits, stamp: Stamp) -> Result<Mail, Unreadable> {
+    // Before the first connection a mail is made in hope. A connection that does not carry it has it made again.
+    let wire = shared.relay.announced().map(|announced| carries(&announced)).unwrap_or_default();
+    translated(shared, columns, limits, stamp, wire).await
 }
 
 /// Makes the mail of a row again, for a connection with these capabilities. `None` where there is nothing to offer any
@@ -202,7 +180,7 @@ pub async fn remake(shared: &Shared, job: Job, capabilities: Capabilities) -> Op
         lane.release(claim);
         return None;
     }
-    match translated(shared, &columns, limits, stamp, capabilities).await {
+    match translated(shared, columns, limits, stamp, capabilities).await {
         Ok(mail) => {
             let job = self::job(shared, &lane, claim, fingerprint, mail, memory)?;
             Some(Job { confirmed, ..job })
@@ -221,16 +199,16 @@ fn carries(announced: &Announced) -> Capabilities {
 
 async fn translated(
     shared: &Shared,
-    columns: &Columns,
+    columns: Columns,
     limits: ColumnLimits,
     stamp: Stamp,
     wire: Capabilities,
 ) -> Result<Mail, Unreadable> {
     let settings = &shared.settings.message;
     if columns.len() < LARGE {
-        return translate::translate(columns, &limits, &stamp, wire, settings);
+        return translate::translate(&columns, &limits, &stamp, wire, settings);
     }
-    let (settings, columns) = (settings.clone(), columns.clone());
+    let settings = settings.clone();
     let work = move || translate::translate(&columns, &limits, &stamp, wire, &settings);
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,

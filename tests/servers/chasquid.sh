@@ -1,7 +1,7 @@
 # chasquid as a smarthost: submission with STARTTLS and AUTH. It takes mail for `known+…@chasquid.example` and refuses others
 # of this domain at RCPT with 550 5.1.1; it knows no way to defer one there. A hook behind the final dot defers a mail with
 # `defer this` in its subject (451), and writes what is taken into a Maildir, a file for each recipient whose first lines
-# are Return-Path and Envelope-To.
+# are Return-Path and Envelope-To. A message may have 1 MiB.
 
 start_chasquid() {
     local home=$1 port other user
@@ -12,7 +12,7 @@ start_chasquid() {
     cp "$home/key.pem" "$home/certs/smarthost.example/privkey.pem"
     cat >"$home/chasquid.conf" <<END
 hostname: "smarthost.example"
-max_data_size_mb: 35
+max_data_size_mb: 1
 smtp_address: "127.0.0.1:$other"
 submission_address: "127.0.0.1:$port"
 mail_delivery_agent_bin: "/bin/true"

@@ -1,6 +1,6 @@
 # Dovecot's submission proxy in front of Postfix, as many mail servers have it: STARTTLS and AUTH, then all commands go on
 # to Postfix's port without either. So at RCPT it refuses and defers what Postfix does, and what it accepts lands in
-# Postfix's Maildir.
+# Postfix's Maildir. A message may have 1 MiB.
 
 start_dovecot() {
     local home=$1 port
@@ -44,7 +44,7 @@ ssl_key = <$home/key.pem
 auth_mechanisms = plain login
 submission_relay_host = 127.0.0.1
 submission_relay_port = $(exported MAILQUEUE_TEST_POSTFIX_PLAIN_PORT)
-submission_max_mail_size = 36700160
+submission_max_mail_size = 1048576
 mail_location = maildir:$home/users/%u
 passdb {
   driver = passwd-file

@@ -1,6 +1,7 @@
 # OpenSMTPD as a smarthost in front of Postfix: a port without TLS and AUTH, because Debian's 6.8.0p2 fails in every handshake
 # with OpenSSL 3 that wants its private key. It takes mail for any domain, with these exceptions at RCPT: `refused…@` gets
-# 550 5.1.1, `deferred…@` gets 450 4.2.1. What it accepts it hands on to Postfix, in whose Maildir it lands.
+# 550 5.1.1, `deferred…@` gets 450 4.2.1. What it accepts it hands on to Postfix, in whose Maildir it lands. A message may have
+# 1 MiB.
 #
 # It wants root, users and directories of its own: it sees a machine that has them.
 
@@ -34,7 +35,7 @@ opensmtpd_configuration() {
     cat <<END
 filter refused phase rcpt-to match rcpt-to regex "^<?refused" reject "550 5.1.1 User unknown"
 filter deferred phase rcpt-to match rcpt-to regex "^<?deferred" reject "450 4.2.1 Mailbox busy"
-smtp max-message-size 36700160
+smtp max-message-size 1048576
 listen on 127.0.0.1 port $port hostname smarthost.example filter { refused, deferred }
 action "on" relay host smtp://127.0.0.1:$(exported MAILQUEUE_TEST_POSTFIX_PLAIN_PORT)
 match from any for any action "on"

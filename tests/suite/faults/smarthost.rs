@@ -250,3 +250,22 @@ async fn a_smarthost_that_is_not_there_is_not_asked_once_for_each_mail() {
     let rows = house.rows(&house.newsletter).await;
     assert!(rows.len() == 40 && rows.iter().all(|row| row.history.attempts == 0), "{rows:?}");
 }
+
+/// What the row's recipients can be offered is known only once a connection is there.
+#[tokio::test]
+async fn a_recipient_that_needs_smtputf8_does_not_keep_the_first_mail_from_another() {
+    let catcher = Catcher::with_script(|step| match step {
+        Step::Ehlo => Some("250-catcher.example\r\n250-8BITMIME\r\n250 PIPELINING".to_owned()),
+        _ => None,
+    })
+    .await;
+    let house = House::build(database::sqlite(), catcher.port(), OFTEN, SOON).await;
+    let columns = row("jörg@example.org, anna@example.org", "x", "y\n", "From: a@example.org\r\n");
+    let mid = house.newsletter.insert(&columns).await.expect("INSERT");
+    assert_eq!(house.once().await, 1);
+    let received: Vec<_> = catcher.received().into_iter().flat_map(|mail| mail.recipients).collect();
+    assert_eq!(received, ["anna@example.org"]);
+    let row = house.row(&house.newsletter, mid).await.expect("it stays for jörg");
+    assert_eq!((row.state, row.reason), (State::Failed, Some(Reason::AddressInvalid)), "{row:?}");
+    assert_eq!(row.history.attempts, 0, "{row:?}");
+}

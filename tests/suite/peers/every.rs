@@ -4,8 +4,8 @@ use std::collections::HashSet;
 use std::time::Instant;
 
 use super::*;
-use crate::support::long;
 use crate::support::smarthost::{DOVECOT, EXIM_LIMITED};
+use crate::support::{DEADLINE, long};
 
 /// For the test's record: how many mails a second.
 fn note_rate(town: &Town, count: usize, begun: Instant) {
@@ -63,13 +63,18 @@ async fn killed_and_started_again_it_loses_nothing_and_repeats_only_what_it_says
     daemon.signal(Signal::KILL);
     let mut lines = daemon.wait().await.1;
     let daemon = town.house.start();
+    // Before that a signal would end it.
+    daemon.wait_for_line("started").await;
     if long() {
         town.smarthost.delivered_to(&town.domain, count / 2).await;
         daemon.signal(Signal::STOP);
         tokio::time::sleep(std::time::Duration::from_secs(20)).await;
         daemon.signal(Signal::CONT);
     }
+    let deadline = Instant::now() + 2 * DEADLINE;
     while count_of(&town).await > 0 {
+        let lines = || daemon.lines().join("\n");
+        assert!(Instant::now() < deadline, "{:?}\n{}", town.house.rows(&town.house.newsletter).await, lines());
         town.house.let_time_pass(&town.house.newsletter).await;
         daemon.signal(Signal::USR1);
         tokio::time::sleep(std::time::Duration::from_millis(100)).await;

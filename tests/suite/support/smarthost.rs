@@ -57,6 +57,11 @@ impl Smarthost {
         self.variable("LIMITED_PORT").parse().expect("port")
     }
 
+    /// In bytes, as it announces it.
+    pub fn size_limit(self) -> usize {
+        if [POSTFIX, EXIM].contains(&self) { 35 << 20 } else { 1 << 20 }
+    }
+
     /// The authority behind its certificate, which is for localhost, 127.0.0.1 and ::1.
     pub fn ca_file(self) -> PathBuf {
         self.variable("CA").into()
