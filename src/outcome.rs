@@ -142,9 +142,8 @@ pub struct Trouble {
 }
 
 impl Trouble {
-    /// Returns true for the replies and events before MAIL by which a smarthost says that it takes no further
-    /// connection at the moment: 421, any 4yz greeting, and a connection that is refused, reset, closed or not answered.
-    /// While another connection works, this is a limit and not an outage.
+    /// Returns true where a smarthost says before MAIL that it takes no further connection now: by 421, any 4yz greeting,
+    /// or a connection that is refused, reset, closed or not answered. While another connection works, this is a limit.
     pub fn is_connection_limit(&self) -> bool {
         match &self.cause {
             _ if self.stage >= Stage::Mail => false,
@@ -192,8 +191,8 @@ pub struct Attempt {
     /// Trouble that concerns the relay and not, or not only, this mail. Where it stands beside outcomes that are all
     /// `Untried` or `Accepted`, no attempt of the mail is used.
     pub relay: Option<Trouble>,
-    /// The connection announced these capabilities, and the mail was made for others: it is to be made again for these
-    /// and offered to the recipients that are `Untried`, over the same connection. No attempt of the mail is used.
+    /// The connection has these capabilities, and the mail was made for others: it is to be made again for these and
+    /// offered to those that are `Untried`, over the same connection. No attempt of the mail is used.
     pub remake: Option<Capabilities>,
 }
 

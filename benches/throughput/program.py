@@ -11,6 +11,7 @@ from pathlib import Path
 
 from smarthost import free_port
 
+# smtp-sink names no software, so that "auto" would send nothing behind the final dot.
 CONFIGURATION = """
 state_dir = "{state}"
 [[queue]]
@@ -23,6 +24,7 @@ port = {port}
 tls = "none"
 helo = "throughput.example"
 connections = {connections}
+pipelining = "full"
 """
 
 

@@ -26,7 +26,7 @@ class Table:
                 cell.database,
                 cell.connections,
                 f"{round_trip:.1f} ms",
-                "on" if cell.pipelining else "off",
+                "full" if cell.pipelining else "off",
                 f"{mails:,}",
                 f"{statistics.median(ours):,.0f}",
                 f"{statistics.median(theirs):,.0f}",

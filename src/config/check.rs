@@ -155,7 +155,7 @@ fn login(r: &mut Reader, raw: &file::Relay) -> Option<Login> {
     let password = raw.password_file.as_ref().map(|file| ("relay.password_file", "password", place(file)));
     let token = raw.token_command.as_ref().map(|command| ("relay.token_command", "token", place(command)));
     let Some(username) = &raw.username else {
-        let of_auth = raw.auth.as_ref().map(|auth| ("relay.auth", "login", place(auth)));
+        let of_auth = raw.auth.as_ref().filter(|_| auth != Auth::Auto).map(|auth| ("relay.auth", "login", place(auth)));
         if let Some((key, what, at)) = password.or(token).or(of_auth) {
             r.blame(Some(at), key, format!("there is no username for this {what}"), "write username = \"…\" beside it");
         }

@@ -137,8 +137,18 @@ fn the_example_shows_every_key_and_what_it_comments_out_can_be_used() {
             line.strip_prefix('#').filter(|rest| rest.starts_with(|c: char| c.is_ascii_lowercase())).unwrap_or(line)
         })
         .collect();
-    let text = uncommented.join("\n");
+    // One of the two proves who we are.
+    let without = |key: &str| {
+        let lines: Vec<_> = uncommented.iter().filter(|line| !line.starts_with(key)).copied().collect();
+        lines.join("\n")
+    };
+    let by_token = parse(&without("password_file = \"${CREDENTIALS_DIRECTORY}/smarthost")).relay.login.unwrap();
+    assert!(
+        matches!(by_token.credential, relay::Credential::TokenCommand(command) if command == ["/usr/local/bin/token"])
+    );
+    let text = without("token_command");
     let config = parse(&text);
+    assert_eq!((config.relay.pipelining, by_token.auth), (relay::Pipelining::Auto, relay::Auth::Auto));
     assert_eq!(config.relay.ca_file.as_deref(), Some(Path::new("/etc/ssl/certs/our-ca.pem")));
     assert_eq!(config.relay.login.as_ref().map(|login| login.username.as_str()), Some("mailqueue"));
     assert_eq!(config.relay.helo, "mail.example.org");
