@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::classify::LoginWanted;
 use super::commands::{Envelope, obstacle, outdated, unreachable};
-use super::judge::{Answers, Fate, Judgement, Next, judge};
+use super::judge::{Anew, Answers, Fate, Judgement, Next, judge};
 use super::session::Session;
 use super::{Announced, PipeliningMode, Relay, Witness};
 use crate::mail::{Address, Capabilities, Mail};
@@ -195,7 +195,7 @@ impl<'a> Task<'a> {
         let judgement = judge(&answers, size);
         note_pipelining(relay, &answers, &judgement);
         self.learn_limit(relay, &judgement);
-        if judgement.anew && self.login == LoginWanted::Again && judgement.limit.is_none() {
+        if judgement.anew == Some(Anew::Login) {
             self.login = LoginWanted::Recipients;
         }
         let taken = self.apply(&judgement);
@@ -211,7 +211,7 @@ impl<'a> Task<'a> {
                 session.reset();
                 Step::Keep
             }
-            Next::Drop if judgement.anew => Step::Anew,
+            Next::Drop if judgement.anew.is_some() => Step::Anew,
             // The rest is offered one command at a time.
             Next::Drop if judgement.breaks_pipelining.is_some() && answers.lost.is_none() => Step::Anew,
             Next::Drop => Step::Stop,

@@ -111,3 +111,91 @@ fn is_clean(address: &Address) -> bool {
     let text: &str = address.as_ref();
     !text.chars().any(char::is_control)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mail(size: usize) -> Mail {
+        Mail {
+            message_id: String::new(),
+            subject: String::new(),
+            envelope: crate::mail::Envelope { sender: None, recipients: Vec::new() },
+            own_sender: None,
+            invalid: Vec::new(),
+            made_for: Capabilities::default(),
+            narrowed: false,
+            content: vec![b'a'; size].into(),
+            eight_bit: false,
+            smtputf8: false,
+            mendings: Vec::new(),
+        }
+    }
+
+    fn reason(trouble: Option<Trouble>) -> Option<Reason> {
+        trouble.map(|trouble| match trouble.cause {
+            Cause::Local(reason, _) => reason,
+            other => panic!("{other}"),
+        })
+    }
+
+    #[test]
+    fn a_mail_may_be_as_large_as_the_announced_size() {
+        for (size, limit, expected) in [
+            (1_000, Some(1_000), None),
+            (1_001, Some(1_000), Some(Reason::TooLarge)),
+            (1_001, Some(0), None),
+            (1_001, None, None),
+        ] {
+            let announced = Announced { size: limit, ..Announced::default() };
+            assert_eq!(reason(obstacle(&mail(size), &announced)), expected, "{size} {limit:?}");
+        }
+    }
+
+    #[test]
+    fn no_address_with_control_characters_becomes_a_command() {
+        let announced = Announced { smtputf8: true, ..Announced::default() };
+        for user in ["a\r\nRCPT TO:<b", "a\0", "a\u{7f}", "a\u{85}"] {
+            let odd = Address::new_dangerous(user, "x.test");
+            let refused = unreachable(&odd, &announced);
+            let Some(RecipientOutcome::Refused(trouble)) = refused else { panic!("{user:?}: {refused:?}") };
+            assert_eq!(reason(Some(trouble)), Some(Reason::AddressInvalid), "{user:?}");
+            let mut mail = mail(1);
+            mail.envelope.sender = Some(odd);
+            assert_eq!(reason(obstacle(&mail, &announced)), Some(Reason::AddressInvalid), "{user:?}");
+        }
+        assert_eq!(unreachable(&Address::new_dangerous("jörg", "x.test"), &announced), None);
+    }
+
+    #[test]
+    fn a_mail_is_made_again_where_the_capabilities_make_a_difference() {
+        let caps = |eight_bit, smtputf8| Capabilities { eight_bit, smtputf8 };
+        let ask = |change: fn(&mut Mail), user: &str, here: Capabilities| {
+            let mut mail = mail(1);
+            change(&mut mail);
+            let announced = Announced { eight_bit: here.eight_bit, smtputf8: here.smtputf8, ..Announced::default() };
+            outdated(&mail, [Address::new_dangerous(user, "x.test")].iter(), &announced).is_some()
+        };
+        let none = caps(false, false);
+        assert!(!ask(|_| {}, "a", none));
+        assert!(ask(|_| {}, "ä", none) && !ask(|_| {}, "ä", caps(false, true)));
+        assert!(
+            ask(|mail| mail.smtputf8 = true, "a", none) && !ask(|mail| mail.smtputf8 = true, "a", caps(false, true))
+        );
+        assert!(
+            ask(|mail| mail.eight_bit = true, "a", none) && !ask(|mail| mail.eight_bit = true, "a", caps(true, false))
+        );
+        // Made for just this connection: the obstacle is real.
+        let for_none = |mail: &mut Mail| {
+            mail.made_for = Capabilities { eight_bit: false, smtputf8: false };
+            mail.eight_bit = true;
+            mail.smtputf8 = true;
+        };
+        assert!(!ask(for_none, "ä", none) && !ask(for_none, "ä", caps(true, true)));
+        let narrowed = |mail: &mut Mail| {
+            mail.made_for = Capabilities { eight_bit: true, smtputf8: false };
+            mail.narrowed = true;
+        };
+        assert!(!ask(narrowed, "a", none) && ask(narrowed, "a", caps(false, true)));
+    }
+}

@@ -57,8 +57,19 @@ pub(super) struct Judgement {
     pub limit: Option<usize>,
     /// The smarthost announces PIPELINING and does not keep it: the reply that shows it.
     pub breaks_pipelining: Option<String>,
-    /// The mail is to be offered again at once over a new connection.
-    pub anew: bool,
+    /// The mail is to be offered again at once over a new connection, for this reason.
+    pub anew: Option<Anew>,
+}
+
+/// Why this connection is of no more use, although no mail is to blame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Anew {
+    /// The smarthost ended it behind as many recipients as it takes.
+    Limit,
+    /// Its login has ended.
+    Login,
+    /// The smarthost does not keep PIPELINING.
+    Pipelining,
 }
 
 /// The replies of a flight so far, as far as they explain those that follow.
@@ -121,7 +132,7 @@ pub(super) fn judge(answers: &Answers, recipients: usize) -> Judgement {
         relay: None,
         limit: None,
         breaks_pipelining: None,
-        anew: false,
+        anew: None,
         before: Before::new(answers.login),
         pipelined: answers.pipelined,
     };
@@ -136,7 +147,7 @@ struct Judge {
     relay: Option<Trouble>,
     limit: Option<usize>,
     breaks_pipelining: Option<String>,
-    anew: bool,
+    anew: Option<Anew>,
     before: Before,
     pipelined: bool,
 }
@@ -167,9 +178,11 @@ impl Judge {
                 }
                 Meaning::EnoughAndEnding(_) => {
                     self.limit.get_or_insert(index);
-                    return self.over_a_new_connection();
+                    return self.over_a_new_connection(Anew::Limit);
                 }
-                Meaning::NotLoggedIn(_) if answers.login == LoginWanted::Again => return self.over_a_new_connection(),
+                Meaning::NotLoggedIn(_) if answers.login == LoginWanted::Again => {
+                    return self.over_a_new_connection(Anew::Login);
+                }
                 Meaning::OutOfTurn(_) if self.before.refused => self.fates[index] = Some(Fate::Again),
                 other => return self.stop(other, reply),
             }
@@ -201,11 +214,11 @@ impl Judge {
     }
 
     /// This connection is of no more use, and nobody is to blame for that.
-    fn over_a_new_connection(&mut self) {
+    fn over_a_new_connection(&mut self, why: Anew) {
         self.taken(Fate::Again);
         self.rest(Fate::Again);
         self.next = Next::Drop;
-        self.anew = true;
+        self.anew = Some(why);
     }
 
     /// The conversation cannot go on.
@@ -224,7 +237,7 @@ impl Judge {
             // In a flight this shows a peer that cannot keep up, and the mail is offered again one command at a time.
             Meaning::OutOfTurn(_) if self.pipelined => {
                 self.breaks_pipelining = Some(reply.to_string());
-                self.over_a_new_connection();
+                self.over_a_new_connection(Anew::Pipelining);
             }
             Meaning::OutOfTurn(trouble) => self.put_off(trouble),
             Meaning::Nonsense(trouble) => {
@@ -344,6 +357,14 @@ mod tests {
         ] {
             assert_eq!(flight(replies).0.breaks_pipelining.is_some(), breaks, "{replies:?}");
         }
+        let protocol = || Cause::Protocol("a reply too many".into());
+        for (pipelined, cause, breaks) in
+            [(true, protocol(), true), (false, protocol(), false), (true, Cause::Timeout, false)]
+        {
+            let lost = Some((Stage::Mail, cause));
+            let judgement = judge(&Answers { lost, pipelined, ..Answers::default() }, 1);
+            assert_eq!(judgement.breaks_pipelining.is_some(), breaks, "{pipelined} {judgement:?}");
+        }
     }
 
     #[test]
@@ -353,7 +374,7 @@ mod tests {
             let rcpt = ["250 ok", "530 5.7.0 log in"].map(reply).to_vec();
             let (mail, data) = (Some(reply("250 ok")), Some(reply("354 go")));
             let judgement = judge(&Answers { mail, rcpt, data, login, pipelined: true, ..Answers::default() }, 2);
-            (judgement.fates, judgement.next, judgement.anew, judgement.relay.is_some())
+            (judgement.fates, judgement.next, judgement.anew.is_some(), judgement.relay.is_some())
         };
         let untried = || Fate::Settled(RecipientOutcome::Untried);
         assert_eq!(read(LoginWanted::Relays), (vec![untried(), untried()], Next::Drop, false, true));

@@ -212,6 +212,49 @@ mod tests {
     }
 
     #[test]
+    fn a_reply_may_have_64_kb_and_no_more() {
+        let lines = |bytes: usize| {
+            let mut text = b"250-0123456789\r\n".repeat(bytes / 16 - 1);
+            text.extend(format!("250-{}\r\n", "x".repeat(bytes - text.len() - 6)).bytes());
+            assert_eq!(text.len(), bytes);
+            text
+        };
+        // More may come behind the last line that is allowed, and its end with it.
+        assert_eq!(frame(&lines(MAX_REPLY)), Ok(None));
+        let whole = [lines(MAX_REPLY), b"250 end\r\n".to_vec()].concat();
+        assert_eq!(frame(&whole), Ok(Some(MAX_REPLY + 9)));
+        assert!(frame(&lines(MAX_REPLY + 1)).is_err());
+        assert!(frame(&[lines(MAX_REPLY + 1), b"250 end\r\n".to_vec()].concat()).is_err());
+        assert_eq!(frame(&b"2".repeat(MAX_REPLY)), Ok(None));
+        assert!(frame(&b"2".repeat(MAX_REPLY + 1)).is_err());
+    }
+
+    #[test]
+    fn text_of_the_peer_is_cut_and_its_blanks_are_joined() {
+        assert_eq!(printable(b"plain words", 11), "plain words");
+        assert_eq!(printable(b"plain words", 10), "plain word");
+        assert_eq!(printable(b"one  two\r\nthree ", 50), "one two three");
+        assert_eq!(printable(format!("{}abc", " ".repeat(30)).as_bytes(), 10), "abc");
+        assert_eq!(printable(format!("{}abc", " ".repeat(41)).as_bytes(), 10), "");
+        assert_eq!(printable("äöü".as_bytes(), 5), "äö");
+    }
+
+    #[test]
+    fn only_a_status_code_of_three_numbers_of_a_known_class_is_one() {
+        for (text, enhanced) in [
+            ("550 5.999.999 x", Some((5, 999, 999))),
+            ("550 5.7.1000 x", None),
+            ("550 5.7.1.2 x", None),
+            ("550 5.7 x", None),
+            ("550 3.7.1 x", None),
+            ("550 5.7.1x", None),
+        ] {
+            assert_eq!(read(&format!("{text}\r\n")).enhanced, enhanced, "{text}");
+            assert_eq!(super::enhanced(format!("{text}\r\n").as_bytes()), enhanced, "{text}");
+        }
+    }
+
+    #[test]
     fn a_long_reply_keeps_its_code_and_the_start_of_its_text() {
         let reply = read(&format!("{}550 end\r\n", "550-5.7.1 many words\r\n".repeat(400)));
         assert_eq!((reply.code, reply.enhanced), (550, Some((5, 7, 1))));
@@ -266,6 +309,8 @@ mod tests {
         let noon = Some("2026-03-01T11:00:00Z".parse().unwrap());
         assert_eq!(clock("mx.example.org ESMTP Exim 4.96 Sun, 01 Mar 2026 12:00:00 +0100"), noon);
         assert_eq!(clock("Sun, 1 Mar 2026 12:00:00 +0100 at your service"), noon);
+        assert_eq!(clock("1 Mar 2026 12:00:00 +0100"), noon);
+        assert_eq!(clock("mx11 Mar 2026 12:00:00 +0100"), None);
         for silent in ["", "mx.example.org ESMTP Postfix", "Sun, shine and ESMTP", "größe 1 Mar"] {
             assert_eq!(clock(silent), None, "{silent}");
         }
