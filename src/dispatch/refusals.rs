@@ -1,12 +1,13 @@
 //! Carries out what a streak of refusals leads to: pauses a sender or the relay, and lets each mail wait for its turn.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::lane::{Done, Finished, Job, Notes};
-use super::streak::{Offered, RefusalStreak, Ruling, Trip, Turn, heard};
+use super::streak::{Heard, Offered, RefusalStreak, Ruling, Sender, Trip, Turn, heard};
 use super::{Shared, events, jitter, worker};
 use crate::mail::Address;
 use crate::outcome::{Fate, Reason, Verdict};
@@ -31,15 +32,20 @@ impl Refusals {
         self.lock().is_idle()
     }
 
+    /// The sender of this mail is paused.
+    pub fn is_paused(&self, job: &Job) -> bool {
+        self.lock().paused(&job.mail.own_sender, Instant::now()).is_some()
+    }
+
     /// Makes a mail ready. Where its sender is paused, it is deferred until the pause is over.
     pub fn push(&self, shared: &Shared, job: Job) {
-        self.ready(job, |line, job| shared.ready.push(line, job));
+        self.ready(shared, job, |line, job| shared.ready.push(line, job));
     }
 
     /// Makes a mail ready again that went out and was not offered.
     pub fn put_back(&self, shared: &Shared, job: Job) {
         self.lock().came_back(&job.mail.own_sender);
-        self.ready(job, |line, job| shared.ready.push_front(line, job));
+        self.ready(shared, job, |line, job| shared.ready.push_front(line, job));
     }
 
     /// Gives a mail's claim back, which went out and was not offered.
@@ -49,11 +55,11 @@ impl Refusals {
         shared.ready.stir();
     }
 
-    fn ready(&self, job: Job, push: impl FnOnce(usize, Job)) {
+    fn ready(&self, shared: &Shared, job: Job, push: impl FnOnce(usize, Job)) {
         let now = Instant::now();
         let streak = self.lock();
         match streak.paused(&job.mail.own_sender, now) {
-            Some((left, said)) => defer(job, left, said),
+            Some((left, said)) => keep_for_later(shared, job, left, said),
             None => push(job.lane.index, job),
         }
     }
@@ -83,16 +89,20 @@ impl Refusals {
     /// Takes a finished attempt. Settles it, unless it may be part of a streak.
     pub fn take(&self, shared: &Shared, finished: Finished) {
         let heard = heard(&finished.attempt);
+        let was_accepted = heard == Heard::Accepted;
         let (sender, line) = (finished.job.mail.own_sender.clone(), finished.job.lane.index);
-        let (ruling, deferred) = {
+        let (ruling, paused) = {
             let mut streak = self.lock();
             // A single pass goes on behind the mails of one sender: other senders' may follow, and have no later turn.
-            let others = || shared.once || shared.ready.any(|_, job| job.mail.own_sender != sender);
+            let others = || shared.once || others_are_ready(shared, &sender);
             let begun = finished.begun;
             let offered = Offered { item: finished, sender: &sender, queue: line, begun };
             let ruling = streak.take(offered, heard, others, Instant::now(), jitter());
             (ruling, paused_now(shared, &streak))
         };
+        if shared.once && was_accepted && shared.health.is_up() {
+            shared.progress.clear_relay_trouble();
+        }
         shared.ready.stir();
         let Ruling { settled, excused, trips } = ruling;
         settled.into_iter().for_each(|finished| worker::conclude(shared, finished));
@@ -102,13 +112,19 @@ impl Refusals {
         }
         for trip in trips {
             match trip {
-                Trip::Sender { sender, pause, said } => note_paused(shared, sender.as_ref(), pause, &said),
+                Trip::Sender { sender, pause, said } => {
+                    note_paused(shared, sender.as_ref(), pause, &said);
+                    if shared.once && !others_are_ready(shared, &sender) {
+                        // Unless a mail of another sender is accepted, the pass ends with this.
+                        shared.progress.note_relay_trouble(&in_a_row(&said));
+                    }
+                }
                 Trip::Relay { said } => {
-                    worker::relay_trouble(shared, &format!("mails in a row are refused with {said}"));
+                    worker::relay_trouble(shared, &in_a_row(&said));
                 }
             }
         }
-        deferred.into_iter().for_each(|(job, left, said)| defer(job, left, &said));
+        paused.into_iter().for_each(|(job, left, said)| keep_for_later(shared, job, left, &said));
     }
 
     /// Settles the refused mails to which no further refusal came for a while.
@@ -128,8 +144,16 @@ impl Refusals {
     }
 }
 
+fn others_are_ready(shared: &Shared, sender: &Sender) -> bool {
+    shared.ready.any(|_, job| job.mail.own_sender != *sender)
+}
+
+fn in_a_row(said: &str) -> String {
+    format!("mails in a row are refused with {said}")
+}
+
 /// Takes out the ready mails of senders that are paused.
-fn paused_now(shared: &Shared, streak: &RefusalStreak<Finished>) -> Vec<(Job, std::time::Duration, String)> {
+fn paused_now(shared: &Shared, streak: &RefusalStreak<Finished>) -> Vec<(Job, Duration, String)> {
     let now = Instant::now();
     if streak.is_quiet() || !shared.ready.any(|_, job| streak.paused(&job.mail.own_sender, now).is_some()) {
         return Vec::new();
@@ -143,16 +167,25 @@ fn paused_now(shared: &Shared, streak: &RefusalStreak<Finished>) -> Vec<(Job, st
     jobs.into_iter().filter_map(with_pause).collect()
 }
 
-fn note_paused(shared: &Shared, sender: Option<&Address>, pause: std::time::Duration, said: &str) {
+fn note_paused(shared: &Shared, sender: Option<&Address>, pause: Duration, said: &str) {
     let redact = |text: &str| (shared.settings.redact)(text);
     let sender = sender.map_or("<>".to_owned(), |sender| redact(sender.as_ref()));
     tracing::warn!(target: events::RELAY, sender, reason = redact(said), seconds = pause.as_secs_f64().round(),
         "sender paused: its mails in a row are refused; they are deferred, and one is tried after the pause");
 }
 
-/// Defers a mail that is not offered, because its sender is paused for so long yet. No attempt is used. The mails come
-/// back one after the other, in a time as long as the pause, because after the pause a single one is tried.
-fn defer(job: Job, left: std::time::Duration, said: &str) {
+/// Lets a mail wait that is not offered, because its sender is paused for so long yet. No attempt is used.
+fn keep_for_later(shared: &Shared, job: Job, left: Duration, said: &str) {
+    if shared.once && job.claim.is_new() {
+        // This pass has its turn behind it. A row that was deferred before would be found again at once.
+        job.release();
+    } else {
+        defer(job, left, said);
+    }
+}
+
+/// The mails come back one after the other, in a time as long as the pause, because after it a single one is tried.
+fn defer(job: Job, left: Duration, said: &str) {
     let Job { lane, claim, fingerprint, mail, history, .. } = job;
     let next_attempt = Timestamp::now().checked_add(left + left.mul_f64(jitter())).unwrap_or(Timestamp::MAX);
     let fate = Fate::Deferred { reason: Reason::Throttled, next_attempt };

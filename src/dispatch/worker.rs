@@ -150,9 +150,9 @@ async fn offer(shared: &Shared, connection: usize, worker: &mut Worker, mut job:
             }
         }
     }
-    // Trouble of the relay keeps the next mail from its turn too.
+    // Trouble of the relay or with its sender keeps the next mail from its turn too.
     match ahead {
-        Some(job) if !shared.health.admits(connection, Instant::now()) => {
+        Some(job) if !shared.health.admits(connection, Instant::now()) || shared.refusals.is_paused(&job) => {
             put_back(shared, job);
             None
         }
