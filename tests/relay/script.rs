@@ -25,6 +25,7 @@
 //! content one                     reads to the final dot, and compares
 //! read 100                        reads so many bytes
 //! drip 20ms                       says a byte of a reply in each such time, and reads nothing, until the peer has gone
+//! rest 50ms                       does nothing for a while
 //! stall                           says nothing more until the peer has gone
 //! wait                            leaves the connection open, and reads nothing more either
 //! close                           closes the connection; `reset` breaks it
@@ -95,6 +96,7 @@ pub enum Act {
     Content(String),
     Read(usize),
     Drip(Duration),
+    Rest(Duration),
     Stall,
     Wait,
     Close,
@@ -180,6 +182,7 @@ fn act(word: &str, rest: &str) -> Act {
         "content" => Act::Content(rest.to_owned()),
         "read" => Act::Read(rest.parse().expect("a number of bytes")),
         "drip" => Act::Drip(duration(rest)),
+        "rest" => Act::Rest(duration(rest)),
         "stall" => Act::Stall,
         "wait" => Act::Wait,
         "close" => Act::Close,

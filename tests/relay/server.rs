@@ -129,6 +129,7 @@ impl Peer<'_> {
                     tokio::time::sleep(*period).await;
                 }
             }
+            Act::Rest(time) => tokio::time::sleep(*time).await,
             Act::Stall => {
                 let mut rest = Vec::new();
                 // How the peer leaves does not matter.
