@@ -107,7 +107,7 @@ impl std::fmt::Debug for Login {
     }
 }
 
-/// How long each step may take (RFC 5321 §4.5.3.2).
+/// The time limits of the steps (RFC 5321 §4.5.3.2).
 #[derive(Clone, Copy, Debug)]
 pub struct Timeouts {
     pub connect: Duration,
@@ -156,7 +156,7 @@ pub trait Witness: Send {
     fn after_dot(&mut self, answer: Result<&Reply, &Trouble>) -> impl Future<Output = ()> + Send;
 }
 
-/// What every worker shares: settings, TLS configuration, and what the smarthost said of itself.
+/// The state that all workers share: settings, TLS configuration, and experience with the smarthost.
 pub struct Relay {
     settings: Settings,
     /// Absent without TLS.
@@ -172,10 +172,10 @@ pub struct Relay {
     shown: Shown,
 }
 
-/// What a log may show of a line of the dialogue, in which addresses stand.
+/// Turns a line of the dialogue, in which addresses stand, into the form that a log may show.
 pub type Shown = Arc<dyn Fn(&str) -> String + Send + Sync>;
 
-/// What the smarthost said of itself when the last connection was made.
+/// The announcements of the smarthost in its greeting and EHLO reply.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Announced {
     pub pipelining: bool,

@@ -1,4 +1,4 @@
-//! What is known of the addresses of the smarthost's name. No I/O.
+//! The order of the addresses of the smarthost's name. No I/O.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;

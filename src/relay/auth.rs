@@ -10,10 +10,10 @@ use super::wire::Wire;
 use super::{Announced, Auth, Credential, Login, Settings, classify, reply, token};
 use crate::outcome::{Cause, Reason, Reply, Scope, Stage, Trouble};
 
-/// How much of a server's explanation is shown, in bytes.
+/// The part of a server's explanation that is shown, in bytes.
 const MAX_CHALLENGE: usize = 200;
 
-/// Whether a password may be sent. TLS with an unchecked certificate protects from nobody who stands between.
+/// Returns true where a password may be sent. TLS with an unchecked certificate does not protect from a proxy.
 fn may_send_password(verified_tls: bool, peer: IpAddr) -> bool {
     verified_tls || peer.to_canonical().is_loopback()
 }
@@ -118,7 +118,7 @@ struct Dialogue<'a> {
     /// The password or the token.
     secret: &'a str,
     mechanism: Mechanism,
-    /// What the smarthost said in place of taking a token.
+    /// The words of the smarthost in place of taking a token.
     challenge: Option<String>,
 }
 

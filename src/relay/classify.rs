@@ -1,8 +1,9 @@
-//! What a reply from MAIL on means, and for whom: the table of `stage × code × enhanced status code`. No I/O.
+//! The meaning of a reply from MAIL on, and the party that it concerns, as a table of `stage × code × enhanced status
+//! code`. No I/O.
 
 use crate::outcome::{Cause, RecipientOutcome, Reply, Scope, Stage, Trouble};
 
-/// What a reply means to the transaction that it belongs to.
+/// The meaning of a reply to the transaction that it belongs to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Meaning {
     /// The step went well.

@@ -122,7 +122,7 @@ impl Worker {
     }
 }
 
-/// How to go on after a transaction.
+/// The way to go on after a transaction.
 enum Step {
     /// The connection is good for more.
     Keep,
@@ -142,7 +142,7 @@ struct Task<'a> {
     remake: Option<Capabilities>,
     /// The recipients that the smarthost seemed to take in one message. The next transaction shows whether it does.
     suspected: Option<usize>,
-    /// How a reply to RCPT that wants a login is read at the next transaction.
+    /// The reading of a reply to RCPT that wants a login, at the next transaction.
     login: LoginWanted,
 }
 
@@ -340,7 +340,7 @@ impl<'a> Task<'a> {
     }
 }
 
-/// How many recipients the next transaction may have.
+/// The number of recipients that the next transaction may have.
 fn most_recipients(relay: &Relay, session: &Session, suspected: Option<usize>) -> usize {
     let known = relay.recipient_limit.at(Instant::now());
     known.into_iter().chain(suspected).fold(session.recipients, usize::min)

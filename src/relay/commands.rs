@@ -13,7 +13,7 @@ use crate::outcome::{Cause, Reason, RecipientOutcome, Scope, Stage, Trouble};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Envelope {
     pub commands: String,
-    /// How many RCPT there are.
+    /// The number of RCPT commands.
     pub recipients: usize,
 }
 

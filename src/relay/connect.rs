@@ -182,12 +182,12 @@ async fn ehlo(relay: &Relay, wire: &mut Wire) -> Result<Announced, Trouble> {
     Err(classify::before_mail(Stage::Ehlo, answer))
 }
 
-/// What TLS came to.
+/// The outcome of the handshake.
 #[derive(Default)]
 struct Secured {
     /// The peer's certificate was checked.
     verified: bool,
-    /// When it ends.
+    /// The end of its validity.
     ends: Option<Timestamp>,
 }
 

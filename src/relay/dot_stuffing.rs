@@ -19,7 +19,7 @@ impl<'a> Stuffed<'a> {
         Self { content, start: 0, dot_due: content.starts_with(b"."), line_starts }
     }
 
-    /// What stands between the content and the next command: the line end that is missing, if it is, and the final dot.
+    /// The bytes between the content and the next command: the line end, where it is missing, and the final dot.
     pub fn end(content: &[u8]) -> &'static [u8] {
         if content.is_empty() || content.ends_with(b"\r\n") { b".\r\n" } else { b"\r\n.\r\n" }
     }

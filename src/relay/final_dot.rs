@@ -3,7 +3,7 @@
 use super::classify::{Meaning, meaning};
 use crate::outcome::{Cause, RecipientOutcome, Reply, Scope, Stage, Trouble};
 
-/// What became of a transaction whose content was begun.
+/// The outcome of a transaction whose content was begun.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct DotJudgement {
     /// For every recipient that RCPT was accepted for.

@@ -5,24 +5,24 @@
 use super::classify::{LoginWanted, Meaning, as_recipients_own, meaning};
 use crate::outcome::{Cause, RecipientOutcome, Reply, Scope, Stage, Trouble};
 
-/// What was read in answer to MAIL, the RCPTs and DATA.
+/// The replies to MAIL, the RCPTs and DATA.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Answers {
     pub mail: Option<Reply>,
     pub rcpt: Vec<Reply>,
     pub data: Option<Reply>,
-    /// Where and why nothing more could be read. A reply of which [`is_over`] is true also ends the reading, and is no
-    /// loss.
+    /// The step and the reason, where nothing more could be read. A reply of which [`Before::is_over`] is true also ends
+    /// the reading, and is no loss.
     pub lost: Option<(Stage, Cause)>,
     /// The commands went out together.
     pub pipelined: bool,
     /// They went out behind the content of the mail before.
     pub ahead: bool,
-    /// How a reply to RCPT that wants a login is to be read.
+    /// The reading of a reply to RCPT that wants a login.
     pub login: LoginWanted,
 }
 
-/// What becomes of one recipient of the transaction.
+/// The next step for one recipient of the transaction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
     /// The content may go to this recipient.
@@ -52,8 +52,8 @@ pub(super) struct Judgement {
     /// Concerns the mail's other recipients too, which were not in this transaction.
     pub message: Option<RecipientOutcome>,
     pub relay: Option<Trouble>,
-    /// How many recipients the smarthost seems to take in one message. The first recipient of the next transaction
-    /// shows whether it does.
+    /// The number of recipients that the smarthost seems to take in one message. The first recipient of the next
+    /// transaction shows whether it does.
     pub limit: Option<usize>,
     /// The smarthost announces PIPELINING and does not keep it: the reply that shows it.
     pub breaks_pipelining: Option<String>,

@@ -15,7 +15,8 @@ use super::Announced;
 /// `relay.pipelining` of the configuration.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Pipelining {
-    /// Behind the final dot only to [`KNOWN`] software, the commands of one envelope to everything that offers it.
+    /// The commands of one envelope to everything that offers PIPELINING, and behind the final dot only to software that
+    /// keeps such commands (Postfix, Exim).
     #[default]
     Auto,
     /// Behind the final dot to everything that offers PIPELINING.
@@ -65,7 +66,7 @@ const COMMANDS_OFF: Duration = Duration::from_secs(3_600);
 /// the time limit of MAIL, which is 5 minutes.
 const AHEAD_OFF: Duration = Duration::from_secs(24 * 3_600);
 
-/// What is known of one smarthost, shared by all connections to it.
+/// The experience with one smarthost, shared by all connections to it.
 #[derive(Debug)]
 pub(super) struct Trust {
     wanted: Pipelining,

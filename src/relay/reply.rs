@@ -13,7 +13,7 @@ use crate::outcome::Reply;
 /// A reply longer than this is none. RFC 5321 §4.5.3.1.5 allows 512 bytes a line and sets no number of lines.
 const MAX_REPLY: usize = 64 * 1024;
 
-/// How much of a reply's text is kept, in bytes.
+/// The part of a reply's text that is kept, in bytes.
 const MAX_TEXT: usize = 500;
 
 /// The length of the complete reply at the start of `input`, `None` if more must come, or what is wrong with it.
@@ -65,7 +65,7 @@ fn enhanced(frame: &[u8]) -> Option<(u8, u16, u16)> {
     (numbers.next().is_none() && matches!(status.0, 2 | 4 | 5)).then_some(status)
 }
 
-/// What an EHLO reply announces (RFC 5321 §4.1.1.1). A line that cannot be understood announces nothing.
+/// The announcements of an EHLO reply (RFC 5321 §4.1.1.1). A line that cannot be understood announces nothing.
 pub(super) fn announced(frame: &[u8]) -> Announced {
     let mut announced = Announced::default();
     for line in frame.split(|byte| *byte == b'\n').skip(1).filter_map(|line| line.get(4..)) {

@@ -16,7 +16,7 @@ use super::{Announced, Relay, Timeouts};
 use crate::crash;
 use crate::outcome::{Cause, Reply, Stage, Trouble};
 
-/// How long we wait for the reply to QUIT. Nothing depends on it.
+/// The time limit for the reply to QUIT. Nothing depends on it.
 const FAREWELL: Duration = Duration::from_secs(1);
 
 /// Refusals on one connection, without an accepted mail between them, after which the next mail gets a new one.
@@ -30,11 +30,11 @@ pub(super) struct Session {
     wire: Wire,
     pub announced: Announced,
     timeouts: Timeouts,
-    /// How many recipients one message may have here, by configuration and LIMITS.
+    /// The number of recipients that one message may have here, by configuration and LIMITS.
     pub recipients: usize,
     /// Transactions begun.
     messages: u32,
-    /// How many there may be, by configuration and LIMITS.
+    /// The number of transactions that are allowed, by configuration and LIMITS.
     most_messages: u32,
     /// Refusals since the last accepted mail.
     errors: u32,
@@ -103,7 +103,7 @@ impl Session {
         self.messages > 1
     }
 
-    /// Whether the peer has closed the connection or said something unasked. Not while an envelope is out.
+    /// Returns true where the peer has closed the connection or sent data unasked. Not while an envelope is out.
     pub fn has_stirred(&mut self) -> bool {
         self.wire.has_stirred()
     }
@@ -208,7 +208,7 @@ impl Session {
     /// Writes the content, the final dot and, in the same write, the envelope of the next transaction; reads the reply
     /// to the dot.
     ///
-    /// What the peer has said before the content is written is no reply to the final dot: nothing is written then.
+    /// Input that is there before the content is written is no reply to the final dot: nothing is written then.
     pub async fn content(&mut self, content: &[u8], ahead: Option<Envelope>) -> DotJudgement {
         if self.wire.has_stirred() {
             let said = self.wire.reply(self.timeouts.data).await;

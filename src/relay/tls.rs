@@ -20,7 +20,7 @@ use tokio_rustls::TlsConnector;
 use super::dial::without_brackets;
 use super::{Settings, Tls};
 
-/// How to start TLS, and with whom.
+/// The configuration of TLS, and the name that the peer must have.
 #[derive(Clone)]
 pub(super) struct Handshake {
     pub connector: TlsConnector,
@@ -81,7 +81,7 @@ pub(super) fn explain_end(error: &io::Error, peer: SocketAddr, settings: &Settin
     format!("TLS with {host} ({peer}) failed: {remedy}")
 }
 
-/// When the first of a chain of certificates ends, which is the peer's own.
+/// The end of the first certificate of a chain, which is the peer's own.
 pub(super) fn ends(chain: &[CertificateDer<'_>]) -> Option<Timestamp> {
     let (_, certificate) = x509_parser::parse_x509_certificate(chain.first()?).ok()?;
     Timestamp::from_second(certificate.validity().not_after.timestamp()).ok()

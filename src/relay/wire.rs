@@ -30,7 +30,7 @@ const MAX_INPUT: usize = 4 * 1024 * 1024;
 /// several connections share one; without a total, a peer could keep a mail for ever by taking one byte at a time.
 const LEAST_PER_SECOND: u64 = 1_000;
 
-/// How much is read at once.
+/// Bytes that are read at once.
 const READ: usize = 4096;
 
 /// Bytes of a reply's code.
@@ -47,11 +47,11 @@ pub(super) struct Wire {
     input: BytesMut,
     broken: Option<Cause>,
     shown: Shown,
-    /// What the peer says may repeat a secret: a log shows the code alone.
+    /// The peer may repeat a secret: a log shows the code of its replies alone.
     secret: bool,
 }
 
-/// How far a content came.
+/// The point that a content reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Written {
     /// The final dot may have left.
@@ -90,7 +90,7 @@ impl Wire {
         self.write_unlogged(commands, limit).await;
     }
 
-    /// Whether the peer is being told a secret, which it may repeat.
+    /// Says that the peer is being told a secret, which it may repeat.
     pub fn set_secret(&mut self, secret: bool) {
         self.secret = secret;
     }
@@ -227,14 +227,14 @@ impl Wire {
         }
     }
 
-    /// Whether the peer has said something that nobody asked for, or has gone. Does not wait.
+    /// Returns true where the peer has sent data that belongs to no command, or has gone. Does not wait.
     pub fn has_stirred(&mut self) -> bool {
         self.broken.is_some()
             || !self.input.is_empty()
             || self.stream.read_buf(&mut self.input).now_or_never().is_some()
     }
 
-    /// Whether replies have arrived that are not read yet.
+    /// Returns true where replies have arrived that are not read yet.
     pub fn has_input(&self) -> bool {
         !self.input.is_empty()
     }
