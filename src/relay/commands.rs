@@ -128,7 +128,7 @@ mod tests {
             content: vec![b'a'; size].into(),
             eight_bit: false,
             smtputf8: false,
-            mendings: Vec::new(),
+            repairs: Vec::new(),
         }
     }
 
