@@ -83,13 +83,22 @@ impl Smarthost {
     /// their recipients. As all tests share the Maildir, `suffix` should be a domain of the test's own. To see that
     /// nothing more arrives, send a last mail and wait for it too.
     pub async fn delivered_to(self, suffix: &str, count: usize) -> Vec<Delivered> {
-        eventually(&format!("{count} mails for {suffix} in the smarthost's Maildir"), || {
-            let mut mails = self.mails();
-            mails.retain(|mail| mail.recipient.ends_with(suffix));
-            mails.sort_by(|a, b| a.recipient.cmp(&b.recipient));
-            (mails.len() >= count).then_some(mails)
-        })
-        .await
+        let mut before = 0;
+        loop {
+            // A smarthost in front of another takes its time: it is waited for as long as mails come.
+            let what = format!("more than {before} of {count} mails for {suffix} in the smarthost's Maildir");
+            let mails = eventually(&what, || {
+                let mut mails = self.mails();
+                mails.retain(|mail| mail.recipient.ends_with(suffix));
+                (mails.len() >= count || mails.len() > before).then_some(mails)
+            });
+            let mut mails = mails.await;
+            if mails.len() >= count {
+                mails.sort_by(|a, b| a.recipient.cmp(&b.recipient));
+                return mails;
+            }
+            before = mails.len();
+        }
     }
 
     fn mails(self) -> Vec<Delivered> {
