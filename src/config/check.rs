@@ -154,17 +154,18 @@ fn login(r: &mut Reader, raw: &file::Relay) -> Option<Login> {
     let auth = r.value("relay.auth", &raw.auth, Auth::Auto, |text| reader::choice(text, &AUTH));
     let password = raw.password_file.as_ref().map(|file| ("relay.password_file", "password", place(file)));
     let token = raw.token_command.as_ref().map(|command| ("relay.token_command", "token", place(command)));
-    let Some(username) = &raw.username else {
+    let Some(written) = &raw.username else {
         let of_auth = raw.auth.as_ref().filter(|_| auth != Auth::Auto).map(|auth| ("relay.auth", "login", place(auth)));
         if let Some((key, what, at)) = password.or(token).or(of_auth) {
             r.blame(Some(at), key, format!("there is no username for this {what}"), "write username = \"…\" beside it");
         }
         return None;
     };
+    let username = r.optional("relay.username", &raw.username, reader::text);
     let credential = match (&raw.password_file, &raw.token_command) {
         (None, None) => {
             let remedy = "name the file that holds its password: password_file = \"/etc/mailqueue/smarthost\"";
-            r.blame(Some(place(username)), "relay.username", "there is no password for it", remedy);
+            r.blame(Some(place(written)), "relay.username", "there is no password for it", remedy);
             return None;
         }
         (Some(_), Some(command)) => {
@@ -174,18 +175,17 @@ fn login(r: &mut Reader, raw: &file::Relay) -> Option<Login> {
         }
         (Some(_), None) => {
             let file = password_file(r, "relay.password_file", &raw.password_file);
-            Credential::Secret(Password::File(file?))
+            file.map(|file| Credential::Secret(Password::File(file)))
         }
         (None, Some(command)) => {
             if matches!(auth, Auth::Plain | Auth::Login) {
                 let remedy = "write auth = \"xoauth2\" or \"auto\", or password_file in place of the command";
                 r.blame(raw.auth.as_ref().map(place), "relay.auth", "an access token is no password", remedy);
             }
-            Credential::TokenCommand(r.command("relay.token_command", command)?)
+            r.command("relay.token_command", command).map(Credential::TokenCommand)
         }
     };
-    let username = r.optional("relay.username", &raw.username, reader::text)?;
-    Some(Login { username, auth, credential })
+    Some(Login { username: username?, auth, credential: credential? })
 }
 
 /// The file's name as it is written: its variables are put in when it is read.
