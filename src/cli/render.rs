@@ -37,7 +37,7 @@ pub struct Args {
 #[derive(Default)]
 struct Summary {
     written: usize,
-    mended: usize,
+    repaired: usize,
     unreadable: usize,
 }
 
@@ -51,10 +51,10 @@ pub async fn run(args: &Args, config: &Config, out: &mut Out) -> anyhow::Result<
     let ended = rows(args, config, queues, &folder, &mut summary, out).await;
     writeln!(
         out,
-        "{} written to {}, {} of them mended; {} cannot become a mail",
+        "{} written to {}, {} of them repaired; {} cannot become a mail",
         count(summary.written, "mail"),
         safe(&folder.path().display().to_string()),
-        summary.mended,
+        summary.repaired,
         count(summary.unreadable, "row")
     )?;
     ended?;
@@ -81,7 +81,7 @@ async fn rows(
                     Ok(mail) => {
                         write(folder, &listed, &mail)?;
                         summary.written += 1;
-                        summary.mended += usize::from(!mail.repairs.is_empty());
+                        summary.repaired += usize::from(!mail.repairs.is_empty());
                         for repair in &mail.repairs {
                             writeln!(out, "{}: {}", listed.id, safe(&repair.text))?;
                         }

@@ -26,7 +26,7 @@ pub enum Body<'a> {
     AsItIs,
     /// This text as quoted-printable; `None` is the body itself.
     QuotedPrintable(Option<Cow<'a, [u8]>>),
-    MendedQuotedPrintable,
+    RepairedQuotedPrintable,
     /// These bytes as base64; `None` is the body itself.
     Base64(Option<Vec<u8>>),
     RewrappedBase64,
@@ -52,7 +52,7 @@ impl Plan<'_> {
                 write_crlf(out, body);
             }
             Body::QuotedPrintable(text) => transfer::write_quoted_printable(out, text.as_deref().unwrap_or(body)),
-            Body::MendedQuotedPrintable => transfer::write_mended_quoted_printable(out, body),
+            Body::RepairedQuotedPrintable => transfer::write_repaired_quoted_printable(out, body),
             Body::Base64(bytes) => transfer::write_base64(out, bytes.as_deref().unwrap_or(body)),
             Body::RewrappedBase64 => transfer::write_rewrapped_base64(out, body),
         }
@@ -141,7 +141,7 @@ fn quoted_text(kind: &Value<'_>, shape: Shape, body: &[u8]) -> Plan<'static> {
     let mut plan = Plan::keep();
     if shape.eight_bit || !shape.travels() {
         let what = if shape.eight_bit { "8-bit text that was not encoded" } else { "lines that are too long" };
-        plan.body = Body::MendedQuotedPrintable;
+        plan.body = Body::RepairedQuotedPrintable;
         plan.repair = Some(format!("said quoted-printable and held {what}: the rest of it was encoded too"));
     }
     if needs_charset(kind) {

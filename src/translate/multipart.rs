@@ -63,7 +63,7 @@ impl<'a> Multipart<'a> {
         }
         out.extend_from_slice(&delimiter);
         out.extend_from_slice(b"--\r\n");
-        if let Some(what) = self.split.mended {
+        if let Some(what) = self.split.repaired {
             repairs.add(RepairCode::Boundary, place.name(), format!("{}: {what}", place.name()));
         }
         write_aside(out, self.split.epilogue, "behind the last part", self.sealed, place, repairs)

@@ -10,8 +10,8 @@ pub struct Split<'a> {
     pub preamble: &'a [u8],
     pub parts: Vec<&'a [u8]>,
     pub epilogue: &'a [u8],
-    /// What was wrong with its closing delimiter, and how that is mended.
-    pub mended: Option<&'static str>,
+    /// What was wrong with its closing delimiter, and how that is repaired.
+    pub repaired: Option<&'static str>,
     /// The delimiters do not hold the boundary byte for byte as it is named.
     pub another: bool,
 }
@@ -44,7 +44,7 @@ impl<'a> Split<'a> {
 
     /// `delimiter` gives what follows the boundary in a line that is a delimiter.
     fn by(body: &'a [u8], delimiter: impl Fn(&'a [u8]) -> Option<&'a [u8]>) -> Option<Self> {
-        let mut split = Self { preamble: b"", parts: Vec::new(), epilogue: b"", mended: None, another: false };
+        let mut split = Self { preamble: b"", parts: Vec::new(), epilogue: b"", repaired: None, another: false };
         // Start of the part that is open, and the end of the content before the line end that comes last.
         let mut open: Option<usize> = None;
         let mut end = 0;
@@ -58,11 +58,11 @@ impl<'a> Split<'a> {
             let closing = match tail.trim_ascii_end() {
                 b"--" => true,
                 b"-" if last => {
-                    split.mended = Some("its closing delimiter had lost its last character, which was put back");
+                    split.repaired = Some("its closing delimiter had lost its last character, which was put back");
                     true
                 }
                 b"" if last && found => {
-                    split.mended = Some("its closing delimiter had lost its last characters, which were put back");
+                    split.repaired = Some("its closing delimiter had lost its last characters, which were put back");
                     true
                 }
                 b"" => false,
@@ -85,7 +85,7 @@ impl<'a> Split<'a> {
         }
         let start = open?;
         split.parts.push(&body[start..end.max(start)]);
-        split.mended = Some("it had no closing delimiter: one was added");
+        split.repaired = Some("it had no closing delimiter: one was added");
         Some(split)
     }
 }

@@ -80,7 +80,7 @@ pub fn write_quoted_printable(out: &mut Out, text: &[u8]) {
 
 /// Mends what already is quoted-printable: 8-bit bytes and controls are encoded, stray `=` too, and long lines are broken.
 /// What was encoded stays as it is.
-pub fn write_mended_quoted_printable(out: &mut Out, text: &[u8]) {
+pub fn write_repaired_quoted_printable(out: &mut Out, text: &[u8]) {
     quote(out, text, true);
 }
 

@@ -1,4 +1,4 @@
-//! Bodies: passed on where they are what they say, mended where they are not, refused where neither can be.
+//! Bodies: passed on where they are what they say, repaired where they are not, refused where neither can be.
 
 use mailqueue::mail::{ColumnLimits, Mail};
 use mailqueue::outcome::Reason;

@@ -142,7 +142,7 @@ proptest! {
     }
 
     #[test]
-    fn quoted_printable_that_is_mended_means_what_it_meant(pieces in prop::collection::vec(prop::sample::select(
+    fn quoted_printable_that_is_repaired_means_what_it_meant(pieces in prop::collection::vec(prop::sample::select(
         &["=C3=BC", "\u{fc}", "=", "=\r\n", "= \r\n", "\r\n", "x", "-", " ", "\t", "=3D", "wort wort wort wort ", "\u{1}"][..]), 0..80)
     ) {
         let written = pieces.concat() + "\u{fc}";

@@ -73,7 +73,7 @@ async fn a_file_that_exists_is_never_overwritten_and_what_was_written_so_far_is_
             stderr(&output),
             format!("mailqueue: out/{existing} exists, and is not overwritten: name another folder with --out")
         );
-        assert!(stdout(&output).ends_with("1 mail written to out, 1 of them mended; 0 rows cannot become a mail"));
+        assert!(stdout(&output).ends_with("1 mail written to out, 1 of them repaired; 0 rows cannot become a mail"));
         assert_eq!(std::fs::read_to_string(folder.join(existing)).expect("read"), "mine");
         let mut names: Vec<_> = std::fs::read_dir(&folder)
             .expect("folder")
