@@ -79,14 +79,15 @@ fn holds_invisible(c: char) -> Why {
 
 /// Says what is wrong with a text that the grammar does not take for an address.
 fn explain(text: &str) -> Why {
+    if grammar::begins_encoded_word(text) {
+        return "an encoded word is no part of an address".into();
+    }
     let Some((local, domain)) = text.rsplit_once('@') else { return "it has no @".into() };
     if let Some(c) = text.chars().find(|c| is_invisible(*c)) {
         return holds_invisible(c);
     }
     let why = if local.is_empty() || domain.is_empty() {
         "nothing stands on one side of the @"
-    } else if grammar::begins_encoded_word(local) {
-        "an encoded word is no part of an address"
     } else if local.contains('@') && !local.starts_with('"') {
         "it has more than one @"
     } else if local.starts_with('.') || local.ends_with('.') || words::has_pair(local, b"..") {

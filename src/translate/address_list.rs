@@ -120,6 +120,13 @@ fn behind_group_name(text: &str) -> Option<&str> {
     is_label.then(|| rest.trim_matches(' '))
 }
 
+/// A quotation or an encoded word that holds an address and nothing else. No recipient is taken out of it, but it is no
+/// beginning of the next entry's name either: it was meant as an entry of its own.
+fn hides_address(text: &str) -> bool {
+    let may_hide = text.starts_with('"') && text.contains('@') || grammar::begins_encoded_word(text);
+    may_hide && name_of(text).is_some_and(|name| address::parse(&name).is_ok())
+}
+
 /// A stretch between two separators.
 #[derive(Debug, Default)]
 struct Segment {
@@ -194,7 +201,7 @@ impl<'a, 'b> Patient<'a, 'b> {
             return self.bracketed(&segment, end);
         }
         let text = self.text[segment.start..end].trim_matches(' ');
-        if segment.plain_at {
+        if segment.plain_at || hides_address(text) {
             self.flush()?;
             return self.list.bare(text);
         }
@@ -215,25 +222,27 @@ impl<'a, 'b> Patient<'a, 'b> {
         self.pending.clear();
         for (at, angle) in segment.angles.iter().enumerate() {
             let next = segment.angles.get(at + 1).map(|next| next.start);
-            let behind = self.text[angle.end..next.unwrap_or(end)].trim_matches(' ');
+            let until = next.unwrap_or(end);
+            let behind = self.text[angle.end..until].trim_matches(' ');
+            let is_noise = self.is_noise(behind);
             let inner = self.text[angle.start + 1..angle.end - 1].trim_matches(' ');
             if next.is_some() && !inner.contains('@') {
                 // A part of the name, as in `Max <Moritz> Müller <a@x>`.
                 continue;
             }
             let name = self.text[start..angle.start].trim_matches([' ', ',', ';']);
-            if next.is_some() && !self.is_noise(behind) {
+            if next.is_some() && !is_noise {
                 // It stays a part of the name too.
                 self.list.invalid(&self.text[angle.clone()], "no comma follows its bracket")?;
                 continue;
             }
-            if behind.contains('>') {
-                self.list.invalid(&self.text[angle.start..end], "it has a bracket too many")?;
+            if !is_noise && behind.contains('>') {
+                self.list.invalid(&self.text[angle.start..until], "it has a bracket too many")?;
                 continue;
             }
             self.entry(name, inner, segment.plain_at)?;
             start = angle.end;
-            if next.is_none() && behind.contains('@') {
+            if next.is_none() && !is_noise && behind.contains('@') {
                 // The comma between two entries is missing.
                 self.list.bare(behind)?;
             }

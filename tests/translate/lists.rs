@@ -164,6 +164,7 @@ fn lists_are_read_in_time_that_is_linear_in_their_length() {
         "x, ",
         "\u{200b}",
         "(a@b.org",
+        "<a@b.org>(>)",
     ] {
         let time = |count: usize| {
             let list = piece.repeat(count) + "Lea <lea@example.org>";
