@@ -1,5 +1,8 @@
 //! Charset labels: those that can be converted, those that are registered all the same, and those that mean nothing.
 
+use std::collections::HashSet;
+use std::sync::LazyLock;
+
 use encoding_rs::{Encoding, UTF_16BE, X_USER_DEFINED};
 
 /// Every name and alias of IANA's registry of character sets, in lower case, between blanks and line ends.
@@ -41,7 +44,8 @@ pub fn is_foreign(label: &str) -> bool {
     if label.is_empty() || is_ascii(label) || charset(label).is_some() {
         return false;
     }
-    REGISTERED.split_ascii_whitespace().any(|name| name.eq_ignore_ascii_case(label))
+    static NAMES: LazyLock<HashSet<&str>> = LazyLock::new(|| REGISTERED.split_ascii_whitespace().collect());
+    NAMES.contains(label.to_ascii_lowercase().as_str())
 }
 
 /// The label says nothing that 8-bit text could be read by: it is registered nowhere.
