@@ -87,8 +87,8 @@ pub fn translate(
     let mbody = decode::column("mbody", columns.mbody.as_deref(), limits.mbody)?;
 
     let mut repairs = Repairs::default();
-    let headers::Block { fields, behind } = headers::read(&mheaders, &mut repairs)?;
-    let mbody = body_of(mbody, behind, &mut repairs)?;
+    let headers::Block { fields, behind, dropped } = headers::read(&mheaders, &mut repairs)?;
+    let mut mbody = body_of(mbody, behind, dropped, &mut repairs)?;
     let parties = envelope::Parties::of(&mto, &mparams, &fields, wire, settings, &mut repairs)?;
     let first = |name: &str| fields.iter().find(|field| field.is(name)).map(|field| field.value.as_ref());
     let attached = first("Content-Disposition").is_some_and(|value| {
@@ -96,6 +96,9 @@ pub fn translate(
         value.main == "attachment" || value.names_a_file()
     });
     let (kind, label) = (first("Content-Type"), first("Content-Transfer-Encoding"));
+    if lines::end_in_lf_cr(&mbody) && !attached && kind.is_none_or(|kind| mime::Value::parse(kind).is_made_of_lines()) {
+        lines::swap_lf_cr(&mut mbody);
+    }
     let mut body = body::render(&mbody, kind, label, attached, wire.eight_bit, settings.max_size, &mut repairs)?;
     drop(mbody);
     if !body.content.is_empty() && !body.content.ends_with(b"\r\n") {
@@ -123,17 +126,29 @@ pub fn translate(
         invalid: parties.invalid,
         content: Bytes::from(content),
         eight_bit,
-        repairs: repairs.0,
+        repairs: repairs.finish(),
     })
 }
 
 /// Returns the body: `mbody`, or, where that is empty, the text `behind` the empty line of `mheaders`. An old habit of PHP
-/// programs is to put headers and body into `$headers`. With text in both places neither can be dropped.
-fn body_of(mbody: Vec<u8>, behind: &[u8], repairs: &mut Repairs) -> Result<Vec<u8>, Unreadable> {
+/// programs is to put headers and body into `$headers`. With text in both places neither can be dropped; nor can a line
+/// among the headers that is none, `dropped`, where `mbody` is empty: it may be the text.
+fn body_of(
+    mbody: Vec<u8>,
+    behind: &[u8],
+    dropped: Option<String>,
+    repairs: &mut Repairs,
+) -> Result<Vec<u8>, Unreadable> {
+    let is_empty = mbody.iter().all(u8::is_ascii_whitespace);
+    if let Some(line) = dropped.filter(|_| is_empty) {
+        let detail =
+            format!("mheaders: `{line}` is no header, and mbody is empty: the text of the mail may stand there");
+        return Err(Unreadable::new(Reason::HeaderInvalid, detail));
+    }
     if behind.is_empty() {
         return Ok(mbody);
     }
-    if mbody.iter().all(u8::is_ascii_whitespace) {
+    if is_empty {
         let what = "mheaders held an empty line and the body behind it, and mbody was empty: that body was sent";
         repairs.add(RepairCode::ContentType, "mheaders", what);
         return Ok(behind.to_vec());
@@ -160,17 +175,34 @@ fn put_in_front(content: &mut Vec<u8>, head: &[u8]) {
 
 /// The repairs of one row, each once, and no more than a person will read.
 #[derive(Debug, Default)]
-struct Repairs(Vec<Repair>);
+struct Repairs {
+    kept: Vec<Repair>,
+    /// Others were made that are not kept.
+    more: bool,
+}
 
 impl Repairs {
-    /// The most repairs that are kept for one row: a damaged list of addresses may have thousands.
+    /// The most repairs that are kept for one row: a damaged list of addresses may have thousands. The first of each code is
+    /// kept besides, since the log and `trace` tell of it.
     const MOST: usize = 100;
 
     fn add(&mut self, code: RepairCode, place: &str, text: impl Into<String>) {
         let text = text.into();
-        if self.0.len() < Self::MOST && !self.0.iter().any(|repair| repair.text == text) {
-            self.0.push(Repair { code, place: for_people(place), text });
+        if self.kept.iter().any(|repair| repair.text == text) {
+            return;
         }
+        if self.kept.len() < Self::MOST || !self.kept.iter().any(|repair| repair.code == code) {
+            self.kept.push(Repair { code, place: for_people(place), text });
+        } else {
+            self.more = true;
+        }
+    }
+
+    fn finish(mut self) -> Vec<Repair> {
+        if let Some(last) = self.kept.last_mut().filter(|_| self.more) {
+            last.text.push_str("; further repairs are not listed");
+        }
+        self.kept
     }
 }
 

@@ -41,6 +41,16 @@ pub fn render<'a>(
         Some(lost) => (lost.body, lost.label.as_deref().or(label)),
         None => (body, label),
     };
+    if kind.is_some_and(|kind| !kind.is_empty()) && value.main.is_empty() {
+        repairs.add(RepairCode::ContentType, "Content-Type", "Content-Type named no type: sent as text/plain");
+    }
+    if value.shortened {
+        repairs.add(
+            RepairCode::ContentType,
+            "Content-Type",
+            "Content-Type had too many parameters: the last were left out",
+        );
+    }
     for param in lost.iter().flat_map(|lost| &lost.params) {
         value.set(param.name.clone(), param.value.clone());
     }
@@ -75,6 +85,7 @@ fn write<'a>(
         }
     }
     if kind.is_sealed() {
+        note_unknown(label, repairs);
         let binary = label.is_some_and(|label| label.eq_ignore_ascii_case("binary"));
         multipart::write_sealed(out, body, binary, &place)?;
         return Ok((kind, as_labelled(label)));
@@ -185,14 +196,7 @@ fn text<'a>(
             );
         }
     }
-    if encoding == Encoding::Unknown {
-        let label = super::for_people(label.unwrap_or_default());
-        repairs.add(
-            RepairCode::Encoding,
-            "Content-Transfer-Encoding",
-            format!("Content-Transfer-Encoding said `{label}`, which is no encoding: the body was taken as it is"),
-        );
-    }
+    note_unknown(label, repairs);
     let body = decoded.as_deref().unwrap_or(body);
     if is_latin_1_with_more(&kind, body) {
         // Most readers take these bytes for Windows-1252, some for controls: the label stays, and so do the bytes.
@@ -202,6 +206,18 @@ fn text<'a>(
     let encoding = write_as_utf_8(out, body, kind.param("charset"), repairs);
     kind.set("charset", "utf-8");
     Ok((kind, Some(encoding.into())))
+}
+
+/// Says that a label which is no encoding was left out.
+fn note_unknown(label: Option<&str>, repairs: &mut Repairs) {
+    if Encoding::named(label) == Encoding::Unknown {
+        let label = super::for_people(label.unwrap_or_default());
+        repairs.add(
+            RepairCode::Encoding,
+            "Content-Transfer-Encoding",
+            format!("Content-Transfer-Encoding said `{label}`, which is no encoding: the body was taken as it is"),
+        );
+    }
 }
 
 /// Writes text as UTF-8. Gives its encoding.
@@ -301,9 +317,10 @@ fn lost_boundary<'a>(body: &'a [u8], repairs: &mut Repairs) -> Result<Option<Los
     let mut rest = String::from(";");
     let mut others = Vec::new();
     let mut end = 0;
+    let mut ended = false;
     for line in lines(body).skip_while(|line| is_blank(line.content)) {
         if is_blank(line.content) {
-            end = line.next;
+            (end, ended) = (line.next, true);
             break;
         }
         let text = decode::utf8_or_windows_1252(line.content);
@@ -317,7 +334,7 @@ fn lost_boundary<'a>(body: &'a [u8], repairs: &mut Repairs) -> Result<Option<Los
         end = line.next;
     }
     let params: Vec<_> = Value::parse(&rest).params.into_iter().map(Param::into_owned).collect();
-    if !params.iter().any(|param| param.name == "boundary") {
+    if !ended || !params.iter().any(|param| param.name == "boundary") {
         return Ok(None);
     }
     repairs.add(

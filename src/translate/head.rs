@@ -36,9 +36,9 @@ const OTHER_ADDRESSES: [&str; 7] = [
     "Resent-Cc",
 ];
 
-/// Never on the wire: hidden recipients, the envelope's own (RFC 5321 §4.4), and a length that no longer holds. Nor do To
-/// and the encoding stay at their place: the first header is a To, and the encoding stands behind the Content-Type.
-const LEFT_OUT: [&str; 6] = ["Bcc", "Resent-Bcc", "Return-Path", "Content-Length", "To", "Content-Transfer-Encoding"];
+/// Never on the wire: hidden recipients, the envelope's own (RFC 5321 §4.4), and a length that no longer holds. Nor does To
+/// stay at its place: it is the first header.
+const LEFT_OUT: [&str; 5] = ["Bcc", "Resent-Bcc", "Return-Path", "Content-Length", "To"];
 
 /// Headers of which there is one (RFC 5322 §3.6), and that hold nothing but ASCII.
 const SINGLE: [&str; 4] = ["Date", "Message-ID", "In-Reply-To", "References"];
@@ -190,7 +190,13 @@ impl<'a> Writer<'a> {
     }
 
     fn field(&mut self, field: &'a Field<'_>, parties: &Parties, body: &Body<'_>, repairs: &mut Repairs) {
-        if field.is_one_of(&LEFT_OUT) {
+        if field.is("Content-Transfer-Encoding") {
+            // It goes out behind the Content-Type.
+            if !self.once("Content-Transfer-Encoding", |_| {}) {
+                let what = "a further Content-Transfer-Encoding header was left out";
+                repairs.add(RepairCode::HeaderDropped, "Content-Transfer-Encoding", what);
+            }
+        } else if field.is_one_of(&LEFT_OUT) {
             // It is not for the wire, or goes out elsewhere.
         } else if field.is("Subject") {
             let value = words::one_line(words::decode(&field.value));
@@ -283,7 +289,12 @@ impl<'a> Writer<'a> {
     }
 
     fn disposition(&mut self, field: &'a Field<'_>, repairs: &mut Repairs) {
-        let first = self.once(&field.name, |out| Value::parse(&field.value).write(out, &field.name));
+        let value = Value::parse(&field.value);
+        if value.shortened {
+            let text = "Content-Disposition had too many parameters: the last were left out";
+            repairs.add(RepairCode::HeaderRewritten, "Content-Disposition", text);
+        }
+        let first = self.once(&field.name, |out| value.write(out, &field.name));
         if !first {
             let text = "a further Content-Disposition header was left out";
             repairs.add(RepairCode::HeaderDropped, "Content-Disposition", text);

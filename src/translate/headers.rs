@@ -42,6 +42,8 @@ pub struct Block<'a> {
     pub fields: Vec<Field<'a>>,
     /// What follows the empty line that ends the block. It is no header, and empty for nearly every producer.
     pub behind: &'a [u8],
+    /// The first line that is no header and was dropped, for people.
+    pub dropped: Option<String>,
 }
 
 /// Headers whose value goes on in a line behind a comma, although that line lacks its blank.
@@ -56,6 +58,7 @@ pub fn read<'a>(block: &'a [u8], repairs: &mut Repairs) -> Result<Block<'a>, Unr
     let block = block.strip_prefix("\u{feff}".as_bytes()).unwrap_or(block);
     let mut fields: Vec<Field<'_>> = Vec::new();
     let mut behind: &[u8] = b"";
+    let mut dropped = None;
     for line in header_lines(block).skip_while(|line| is_blank(&line.unfolded)) {
         if line.is_end() {
             behind = &block[line.next..];
@@ -66,16 +69,25 @@ pub fn read<'a>(block: &'a [u8], repairs: &mut Repairs) -> Result<Block<'a>, Unr
             Cow::Borrowed(text) if at_start => split(text.trim_ascii_start()),
             text => split_unfolded(text),
         };
-        match field {
+        match field.filter(|field| !holds_list(&field.name)) {
             Some(field) => {
                 note_raw_text(&field, &line.unfolded, repairs);
                 fields.push(field);
             }
-            None => stray_line(&line.unfolded, &mut fields, repairs)?,
+            None => {
+                let line = stray_line(&line.unfolded, &mut fields, repairs)?;
+                dropped = dropped.or(line);
+            }
         }
     }
     let behind = if behind.iter().all(u8::is_ascii_whitespace) { b"" } else { behind };
-    Ok(Block { fields, behind })
+    Ok(Block { fields, behind, dropped })
+}
+
+/// The name has a character of address lists, which no header's name has: the colon stands inside of a name or behind an
+/// address, as in `"Bezirk: Wien" <b@example.org>`.
+fn holds_list(name: &str) -> bool {
+    name.contains(['"', '(', ')', ',', ';', '<', '>', '@'])
 }
 
 fn note_raw_text(field: &Field<'_>, line: &[u8], repairs: &mut Repairs) {
@@ -86,8 +98,8 @@ fn note_raw_text(field: &Field<'_>, line: &[u8], repairs: &mut Repairs) {
     }
 }
 
-/// Deals with a line that is no header.
-fn stray_line(line: &[u8], fields: &mut [Field<'_>], repairs: &mut Repairs) -> Result<(), Unreadable> {
+/// Deals with a line that is no header. Returns its text if it was dropped.
+fn stray_line(line: &[u8], fields: &mut [Field<'_>], repairs: &mut Repairs) -> Result<Option<String>, Unreadable> {
     let text = words::without_controls(decode::utf8_or_windows_1252(line));
     let shown = super::for_people(&text);
     let goes_on =
@@ -98,7 +110,7 @@ fn stray_line(line: &[u8], fields: &mut [Field<'_>], repairs: &mut Repairs) -> R
         field.value.to_mut().push_str(&text);
         let what = format!("{} went on in a line without a blank before it: it was put together", field.name);
         repairs.add(RepairCode::LineEnd, &field.name, what);
-        return Ok(());
+        return Ok(None);
     }
     // The separator of the mbox format is an address and a date, and no header (RFC 4155).
     let is_mbox_separator = line.starts_with(b"From ");
@@ -108,7 +120,7 @@ fn stray_line(line: &[u8], fields: &mut [Field<'_>], repairs: &mut Repairs) -> R
     }
     let what = format!("mheaders held a line that is no header: `{shown}` was left out");
     repairs.add(RepairCode::HeaderDropped, "mheaders", what);
-    Ok(())
+    Ok((!is_mbox_separator).then_some(shown))
 }
 
 /// Takes a header apart at its colon (RFC 5322 §2.2; blanks before the colon are the obsolete form of §4.5.3).

@@ -37,6 +37,22 @@ pub fn lines(bytes: &[u8]) -> impl Iterator<Item = Line<'_>> {
     })
 }
 
+/// Returns true if every line ends in LF CR. The last may end in LF alone.
+pub fn end_in_lf_cr(bytes: &[u8]) -> bool {
+    let followed = |at: usize| bytes.get(at + 1).is_none_or(|byte| *byte == b'\r');
+    memchr2(b'\r', b'\n', bytes).is_some_and(|first| bytes[first] == b'\n')
+        && memchr::memchr_iter(b'\n', bytes).all(followed)
+}
+
+/// Makes CRLF of LF CR, in place. A last LF alone is left as it is.
+pub fn swap_lf_cr(bytes: &mut [u8]) {
+    let mut at = 0;
+    while let Some(found) = memchr::memchr(b'\n', &bytes[at..]).filter(|found| at + found + 1 < bytes.len()) {
+        bytes.swap(at + found, at + found + 1);
+        at += found + 2;
+    }
+}
+
 /// No more than blanks.
 pub fn is_blank(line: &[u8]) -> bool {
     line.iter().all(|byte| matches!(byte, b' ' | b'\t' | b'\x0b' | b'\x0c'))

@@ -14,6 +14,8 @@ pub struct Value<'a> {
     pub sloppy: bool,
     /// No semicolon stands before the first parameter, so that readers take the type for none.
     pub unseparated: bool,
+    /// There were more parameters than [`MOST_PARAMS`], and the last were left out.
+    pub shortened: bool,
 }
 
 /// A parameter: its name in lower case, and its value without quotes, encoded words not decoded.
@@ -29,8 +31,8 @@ impl Param<'_> {
     }
 }
 
-/// More parameters than anybody writes.
-const MOST_PARAMS: usize = 50;
+/// More parameters than anybody writes: the name of a file may stand in a hundred short pieces (RFC 2231 §3).
+const MOST_PARAMS: usize = 300;
 /// No type, disposition or parameter has a longer name.
 const LONGEST_NAME: usize = 120;
 /// Longer values go out in pieces.
@@ -54,10 +56,11 @@ impl<'a> Value<'a> {
         let mut next = if value.unseparated { Some(rest) } else { None };
         while let Some(start) = next.take().or_else(|| rest.find(';').map(|start| &rest[start + 1..])) {
             rest = start;
+            let Some((name, after)) = param_name(rest) else { continue };
             if value.params.len() >= MOST_PARAMS {
+                value.shortened = true;
                 break;
             }
-            let Some((name, after)) = param_name(rest) else { continue };
             let (param, sloppy, after) = match after.strip_prefix('"') {
                 Some(inner) => quoted(inner),
                 None => unquoted(&name, after),
@@ -125,6 +128,11 @@ impl<'a> Value<'a> {
         self.main.starts_with("text/") || !self.main.contains('/')
     }
 
+    /// Line ends in it mean no more than the end of a line, unless it is a file.
+    pub fn is_made_of_lines(&self) -> bool {
+        (self.is_text() || self.is_multipart() || self.main == "message/rfc822") && !self.names_a_file()
+    }
+
     /// Signed or encrypted: not one byte may be changed (RFC 1847, RFC 3156, RFC 8551).
     pub fn is_sealed(&self) -> bool {
         let main = self.main.as_ref();
@@ -152,6 +160,11 @@ impl<'a> Value<'a> {
             // Names of files are the only text among them.
             let decoded = if is_file_name(&param.name) { words::decode(value) } else { value.as_ref().into() };
             let extended = param.name.contains('*');
+            let decoded = match extended {
+                // Of raw text in what should be percent-encoded nothing is lost.
+                true => percent_encoding::utf8_percent_encode(&decoded, percent_encoding::CONTROLS).into(),
+                false => decoded,
+            };
             line.stick(";");
             if decoded.len() > LONGEST_VALUE && !extended {
                 write_extended(&mut line, &param.name, &decoded);

@@ -2,7 +2,7 @@
 
 use super::headers::{self, Field};
 use super::leaf;
-use super::lines::{LONGEST_LINE, Shape, is_blank, write_crlf};
+use super::lines::{LONGEST_LINE, Shape, is_blank, lines, write_crlf};
 use super::mime::Value;
 use super::multipart::{self, Multipart};
 use super::out::Out;
@@ -240,7 +240,7 @@ fn write_header(out: &mut Out, line: &Line<'_>, place: &Place, repairs: &mut Rep
     let parameters = parameters.map(|field| (field, Value::parse(&field.value)));
     let sloppy =
         parameters.as_ref().is_some_and(|(_, value)| value.unseparated || value.sloppy && value.names_a_file());
-    if !shape.eight_bit && shape.travels() && !sloppy {
+    if !shape.eight_bit && shape.travels() && !sloppy && is_one_header(line.raw) {
         write_crlf(out, line.raw);
         out.extend_from_slice(b"\r\n");
         return Ok(());
@@ -273,6 +273,12 @@ fn write_header(out: &mut Out, line: &Line<'_>, place: &Place, repairs: &mut Rep
     repairs.add(code, place.name(), format!("{}: {name} {what}, as it held what no header may", place.name()));
     out.extend_from_slice(text.as_bytes());
     Ok(())
+}
+
+/// Every further line is a fold. A CR inside of a line, which the reader of headers takes for a blank, would become a line
+/// end, and what follows it a header or the body.
+fn is_one_header(raw: &[u8]) -> bool {
+    lines(raw).skip(1).all(|line| matches!(line.content.first(), Some(b' ' | b'\t')))
 }
 
 /// Headers of an inner mail that hold addresses.

@@ -15,5 +15,6 @@ mod oracle;
 mod people;
 mod properties;
 mod rows;
+mod silence;
 mod structured;
 mod transfer;
