@@ -102,7 +102,11 @@ pub fn decode_noting<'a>(text: &'a str, guessed: &mut Option<&'a str>) -> Cow<'a
             decoded.push_str(before);
         }
         match &mut pending {
-            Some((charset, bytes)) if charset.eq_ignore_ascii_case(word.charset) => bytes.extend(word.bytes),
+            Some((charset, bytes))
+                if charset.eq_ignore_ascii_case(word.charset) && !shifts_anew(bytes, &word.bytes) =>
+            {
+                bytes.extend(word.bytes);
+            }
             _ => {
                 flush(&mut pending, &mut decoded, guessed);
                 pending = Some((word.charset, word.bytes));
@@ -116,6 +120,12 @@ pub fn decode_noting<'a>(text: &'a str, guessed: &mut Option<&'a str>) -> Cow<'a
     flush(&mut pending, &mut decoded, guessed);
     decoded.push_str(rest);
     decoded.into()
+}
+
+/// The word returns to ASCII at its end and the next leaves it again, as words in ISO-2022-JP have to (RFC 1468, RFC 2047 §3).
+/// Joined, two escape sequences would follow each other, which is an error to the decoder.
+fn shifts_anew(before: &[u8], next: &[u8]) -> bool {
+    next.first() == Some(&0x1b) && (before.ends_with(b"\x1b(B") || before.ends_with(b"\x1b(J"))
 }
 
 fn flush<'a>(pending: &mut Option<(&'a str, Vec<u8>)>, decoded: &mut String, guessed: &mut Option<&'a str>) {

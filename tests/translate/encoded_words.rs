@@ -36,6 +36,13 @@ fn a_soft_line_break_inside_of_a_q_word_is_nothing() {
 }
 
 #[test]
+fn neighbours_that_return_to_ascii_at_their_ends_are_decoded() {
+    let word = "=?ISO-2022-JP?B?GyRCJCIbKEI=?=";
+    let mail = send(&format!("{word} {word}\r\n {word} =?iso-2022-jp?q?a?="), "", b"x\n");
+    assert_eq!(mail.subject, "\u{3042}\u{3042}\u{3042}a");
+}
+
+#[test]
 fn neighbours_in_different_charsets_are_decoded_each_by_its_own() {
     assert_eq!(subject("=?iso-8859-1?Q?=E4?= =?utf-8?Q?=C3=B6?= =?koi8-r?B?wQ==?="), "\u{e4}\u{f6}\u{430}");
     // One character in two words is one word's charset twice.
