@@ -96,7 +96,9 @@ pub fn translate(
         value.main == "attachment" || value.names_a_file()
     });
     let (kind, label) = (first("Content-Type"), first("Content-Transfer-Encoding"));
-    if lines::end_in_lf_cr(&mbody) && !attached && kind.is_none_or(|kind| mime::Value::parse(kind).is_made_of_lines()) {
+    // Delimiters and headers of parts are lines only where their line ends are.
+    let has_parts = |kind| mime::Value::parse(kind).is_multipart();
+    if lines::end_in_lf_cr(&mbody) && kind.is_some_and(has_parts) {
         lines::swap_lf_cr(&mut mbody);
     }
     let mut body = body::render(&mbody, kind, label, attached, wire.eight_bit, settings.max_size, &mut repairs)?;

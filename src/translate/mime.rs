@@ -128,11 +128,6 @@ impl<'a> Value<'a> {
         self.main.starts_with("text/") || !self.main.contains('/')
     }
 
-    /// Line ends in it mean no more than the end of a line, unless it is a file.
-    pub fn is_made_of_lines(&self) -> bool {
-        (self.is_text() || self.is_multipart() || self.main == "message/rfc822") && !self.names_a_file()
-    }
-
     /// Signed or encrypted: not one byte may be changed (RFC 1847, RFC 3156, RFC 8551).
     pub fn is_sealed(&self) -> bool {
         let main = self.main.as_ref();
