@@ -147,6 +147,11 @@ pub fn write(out: &mut String, header: &str, mailboxes: &[Mailbox]) {
 }
 
 fn write_name(line: &mut Line<'_>, name: &str) {
+    // RFC 2047 §5 (3): what an encoded word beside an address may be made of.
+    let travels = |word: &str| word.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!*+-/=?_".contains(&byte));
+    if name.starts_with("=?") && name.split(' ').all(|word| words::is_foreign_word(word) && travels(word)) {
+        return name.split(' ').for_each(|word| line.word(word));
+    }
     let safe = |c: char, others: &str| c.is_ascii_alphanumeric() || others.contains(c);
     if name.len() > 60 || !name.chars().all(|c| safe(c, " .,'&/+!_-")) {
         line.encoded(name);

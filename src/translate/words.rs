@@ -160,9 +160,9 @@ pub fn holds_word(text: &str) -> bool {
 }
 
 /// One encoded word, and nothing else, in a charset that cannot be converted here. It can go out as it is.
-fn is_foreign_word(text: &str) -> bool {
-    /// RFC 2047 §2.
-    const LONGEST: usize = 75;
+pub fn is_foreign_word(text: &str) -> bool {
+    /// In bytes. RFC 2047 §2 allows 75, libraries write some more, and readers take any length that fits a line.
+    const LONGEST: usize = 500;
     text.len() <= LONGEST
         && text.bytes().all(|byte| byte.is_ascii_graphic())
         && word_at(text).is_some_and(|(word, after)| after.is_empty() && decode::is_foreign(word.charset))

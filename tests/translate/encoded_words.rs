@@ -65,6 +65,16 @@ fn a_word_in_a_charset_that_cannot_be_converted_stays_as_it_is() {
     // A reader leaves out the blanks between encoded words, so that ours hold them.
     assert_eq!(words, "=?utf-8?b?R3LDvG4g?= =?UTF-7?Q?Gr+APw-n?= =?utf-8?b?IErDtnJn?= und =?ISO-2022-KR?B?YQ==?=");
     assert_eq!(labels(&mail), [""; 0]);
+    // Python writes words of 79 characters.
+    let long = "=?iso-2022-kr?b?GyQpQw5HUTE5Pm5HUTE5Pm5HUTE5Pm5HUTE5Pm5HUTE5Pm5HUTE5Pm5HUQ8=?=";
+    assert_eq!(header(&send(long, "", b"x\n"), "Subject").unwrap(), long);
+    let name = |name: &str| header(&send("S", &format!("Cc: {name} <c@example.org>\n"), b"x\n"), "Cc").unwrap();
+    assert_eq!(
+        name("\"=?UTF-7?Q?Gr+APw-n?=\" =?UTF-7?Q?a?="),
+        "=?utf-8?b?Ij0/VVRGLTc/UT9HcitBUHctbj89IiA9P1VURi03P1E/YT89?= <c@example.org>"
+    );
+    assert_eq!(name("=?UTF-7?Q?Gr+APw-n?= =?UTF-7?Q?a?="), "=?UTF-7?Q?Gr+APw-n?= =?UTF-7?Q?a?= <c@example.org>");
+    assert!(name("=?UTF-7?Q?<x@e.org>,?=").starts_with("=?utf-8?b?"));
 }
 
 #[test]
