@@ -125,7 +125,8 @@ fn decoded<'a>(place: &str, text: &'a str, repairs: &mut Repairs) -> Cow<'a, str
     let decoded = words::one_line(words::decode_noting(text, &mut guessed));
     if let Some(label) = guessed {
         let label = super::for_people(label);
-        let text = format!("{}: an encoded word named the charset `{label}`, which is none", super::for_people(place));
+        let text =
+            format!("{}: an encoded word is not in the charset `{label}` that it names", super::for_people(place));
         repairs.add(RepairCode::Charset, place, format!("{text}: it was read as UTF-8 or Windows-1252"));
     }
     decoded

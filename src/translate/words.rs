@@ -75,7 +75,7 @@ pub fn decode(text: &str) -> Cow<'_, str> {
     decode_noting(text, &mut None)
 }
 
-/// The same; `guessed` gets the label of a word whose charset means nothing, so that it had to be guessed.
+/// The same; `guessed` gets the label of a word that is not in the charset that it names, so that it had to be guessed.
 pub fn decode_noting<'a>(text: &'a str, guessed: &mut Option<&'a str>) -> Cow<'a, str> {
     if !may_be_encoded(text) {
         return text.into();
@@ -133,7 +133,7 @@ fn flush<'a>(pending: &mut Option<(&'a str, Vec<u8>)>, decoded: &mut String, gue
         match decode::charset(label).and_then(|charset| decode::strictly(&bytes, charset)) {
             Some(text) => decoded.push_str(&text),
             None => {
-                if !bytes.is_ascii() && decode::is_meaningless(label) {
+                if !bytes.is_ascii() {
                     *guessed = Some(label);
                 }
                 decoded.push_str(&decode::utf8_or_windows_1252(&bytes));

@@ -82,6 +82,8 @@ fn a_charset_that_is_none_is_guessed_and_said() {
     let mail = send("=?x-foo?Q?J=F6rg?=", "X-Note: =?x-foo?Q?J=F6rg?=\n", b"x\n");
     assert_eq!(mail.subject, "J\u{f6}rg");
     assert_eq!(labels(&mail), ["charset (msubject)", "charset (X-Note)"]);
+    let mail = send("=?utf-8?Q?J=F6rg?=", "", b"x\n");
+    assert_eq!((mail.subject.as_str(), labels(&mail)), ("J\u{f6}rg", vec!["charset (msubject)".to_owned()]));
     let mail = send("=?x-foo?Q?Jo?=", "", b"x\n");
     assert_eq!((mail.subject.as_str(), labels(&mail)), ("Jo", vec![]));
 }
