@@ -67,6 +67,25 @@ fn a_cr_alone_in_a_block_with_lfs_adds_no_header() {
 }
 
 #[test]
+fn a_cr_before_a_name_makes_no_header_of_it() {
+    for block in ["From: n@e.at\r\n\rBcc: evil@e.org\r\nX-A: b\r\n", "From: n@e.at\n\rBcc: evil@e.org\nX-A: b\n"] {
+        let refusal = sent(block).unwrap_err();
+        assert_eq!(refusal.reason, Reason::HeaderInvalid, "{block:?}: {refusal}");
+    }
+}
+
+#[test]
+fn raw_eight_bit_text_in_a_header_is_encoded_and_said_with_its_charset() {
+    for (bytes, charset) in [("Gr\u{fc}n".as_bytes(), "UTF-8"), (b"Gr\xfcn", "Windows-1252")] {
+        let block = [b"From: n@e.at\nX-Note: ".as_slice(), bytes, b"\n"].concat();
+        let mail = render(&columns(b"a@e.org", b"S", &block, b"B\n")).unwrap();
+        assert!(text(&mail).contains("\r\nX-Note: =?utf-8?b?R3LDvG4=?=\r\n"), "{}", text(&mail));
+        assert_eq!(labels(&mail)[0], "header-encoded (X-Note)");
+        assert!(mail.repairs[0].text.contains(charset), "{:?}", mail.repairs);
+    }
+}
+
+#[test]
 fn a_list_goes_on_in_lines_without_a_blank_before_them() {
     let mail = sent("From: n@e.at\nBcc: a@e.org,\nb@e.org,\nc@e.org\nReply-To: r@e.at\n").unwrap();
     assert_eq!(recipients(&mail), set(&["a@e.org", "b@e.org", "c@e.org"]));

@@ -13,17 +13,17 @@ use crate::rows::{cases, columns, settings, stamp};
 const UNLIMITED: ColumnLimits =
     ColumnLimits { mto: u64::MAX, msubject: u64::MAX, mbody: u64::MAX, mheaders: u64::MAX, mparams: u64::MAX };
 
-fn sent_to(list: &str) -> Result<Mail, Unreadable> {
+pub fn sent_to(list: &str) -> Result<Mail, Unreadable> {
     let columns = columns(list.as_bytes(), b"x", b"From: n@example.at\n", b"y");
     translate(&columns, &UNLIMITED, &stamp(), Wire::default(), &settings())
 }
 
-fn recipients(mail: &Mail) -> Vec<String> {
+pub fn recipients(mail: &Mail) -> Vec<String> {
     mail.envelope.recipients.iter().map(ToString::to_string).collect()
 }
 
 /// Recipients, and what was said to be invalid.
-fn read(list: &str) -> (Vec<String>, Vec<String>) {
+pub fn read(list: &str) -> (Vec<String>, Vec<String>) {
     let mail = sent_to(list).unwrap_or_else(|unreadable| panic!("{list}: {unreadable}"));
     let invalid = mail.invalid.iter().map(|invalid| invalid.written.clone()).collect();
     (recipients(&mail), invalid)

@@ -1,5 +1,6 @@
 //! From the columns of a row to the bytes on the wire, tried from the outside.
 
+mod addresses;
 mod blocks;
 mod bodies;
 mod boundaries;

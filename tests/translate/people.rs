@@ -156,6 +156,31 @@ fn a_non_ascii_local_part_asks_for_smtputf8_or_is_that_recipients_failure() {
 }
 
 #[test]
+fn a_return_path_is_taken_where_the_smarthost_can_be_told_it() {
+    let sender = |path: &str, smtputf8: bool| {
+        let headers = format!("Return-Path: <{path}>\nFrom: a@example.org\n");
+        let columns = columns(b"lea@example.org", b"x", headers.as_bytes(), b"y");
+        let wire = Wire { smtputf8, ..Wire::default() };
+        let mail = translate(&columns, &ColumnLimits::default(), &stamp(), wire, &settings()).unwrap();
+        mail.envelope.sender.unwrap().to_string()
+    };
+    assert_eq!(sender("r@example.org", true), "r@example.org");
+    assert_eq!(sender("r@example.org", false), "r@example.org");
+    assert_eq!(sender("j\u{f6}rg@example.org", true), "j\u{f6}rg@example.org");
+    assert_eq!(sender("j\u{f6}rg@example.org", false), "a@example.org");
+}
+
+#[test]
+fn several_authors_get_a_sender() {
+    let mail = render(&columns(b"lea@example.org", b"x", b"From: a@example.org, b@example.org\n", b"y")).unwrap();
+    assert!(head(&mail).contains("\r\nFrom: a@example.org, b@example.org\r\n"), "{}", head(&mail));
+    assert!(head(&mail).contains("\r\nSender: a@example.org\r\n"), "{}", head(&mail));
+    assert!(mail.repairs.iter().any(|repair| repair.label() == "header-added (Sender)"), "{:?}", mail.repairs);
+    let mail = render(&columns(b"lea@example.org", b"x", b"From: a@example.org\n", b"y")).unwrap();
+    assert!(!head(&mail).contains("\r\nSender:"), "{}", head(&mail));
+}
+
+#[test]
 fn date_and_message_id_are_the_records_and_stay_the_same() {
     let columns = columns(b"lea@example.org", b"x", b"From: \"A\" <a@example.org>\n", b"y");
     let mail = render(&columns).unwrap();
