@@ -9,15 +9,15 @@ use crate::outcome::Reason;
 pub struct Out {
     bytes: Vec<u8>,
     limit: usize,
-    /// Bytes that were written, if they were too many. None is kept then.
-    beyond: usize,
+    /// Bytes that were written, once they are known to be too many. None is kept then.
+    beyond: Option<usize>,
 }
 
 impl Out {
     /// Has room for `capacity` bytes, and keeps `limit` bytes at most.
     pub fn new(capacity: usize, limit: u64) -> Self {
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-        Self { bytes: Vec::with_capacity(capacity.min(limit)), limit, beyond: 0 }
+        Self { bytes: Vec::with_capacity(capacity.min(limit)), limit, beyond: None }
     }
 
     #[inline]
@@ -40,8 +40,8 @@ impl Out {
     #[cold]
     fn grow(&mut self, more: usize) -> bool {
         let needed = self.bytes.len().saturating_add(more);
-        if self.beyond > 0 || needed > self.limit {
-            self.beyond = self.beyond.saturating_add(needed);
+        if self.beyond.is_some() || needed > self.limit {
+            self.beyond = Some(self.beyond.unwrap_or_default().saturating_add(needed));
             self.bytes = Vec::new();
             return false;
         }
@@ -53,20 +53,20 @@ impl Out {
     /// Makes room for what is known to come, at once: at least `least` bytes and at most `most`.
     pub fn reserve(&mut self, least: usize, most: usize) {
         let length = self.bytes.len();
-        if self.beyond == 0 && length.saturating_add(least) > self.limit {
-            // What is too large need not be written to know it.
-            self.beyond = length;
+        if self.beyond.is_none() && length.saturating_add(least) > self.limit {
+            // What is too large need not be kept to know it.
+            self.beyond = Some(length);
             self.bytes = Vec::new();
         }
         let needed = length.saturating_add(most).min(self.limit);
-        if self.beyond == 0 && needed > self.bytes.capacity() {
+        if self.beyond.is_none() && needed > self.bytes.capacity() {
             self.bytes.reserve_exact(needed - length);
         }
     }
 
     pub fn clear(&mut self) {
         self.bytes.clear();
-        self.beyond = 0;
+        self.beyond = None;
     }
 
     /// Takes one CRLF off the end.
@@ -79,8 +79,8 @@ impl Out {
     /// The row is set aside if there were too many bytes.
     pub fn check(&self) -> Result<(), Unreadable> {
         match self.beyond {
-            0 => Ok(()),
-            bytes => Err(too_large(bytes as u64, self.limit as u64)),
+            None => Ok(()),
+            Some(bytes) => Err(too_large(bytes as u64, self.limit as u64)),
         }
     }
 

@@ -72,7 +72,10 @@ const HEX: &[u8; 16] = b"0123456789ABCDEF";
 pub fn write_quoted_printable(out: &mut Out, text: &[u8]) {
     if text.len() >= LARGE {
         let plain = |byte: &u8| matches!(byte, b'\t' | b' '..=b'<' | b'>'..=b'~');
-        let columns = text.len() + 2 * text.iter().filter(|byte| !plain(byte)).count();
+        // Never more than what is written: a line end of any kind is counted later, and a blank before one as one byte.
+        let ends = memchr::memchr2_iter(b'\r', b'\n', text).count();
+        let encoded = text.iter().filter(|byte| !plain(byte)).count() - ends;
+        let columns = text.len() - ends + 2 * encoded;
         out.reserve(columns, columns + columns / (LINE - 4) * 3 + 2 * lines(text).count());
     }
     quote(out, text, false);

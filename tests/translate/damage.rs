@@ -6,7 +6,7 @@ use mailqueue::mail::{ColumnLimits, Columns};
 use mailqueue::outcome::Reason;
 use mailqueue::translate::{Settings, Wire, translate};
 
-use crate::rows::{columns, render, settings, stamp};
+use crate::rows::{columns, corpus_limits, render, settings, stamp};
 
 const FROM: &[u8] = b"From: anna@example.org\n";
 
@@ -90,11 +90,36 @@ fn a_row_without_a_usable_from_takes_the_configured_one() {
 
 #[test]
 fn the_rendered_mail_is_what_counts_against_max_size() {
-    let size = render(&good()).unwrap().content.len() as u64;
-    let fits = |max_size| {
-        let settings = Settings { max_size, ..settings() };
-        translate(&good(), &ColumnLimits::default(), &stamp(), Wire::default(), &settings)
+    let letters = "Gr\u{fc}\u{df}e an alle\n".repeat(10_000);
+    let umlauts = "\u{fc}\u{f6}\u{e4}\n".repeat(20_000);
+    let file: Vec<u8> = (0..=255).cycle().take(100_000).collect();
+    let zip = [FROM, b"Content-Type: application/zip\nContent-Transfer-Encoding: binary\n"].concat();
+    let mixed = [FROM, b"Content-Type: multipart/mixed; boundary=b\n"].concat();
+    let part = |headers: &str, content: &[u8]| {
+        let body = [b"--b\n", headers.as_bytes(), b"\n\n", content, b"\n--b--\n"].concat();
+        columns(b"lea@example.org", b"Hallo", &mixed, &body)
     };
-    assert!(fits(size).is_ok());
-    assert_eq!(fits(size - 1).unwrap_err().reason, Reason::TooLarge);
+    for columns in [
+        good(),
+        part("Content-Type: text/plain; charset=utf-8", letters.as_bytes()),
+        part("Content-Type: text/plain; charset=utf-8", format!("\u{fc}{}", "\r\n".repeat(50_000)).as_bytes()),
+        part("Content-Type: application/zip", &file),
+        columns(b"lea@example.org", b"Hallo", FROM, letters.as_bytes()),
+        columns(b"lea@example.org", b"Hallo", FROM, umlauts.as_bytes()),
+        columns(b"lea@example.org", b"Hallo", &zip, &file),
+    ] {
+        let wire = Wire { eight_bit: false, ..Wire::default() };
+        let fits = |max_size| {
+            let settings = Settings { max_size, ..settings() };
+            translate(&columns, &ColumnLimits { mbody: u64::MAX, ..corpus_limits() }, &stamp(), wire, &settings)
+        };
+        let size = fits(40_000_000).unwrap().content.len() as u64;
+        assert_eq!(fits(size).map(|mail| mail.content.len() as u64), Ok(size));
+        for max_size in [size - 1, size / 2, 1] {
+            let refusal = fits(max_size).unwrap_err();
+            assert_eq!(refusal.reason, Reason::TooLarge);
+            let bytes: u64 = refusal.detail.split(' ').find_map(|word| word.parse().ok()).unwrap();
+            assert!(max_size < bytes && bytes <= size, "{max_size} of {size}: {refusal}");
+        }
+    }
 }
