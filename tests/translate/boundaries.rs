@@ -68,6 +68,8 @@ fn a_bad_boundary_is_replaced_in_header_and_delimiters_alike() {
         assert_eq!((text(&mail, 0), text(&mail, 1)), ("eins".to_owned(), "zwei".to_owned()), "{}", body_text(&mail));
         assert!(labels(&mail).contains(&"boundary (part 1)".to_owned()), "{:?}", mail.repairs);
         assert!(mail.content.is_ascii());
+        let fresh = body_text(&mail).split("boundary=\"").nth(1).unwrap().split('"').next().unwrap();
+        assert!(fresh.ends_with("_0_1") && !fresh.contains(' '), "{fresh}");
     }
 }
 
@@ -100,7 +102,9 @@ fn what_is_signed_keeps_its_boundary_or_is_set_aside() {
             head(&mail)
         );
     }
-    for boundary in ["gr\u{fc}n", &"x".repeat(1200), "b "] {
+    let longest = "x".repeat(500);
+    assert!(body_text(&send("S", &kind(&longest), &two(longest.as_bytes()))).starts_with(&format!("--{longest}\r\n")));
+    for boundary in ["gr\u{fc}n", &"x".repeat(501), &"x".repeat(1200), "b "] {
         let refusal = try_send("S", &kind(boundary), &two(boundary.as_bytes())).unwrap_err();
         assert_eq!(refusal.reason, Reason::NotTransportable, "{refusal}");
     }
@@ -189,6 +193,80 @@ fn the_transfer_encoding_of_a_multipart_is_undone() {
         );
         assert!(labels(&mail).contains(&"encoding (Content-Transfer-Encoding)".to_owned()), "{:?}", mail.repairs);
     }
+}
+
+#[test]
+fn an_untrue_label_around_parts_in_quoted_printable_changes_nothing_in_them() {
+    let inner = "Content-Type: text/plain; charset=utf-8\r\nContent-Transfer-Encoding: quoted-printable\r\n\r\nzw=C3=B6i =3D3D 2\r\n";
+    let parts = format!("--b\r\n{inner}--b--\r\n");
+    for label in ["quoted-printable", "base64"] {
+        let headers = format!("Content-Type: multipart/mixed; boundary=b\r\nContent-Transfer-Encoding: {label}\r\n");
+        let mail = send("S", &headers, parts.as_bytes());
+        assert_eq!((body_text(&mail), text(&mail, 0).as_str()), (parts.as_str(), "zw\u{f6}i =3D 2"));
+        let nested = format!("--o\r\n{headers}\r\n{parts}--o--\r\n");
+        let mail = send("S", "Content-Type: multipart/mixed; boundary=o\n", nested.as_bytes());
+        assert_eq!(body_text(&mail), nested.replacen(label, "7bit", 1));
+    }
+    // A line of a header may be divided as any other line.
+    let quoted = "--b\nContent-Type: text/plain;=\n charset=3Dutf-8\n\nzw=C3=B6i =3D 2\n--b--\n";
+    let headers = "Content-Type: multipart/mixed; boundary=b\nContent-Transfer-Encoding: quoted-printable\n";
+    assert_eq!(text(&send("S", headers, quoted.as_bytes()), 0), "zw\u{f6}i = 2");
+}
+
+#[test]
+fn parts_inside_of_parts_pass_byte_for_byte() {
+    let inner = "Content-Type: multipart/alternative; boundary=i\r\n\r\n--i\r\n\r\neins\r\n--i\r\n\r\nzwei\r\n--i--";
+    for (before, behind) in [("", ""), ("vorher\r\n", "\r\nnachher")] {
+        let nested = format!("{before}--o\r\n{inner}{behind}\r\n--o--\r\n");
+        let mail = send("S", "Content-Type: multipart/mixed; boundary=o\n", nested.as_bytes());
+        assert_eq!((body_text(&mail), labels(&mail)), (nested.as_str(), vec![]));
+        let mail = send("S", "Content-Type: multipart/mixed; boundary=o\n", nested.replace("\r\n", "\r").as_bytes());
+        assert_eq!(body_text(&mail), nested);
+    }
+}
+
+#[test]
+fn what_is_signed_or_encrypted_and_would_change_on_its_way_is_set_aside() {
+    let binary = "Content-Type: application/pkcs7-mime\r\nContent-Transfer-Encoding: binary\r\n";
+    for (content, what) in [("0\n1\r\n", "bare LF"), ("0\r1\r\n", "bare CR"), ("0\01\r\n", "NULs")] {
+        let part = format!("--o\r\n{binary}\r\n{content}\r\n--o--\r\n");
+        for (headers, body) in [(binary, content), ("Content-Type: multipart/mixed; boundary=o\r\n", &part)] {
+            let refusal = try_send("S", headers, body.as_bytes()).unwrap_err();
+            assert_eq!(refusal.reason, Reason::NotTransportable);
+            assert!(refusal.detail.contains(what), "{refusal}");
+        }
+    }
+    assert_eq!(body_text(&send("S", binary, b"0\r\n1\r\n")), "0\r\n1\r\n");
+    let text = "Content-Type: application/pkcs7-mime\r\nContent-Transfer-Encoding: base64\r\n";
+    assert_eq!(body_text(&send("S", text, b"QUJD\nQUJD\n")), "QUJD\r\nQUJD\r\n");
+}
+
+#[test]
+fn a_first_line_that_is_no_delimiter_names_no_boundary() {
+    for body in ["--\nx\n--\n----\n", "xxb\n--b\n\neins\nxxb\n--b--\n", "--b\neins\n"] {
+        let mail = send("S", "Content-Type: multipart/mixed;\n", body.as_bytes());
+        assert_eq!(header(&mail, "Content-Type").unwrap(), "text/plain; charset=utf-8");
+        assert_eq!(body_text(&mail), body.replace('\n', "\r\n"));
+    }
+}
+
+#[test]
+fn a_mail_inside_in_an_encoding_that_nobody_can_undo_stays_as_it_is() {
+    let headers = "Content-Type: message/rfc822\r\nContent-Transfer-Encoding: x-uuencode\r\n";
+    let content = "begin 644 x.eml\r\n#86)C\r\n`\r\nend\r\n";
+    let mail = send("S", headers, content.as_bytes());
+    assert_eq!((body_text(&mail), labels(&mail)), (content, vec![]));
+    let nested = format!("--o\r\n{headers}\r\n{content}--o--\r\n");
+    let mail = send("S", "Content-Type: multipart/mixed; boundary=o\n", nested.as_bytes());
+    assert_eq!((body_text(&mail), labels(&mail)), (nested.as_str(), vec![]));
+}
+
+#[test]
+fn a_mail_inside_whose_headers_are_not_quoted_is_not_unquoted() {
+    let headers = "Content-Type: message/rfc822\r\nContent-Transfer-Encoding: quoted-printable\r\n";
+    let inner = "Subject: innen\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Transfer-Encoding: quoted-printable\r\n\r\nzw=C3=B6i =3D3D 2\r\n";
+    let mail = send("S", headers, inner.as_bytes());
+    assert_eq!((body_text(&mail), labels(&mail)), (inner, vec![]));
 }
 
 #[test]

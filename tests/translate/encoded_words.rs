@@ -20,6 +20,11 @@ fn blanks_and_question_marks_inside_of_a_q_word_belong_to_it() {
         ("=?UTF-8?Q?a?=, =?UTF-8?Q?b?=", "a, b"),
         ("=?UTF-8?Q?1+1=2?=", "1+1=2"),
         ("=?UTF-8?q?=c3=b6?=", "\u{f6}"),
+        // What looks like the beginning of a word, or like an escape behind the end, and is none.
+        ("=?UTF-8?Q?1=?x?=", "1=?x"),
+        ("=?UTF-8?Q?a?utf-8?q?b?=", "a?utf-8?q?b"),
+        ("=?UTF-8?Q?a=??q?b?=", "a=??q?b"),
+        ("=?UTF-8?Q?x?=Ab y?= z", "xAb y?= z"),
     ] {
         assert_eq!(subject(written), meant, "{written}");
     }
@@ -78,6 +83,43 @@ fn a_word_in_a_charset_that_cannot_be_converted_stays_as_it_is() {
 }
 
 #[test]
+fn only_a_whole_word_in_a_charset_that_cannot_be_converted_goes_out_as_it_is() {
+    let as_it_is = |word: &str| header(&send(word, "", b"x\n"), "Subject").unwrap() == word;
+    // RFC 2047 §2 allows words of 75 bytes.
+    let word = |length: usize| format!("=?UTF-7?Q?{}?=", "x".repeat(length - 12));
+    assert!(as_it_is(&word(75)) && !as_it_is(&word(76)));
+    for text in [word(76).as_str(), "=?UTF-7?Q?\u{fc}?=", "=?UTF-7?Q?x?=,", "x=?UTF-7?Q?x?="] {
+        let mail = send(text, "", b"x\n");
+        assert!(header(&mail, "Subject").unwrap().starts_with("=?utf-8?b?"), "{}", head(&mail));
+        assert_eq!(mail.subject, text);
+    }
+    // A text about encoded words is none.
+    assert_eq!(subject("=?utf-8?Q?=3D=3Futf-8=3FQ=3Fx=3F=3D?="), "=?utf-8?Q?x?=");
+    // Only a blank between two words needs encoding, and the text ends without one.
+    assert_eq!(
+        header(&send("=?UTF-7?Q?a?= J\u{f6}", "", b"x\n"), "Subject").unwrap(),
+        "=?UTF-7?Q?a?= =?utf-8?b?IErDtg==?="
+    );
+    assert_eq!(
+        header(&send("J\u{f6} =?UTF-7?Q?a?=", "", b"x\n"), "Subject").unwrap(),
+        "=?utf-8?b?SsO2IA==?= =?UTF-7?Q?a?="
+    );
+}
+
+#[test]
+fn lines_are_folded_behind_76_characters_and_long_words_of_a_subject_encoded_from_65_on() {
+    for (length, lines) in [(76, 1), (77, 2)] {
+        let value = format!("{} {}", "x".repeat(30), "y".repeat(length - "X-Note: ".len() - 31));
+        let mail = send("S", &format!("X-Note: {value}\n"), b"x\n");
+        assert_eq!(header(&mail, "X-Note").unwrap(), value);
+        let content = String::from_utf8_lossy(&mail.content).into_owned();
+        assert_eq!(content.contains(&format!("\r\nX-Note: {value}\r\n")), lines == 1, "{content}");
+    }
+    assert_eq!(header(&send(&"x".repeat(64), "", b"x\n"), "Subject").unwrap(), "x".repeat(64));
+    assert!(header(&send(&"x".repeat(65), "", b"x\n"), "Subject").unwrap().starts_with("=?utf-8?b?"));
+}
+
+#[test]
 fn a_charset_that_is_none_is_guessed_and_said() {
     let mail = send("=?x-foo?Q?J=F6rg?=", "X-Note: =?x-foo?Q?J=F6rg?=\n", b"x\n");
     assert_eq!(mail.subject, "J\u{f6}rg");
@@ -114,6 +156,11 @@ fn what_is_written_as_words_fits_its_lines_and_is_divided_only_where_it_must_be(
         assert!(length > 30 || head.contains("\r\nSubject: Neu =?utf-8?b?"), "on one line where it fits: {head}");
         let words = head.matches("=?utf-8?b?").count();
         assert_eq!(words, if length + 2 <= 45 { 1 } else { words.max(2) }, "{length}: {head}");
+    }
+    // The word stands on a line of its own where it does not fit behind the one before, whatever column that ends at.
+    for before in 1..=60 {
+        let mail = send(&format!("{} {}\u{f6}", "n".repeat(before), "x".repeat(20)), "", b"x\n");
+        assert_eq!(head(&mail).matches("=?utf-8?b?").count(), 1, "{}", head(&mail));
     }
 }
 

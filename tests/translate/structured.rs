@@ -6,7 +6,7 @@ use crate::mails::{header, labels, send};
 fn urls_and_ids_that_hold_what_begins_an_encoded_word_are_unchanged() {
     let unsubscribe = "<https://news.example.at/u/dGVzdA==?c=1>, <mailto:unsub@example.at?subject=weg>";
     let headers = format!(
-        "List-Unsubscribe: {unsubscribe}\nList-Unsubscribe-Post: List-Unsubscribe=One-Click\nReferences: <a=?b@example.at> <c@example.at>\nMessage-ID: <x=?utf-8?q?y?=@example.at>\nContent-ID: <=?utf-8?q?y?=@example.at>\n"
+        "List-Unsubscribe: {unsubscribe}\nList-Unsubscribe-Post: List-Unsubscribe=One-Click\nReferences: <a=?b@example.at> <c@example.at>\nMessage-ID: <x=?utf-8?q?y?=@example.at>\nContent-ID: <=?utf-8?q?y?=@example.at>\nList-Archive: <https://example.at/=?utf-8?q?y?=>\nIn-Reply-To: =?utf-8?q?y?=@example.at\n"
     );
     let mail = send("S", &headers, b"x\n");
     assert_eq!(header(&mail, "List-Unsubscribe").unwrap(), unsubscribe);
@@ -15,6 +15,8 @@ fn urls_and_ids_that_hold_what_begins_an_encoded_word_are_unchanged() {
     assert_eq!(header(&mail, "Message-ID").unwrap(), "<x=?utf-8?q?y?=@example.at>");
     assert_eq!(mail.message_id, "<x=?utf-8?q?y?=@example.at>");
     assert_eq!(header(&mail, "Content-ID").unwrap(), "<=?utf-8?q?y?=@example.at>");
+    assert_eq!(header(&mail, "List-Archive").unwrap(), "<https://example.at/=?utf-8?q?y?=>");
+    assert_eq!(header(&mail, "In-Reply-To").unwrap(), "=?utf-8?q?y?=@example.at");
     assert_eq!(labels(&mail), [""; 0]);
 }
 
@@ -45,6 +47,18 @@ fn long_references_fold_between_their_ids() {
         let mail = send("S", &format!("References: {}\n", ids.join(blank)), b"x\n");
         assert_eq!(header(&mail, "References").unwrap(), ids.join(" "));
         assert_eq!(labels(&mail).contains(&"header-rewritten (References)".to_owned()), repaired);
+    }
+    // They are divided where the line would be too long, and not before.
+    let joined = |length: usize| format!("<{}@e.org><b@e.org>", "x".repeat(length - 17));
+    for (ids, divided) in [(ids[..25].concat(), true), (joined(500), true), (joined(499), false)] {
+        let mail = send("S", &format!("References: {ids}\n"), b"x\n");
+        let expected = if divided { ids.replace("><", "> <") } else { ids };
+        assert_eq!((header(&mail, "References").unwrap(), !labels(&mail).is_empty()), (expected, divided));
+    }
+    for (length, fits) in [(600, true), (998 - "References: ".len(), true), (999 - "References: ".len(), false)] {
+        let id = format!("<{}@e.org>", "x".repeat(length - 8));
+        let mail = send("S", &format!("References: {id}\n"), b"x\n");
+        assert_eq!((header(&mail, "References"), labels(&mail).is_empty()), (fits.then_some(id), fits), "{length}");
     }
     // An id that fits into no line costs the header, and not the mail.
     let mail = send("S", &format!("References: <{}@example.org>\n", "x".repeat(990)), b"x\n");

@@ -47,6 +47,19 @@ fn base64_in_long_lines_or_with_foreign_bytes_keeps_every_byte() {
 }
 
 #[test]
+fn base64_is_written_in_full_lines_with_padding_only_at_its_end() {
+    let file: Vec<u8> = (0..=255).cycle().take(3000).collect();
+    let headers = "Content-Type: application/zip; name=x.zip\r\nContent-Transfer-Encoding: 8bit\r\n";
+    for length in [1, 2, 3, 56, 57, 58, 114, 3000] {
+        let mail = send("S", headers, &file[..length]);
+        let lines: Vec<&str> = body_text(&mail).lines().collect();
+        assert!(lines[..lines.len() - 1].iter().all(|line| line.len() == 76), "{lines:?}");
+        // This decoder takes padding nowhere else.
+        assert_eq!(STANDARD.decode(lines.concat()).unwrap(), &file[..length]);
+    }
+}
+
+#[test]
 fn what_calls_itself_base64_and_is_none_is_sent_as_what_it_is() {
     let said = "Das ist kein Base64, sondern Text mit \u{dc}mlauten!";
     let headers = "Content-Type: text/plain; charset=utf-8\r\nContent-Transfer-Encoding: base64\r\n";
@@ -114,6 +127,40 @@ fn a_private_encoding_is_left_alone_or_set_aside() {
     }
     let mail = send("S", "Content-Type: text/plain\nContent-Transfer-Encoding: x-foo (bar)\n", b"abc\n");
     assert_eq!(header(&mail, "Content-Transfer-Encoding").unwrap(), "x-foo");
+}
+
+#[test]
+fn a_label_that_is_no_private_encoding_is_replaced() {
+    let longest = format!("x-{}", "y".repeat(74));
+    for (label, stays) in [
+        ("uuencode", true),
+        ("uue", true),
+        (&longest, true),
+        (&format!("{longest}y"), false),
+        ("x-", false),
+        ("x-\u{fc}", false),
+    ] {
+        let headers = format!("Content-Type: text/plain; charset=utf-8\r\nContent-Transfer-Encoding: {label}\r\n");
+        let mail = send("S", &headers, b"abc\r\n");
+        assert_eq!(header(&mail, "Content-Transfer-Encoding").unwrap(), if stays { label } else { "7bit" });
+        assert_eq!((body(&mail), labels(&mail).is_empty()), (b"abc\r\n".as_slice(), stays), "{label}");
+        let mail = send("S", MIXED, &part(&headers, b"abc"));
+        assert_eq!(
+            body_text(&mail).contains(&format!("Encoding: {label}\r\n\r\nabc\r\n")),
+            stays,
+            "{}",
+            body_text(&mail)
+        );
+    }
+}
+
+#[test]
+fn a_hyphen_is_encoded_only_behind_a_soft_line_break() {
+    let headers = "Content-Type: text/plain; charset=utf-8\n";
+    let mail = send("S", headers, "\u{fc} a-b\n- x\n-- \n--b\n".as_bytes());
+    assert_eq!(body_text(&mail), "=C3=BC a-b\r\n- x\r\n--=20\r\n--b\r\n");
+    let mail = send("S", headers, format!("\u{fc}{}-y\n", "x".repeat(69)).as_bytes());
+    assert_eq!(body_text(&mail), format!("=C3=BC{}=\r\n=2Dy\r\n", "x".repeat(69)));
 }
 
 /// What quoted-printable text means, by a second reader.
