@@ -137,7 +137,7 @@ fn write_inside(
         if let Some(boundary) = multipart.replacement() {
             kind.set_boundary(boundary.to_owned());
         }
-    } else if encoding.is_identity() || decoded.is_some() {
+    } else if encoding.is_identity() || decoded.is_some() || multipart::is_plain_mail(body, encoding) {
         part::write_part(out, inside, place, repairs)?;
     } else {
         return Ok(false);

@@ -149,6 +149,12 @@ pub fn without_encoding(body: &[u8], kind: &Value<'_>, encoding: Encoding) -> Op
     (encoded && Split::at(&decoded, &named).is_some()).then_some(decoded)
 }
 
+/// Returns true for a mail that says base64 and plainly is none: its first line is a header.
+pub fn is_plain_mail(body: &[u8], encoding: Encoding) -> bool {
+    let first = lines(body).next().map(|line| line.content).unwrap_or_default();
+    encoding == Encoding::Base64 && headers::split(first).is_some() && !decode::is_mostly_base64(body)
+}
+
 /// The headers of these parts hold `=`, and each of them begins an escape or ends a line, as in `charset=3Dutf-8`.
 fn has_quoted_headers(parts: &[&[u8]]) -> bool {
     let is_escape = |line: &[u8], at: usize| match line.get(at + 1..).unwrap_or_default().trim_ascii_end() {

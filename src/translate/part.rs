@@ -101,7 +101,8 @@ fn write_inside(
     let decoded = multipart::without_encoding(body, kind, encoding);
     let body = decoded.as_deref().unwrap_or(body);
     let is_mail = !kind.is_multipart();
-    if is_mail && !encoding.is_identity() && decoded.is_none() {
+    let is_open = encoding.is_identity() || decoded.is_some() || multipart::is_plain_mail(body, encoding);
+    if is_mail && !is_open {
         return Ok(false);
     }
     let multipart = if is_mail { None } else { Multipart::find(body, kind, place)? };

@@ -228,7 +228,7 @@ fn parts_inside_of_parts_pass_byte_for_byte() {
 #[test]
 fn what_is_signed_or_encrypted_and_would_change_on_its_way_is_set_aside() {
     let binary = "Content-Type: application/pkcs7-mime\r\nContent-Transfer-Encoding: binary\r\n";
-    for (content, what) in [("0\n1\r\n", "bare LF"), ("0\r1\r\n", "bare CR"), ("0\01\r\n", "NULs")] {
+    for (content, what) in [("0\n1\r\n", "bare LF"), ("0\r1\r\n", "bare CR"), ("0\0x\r\n", "NULs")] {
         let part = format!("--o\r\n{binary}\r\n{content}\r\n--o--\r\n");
         for (headers, body) in [(binary, content), ("Content-Type: multipart/mixed; boundary=o\r\n", &part)] {
             let refusal = try_send("S", headers, body.as_bytes()).unwrap_err();
@@ -267,6 +267,19 @@ fn a_mail_inside_whose_headers_are_not_quoted_is_not_unquoted() {
     let inner = "Subject: innen\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Transfer-Encoding: quoted-printable\r\n\r\nzw=C3=B6i =3D3D 2\r\n";
     let mail = send("S", headers, inner.as_bytes());
     assert_eq!((body_text(&mail), labels(&mail)), (inner, vec![]));
+}
+
+#[test]
+fn a_mail_inside_that_says_base64_and_is_none_goes_out_as_the_mail_that_it_is() {
+    let headers = "Content-Type: message/rfc822\r\nContent-Transfer-Encoding: base64\r\n";
+    let inner = "Subject: innen\r\nContent-Type: text/plain; charset=utf-8\r\n\r\neins\r\n";
+    let mail = send("S", headers, inner.as_bytes());
+    assert_eq!((body_text(&mail), header(&mail, "Content-Transfer-Encoding")), (inner, None));
+    assert_eq!(labels(&mail), ["encoding (Content-Transfer-Encoding)"]);
+    let nested = format!("--o\r\n{headers}\r\n{inner}--o--\r\n");
+    let mail = send("S", "Content-Type: multipart/mixed; boundary=o\n", nested.as_bytes());
+    assert_eq!(body_text(&mail), nested.replace("base64", "7bit"));
+    assert_eq!(labels(&mail), ["encoding (part 1)"]);
 }
 
 #[test]
