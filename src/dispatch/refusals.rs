@@ -50,8 +50,14 @@ impl Refusals {
 
     /// Gives a mail's claim back, which went out and was not offered.
     pub fn release(&self, shared: &Shared, job: Job) {
-        self.lock().came_back(&job.mail.own_sender);
+        let sender = job.mail.own_sender.clone();
         job.release();
+        self.came_back(shared, &sender);
+    }
+
+    /// A mail of this sender went out and was not offered. Another one may try whether the sender's pause is over.
+    pub fn came_back(&self, shared: &Shared, sender: &Sender) {
+        self.lock().came_back(sender);
         shared.ready.stir();
     }
 

@@ -139,9 +139,13 @@ async fn offer(shared: &Shared, connection: usize, worker: &mut Worker, mut job:
                     shared.refusals.release(shared, job);
                     break;
                 }
+                let sender = job.mail.own_sender.clone();
                 match batch::remake(shared, job, capabilities).await {
                     Some(remade) => job = remade,
-                    None => break,
+                    None => {
+                        shared.refusals.came_back(shared, &sender);
+                        break;
+                    }
                 }
             }
             _ => {

@@ -103,6 +103,45 @@ async fn a_sender_without_rights_fills_no_batch_and_no_queue() {
     stop(daemon).await;
 }
 
+/// The mail that tries whether a pause is over can turn out not to go over this connection. Another one tries then.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sender_whose_trial_was_set_aside_is_tried_with_its_next_mail() {
+    let refuses = Arc::new(AtomicBool::new(true));
+    let still = refuses.clone();
+    let catcher = Catcher::with_script(move |step| match step {
+        Step::Ehlo if !still.load(Ordering::SeqCst) => Some("250-catcher.example\r\n250 PIPELINING".to_owned()),
+        step => rights(step, &still),
+    })
+    .await;
+    let settings = format!("connections = 1\nmessages_per_connection = 1{SOON}");
+    let house = House::build(database::sqlite(), catcher.port(), OFTEN, &settings).await;
+    // What is signed cannot be encoded again, and needs 8BITMIME.
+    let headers = format!(
+        "From: {BAD}\r\nMIME-Version: 1.0\r\n\
+         Content-Type: multipart/signed; boundary=b; micalg=pgp-sha256; protocol=\"application/pgp-signature\"\r\n"
+    );
+    let body = "--b\nContent-Type: text/plain; charset=utf-8\nContent-Transfer-Encoding: 8bit\n\nGrüße\n\
+                --b\nContent-Type: application/pgp-signature\n\nsigned\n--b--\n";
+    for n in 0..12 {
+        house.newsletter.insert(&row(&format!("signed{n}@example.org"), "x", body, &headers)).await.expect("INSERT");
+    }
+    insert(&house, "good@example.org", "good", 20).await;
+    let daemon = house.start();
+    daemon.wait_for_line("sender paused").await;
+    seconds_until_good(&catcher, 20).await;
+    refuses.store(false, Ordering::SeqCst);
+    let begun = Instant::now();
+    let set_aside = |row: &Listed| row.reason == Some(Reason::NotTransportable);
+    while !house.rows(&house.newsletter).await.iter().all(set_aside) {
+        assert!(begun.elapsed() < Duration::from_secs(60), "{}", daemon.lines().join("\n"));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    insert(&house, BAD, "plain", 1).await;
+    catcher.wait_for(21).await;
+    until_left(&house.newsletter, 12).await;
+    stop(daemon).await;
+}
+
 /// What SMTP is told is the same for all: only the row's own sender tells them apart.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sender_is_the_rows_own_where_all_have_one_envelope_sender() {
