@@ -208,7 +208,7 @@ impl<T> RefusalStreak<T> {
             ruling.settled.extend(one.take_waiting());
             *one = One::new(essence.clone(), now);
         }
-        self.make_room(&mut ruling, now);
+        self.make_room(sender, &mut ruling, now);
         let one = self.senders.entry(sender.clone()).or_insert_with(|| One::new(essence.clone(), now));
         one.length = one.length.saturating_add(1);
         one.newest = now;
@@ -279,9 +279,9 @@ impl<T> RefusalStreak<T> {
         }
     }
 
-    /// Forgets a sender where there are too many: the one whose last refusal is oldest.
-    fn make_room(&mut self, ruling: &mut Ruling<T>, now: Instant) {
-        if self.senders.len() < SENDERS {
+    /// Forgets a sender where one more would be too many: the one whose last refusal is oldest.
+    fn make_room(&mut self, sender: &Sender, ruling: &mut Ruling<T>, now: Instant) {
+        if self.senders.len() < SENDERS || self.senders.contains_key(sender) {
             return;
         }
         let age = |one: &One<T>| now.saturating_duration_since(one.newest);

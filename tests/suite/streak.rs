@@ -270,6 +270,19 @@ fn a_sender_is_forgotten_after_an_hour_and_of_very_many_the_oldest() {
     assert!(waiting <= 1000 && bench.streak.flush().len() == 1);
 }
 
+#[test]
+fn a_sender_that_is_known_drives_no_other_out() {
+    let mut bench = Bench::new();
+    for n in 0..1000 {
+        bench.pass(Duration::from_millis(1));
+        bench.refused(&format!("s{n}"), 1, true);
+    }
+    // They trip together. What each has against it alone is counted all the same.
+    let counts = |ruling: Ruling<u32>| paused(&ruling).contains(&"s0".to_owned());
+    let needed = (2..=20).find(|_| counts(bench.mail("s0", no("550 no"), true)));
+    assert_eq!(needed, Some(10));
+}
+
 fn reply(text: &str) -> Reply {
     let (code, rest) = text.split_once(' ').unwrap_or((text, ""));
     let enhanced = rest.split_once(' ').map_or(rest, |(first, _)| first);
