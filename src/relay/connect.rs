@@ -97,7 +97,8 @@ async fn greet(relay: &Relay, stream: TcpStream, address: SocketAddr) -> Result<
         }
         greeted => return greeted,
     };
-    tracing::info!(target: super::LOG, peer = %address, "opportunistic TLS failed, going on in the clear: {why}");
+    tracing::info!(target: super::LOG, peer = %address, "opportunistic TLS failed, going on in the clear: {}",
+        (relay.shown)(&why));
     let limit = relay.settings.timeouts.connect;
     let candidate = addresses::Candidate { address, is_last_resort: false };
     match Dialing::new(vec![candidate], limit).next().await {

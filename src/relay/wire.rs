@@ -211,6 +211,10 @@ impl Wire {
                     return Ok(frame);
                 }
                 Ok(None) => {}
+                // What it says may be the secret.
+                Err(_) if self.secret => {
+                    return Err(self.fail(Cause::Protocol("the smarthost answers a login with no SMTP reply".into())));
+                }
                 Err(how) => return Err(self.fail(Cause::Protocol(how))),
             }
             if let Some(cause) = &self.broken {
@@ -241,7 +245,7 @@ impl Wire {
 
     /// Remembers the first thing that went wrong.
     fn fail(&mut self, cause: Cause) -> Cause {
-        debug!(target: super::LOG, peer = %self.peer, "the connection is given up: {cause}");
+        debug!(target: super::LOG, peer = %self.peer, "the connection is given up: {}", (self.shown)(&cause.to_string()));
         self.broken.get_or_insert(cause).clone()
     }
 

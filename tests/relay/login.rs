@@ -118,6 +118,17 @@ async fn a_rejected_mechanism_is_named_and_the_password_is_not_blamed() {
     assert!(said.contains("offers PLAIN to log in, and not LOGIN"), "{said}");
 }
 
+/// In a log the reply would stand as it is, because no code and no text can be told apart in it.
+#[tokio::test]
+async fn an_answer_that_is_no_reply_and_repeats_the_secret_is_not_shown() {
+    for answer in ["geheim\\r\\n", "AHVzZXIAZ2VoZWlt\\r\\n", "535-no\\r\\n500 geheim\\r\\n"] {
+        let script = format!("connection\ngreet AUTH PLAIN|SIZE\nC: AUTH PLAIN\nS! {answer}\ngone");
+        let said =
+            refused(&script, support::login(Auth::Auto, Credential::Secret(Password::Value("geheim".into())))).await;
+        assert!(said.contains("no SMTP reply"), "{said}");
+    }
+}
+
 #[tokio::test]
 async fn the_reason_why_a_token_is_refused_is_shown_and_the_token_is_not() {
     // {"status":"invalid_token","scope":"mail"}, and the token itself.
