@@ -1,9 +1,11 @@
 //! An OAuth 2 access token, printed by a program of the operator's.
 
+use std::io;
 use std::process::Stdio;
 use std::time::Duration;
 
-use tokio::io::AsyncReadExt;
+use rustix::process::{Pid, Signal, kill_process_group};
+use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::Command;
 use tokio::time::timeout;
 
@@ -24,7 +26,7 @@ pub(super) async fn print(command: &[String]) -> Result<String, String> {
     let [program, arguments @ ..] = command else { return Err("relay.token_command is empty".into()) };
     match timeout(LIMIT, run(program, arguments)).await {
         Ok(token) => token.map_err(|why| format!("relay.token_command {program} {why}")),
-        // Dropping the child has killed it.
+        // Dropping the group has killed it.
         Err(_) => Err(format!("relay.token_command {program} took more than {} s and was ended", LIMIT.as_secs())),
     }
 }
@@ -35,18 +37,18 @@ async fn run(program: &str, arguments: &[String]) -> Result<String, String> {
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
+        .process_group(0)
         .kill_on_drop(true)
         .spawn()
         .map_err(|error| format!("cannot be started: {error}"))?;
+    let mut group = Group(child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)));
     let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) else {
         return Err("has no output".into());
     };
-    let (mut output, mut complaint) = (Vec::new(), Vec::new());
-    let (mut stdout, mut stderr) = (stdout.take(MAX_OUTPUT), stderr.take(MAX_OUTPUT));
-    let (printed, complained, status) =
-        tokio::join!(stdout.read_to_end(&mut output), stderr.read_to_end(&mut complaint), child.wait());
-    printed.and(complained).map_err(|error| format!("cannot be read: {error}"))?;
-    let status = status.map_err(|error| format!("cannot be waited for: {error}"))?;
+    let (output, complaint) =
+        tokio::try_join!(read(stdout), read(stderr)).map_err(|error| format!("cannot be read: {error}"))?;
+    let status = child.wait().await.map_err(|error| format!("cannot be waited for: {error}"))?;
+    group.0 = None;
     let token = std::str::from_utf8(&output).map(str::trim).unwrap_or_default();
     if !status.success() {
         let complaint = reply::printable(&complaint, MAX_COMPLAINT);
@@ -58,6 +60,26 @@ async fn run(program: &str, arguments: &[String]) -> Result<String, String> {
         return Err("did not print one access token and nothing else".into());
     }
     Ok(token.to_owned())
+}
+
+/// Reads what a program prints. One that prints more than the limit finds the pipe closed.
+async fn read(pipe: impl AsyncRead + Unpin) -> io::Result<Vec<u8>> {
+    let mut output = Vec::new();
+    pipe.take(MAX_OUTPUT).read_to_end(&mut output).await?;
+    Ok(output)
+}
+
+/// The process group of a program that nobody has waited for yet, so that its number is its own. Dropping it ends the
+/// program and all that it has started.
+struct Group(Option<Pid>);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(group) = self.0 {
+            // An error says that nothing is left of it.
+            let _ = kill_process_group(group, Signal::KILL);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -99,5 +121,37 @@ mod tests {
         let error = print(&["/bin/sleep".to_owned(), "600".to_owned()]).await.unwrap_err();
         assert!(error.contains("more than 30 s"), "{error}");
         assert_eq!(begun.elapsed(), LIMIT);
+    }
+
+    #[tokio::test]
+    async fn what_the_program_has_started_ends_with_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("pid");
+        let script = format!("sleep 600 & echo $! >{0}.new; mv {0}.new {0}; wait", file.display());
+        let mut running = Box::pin(shell(&script));
+        let pid = loop {
+            match std::fs::read_to_string(&file) {
+                Ok(pid) => break pid.trim().to_owned(),
+                Err(_) => assert!(timeout(Duration::from_millis(10), &mut running).await.is_err(), "it has ended"),
+            }
+        };
+        // A zombie has ended too, whether somebody waits for it or not.
+        let runs = || {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with('Z'))
+        };
+        assert!(runs());
+        drop(running);
+        let begun = std::time::Instant::now();
+        while runs() {
+            assert!(begun.elapsed() < Duration::from_secs(10), "sleep is left behind");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_program_that_prints_without_end_is_not_waited_for() {
+        let error = shell("while echo geheim; do :; done; exit 7").await.unwrap_err();
+        assert!(!error.contains("geheim") && !error.contains("more than"), "{error}");
     }
 }
