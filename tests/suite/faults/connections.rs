@@ -53,6 +53,20 @@ async fn one_pass_is_as_good_as_with_the_right_number_where_one_more_is_reset() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_daemon_is_as_quick_as_with_the_right_number() {
+    let mut took = Vec::new();
+    for connections in [3, 4] {
+        let (house, catcher, mails) = crowded(connections, 3, TurnsAway::With421).await;
+        let begun = Instant::now();
+        let daemon = house.start();
+        until_empty(&house.newsletter).await;
+        took.push(begun.elapsed());
+        assert_eq!(mails.audit(&catcher.received(), &stop(daemon).await), 0);
+    }
+    assert!(took[1] < 2 * took[0] + Duration::from_secs(1), "{took:?} with 3 and 4 connections");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_daemon_keeps_to_the_connections_that_it_may_have_and_says_so() {
     let (house, catcher, mails) = crowded(4, 3, TurnsAway::With421).await;
     let daemon = house.start();
