@@ -1,6 +1,7 @@
 //! The suite: one binary, so that it links once. A new part is a file beside this one and a `mod` line here.
 //! How tests come by servers, and how those that need one are named, stands in [`support`].
 
+mod addresses;
 mod check;
 mod commands;
 mod config;

@@ -2,7 +2,7 @@
 //!
 //! Servers are started by `tests/run`, which names them to the tests in environment variables; [`variable`] reads them.
 //! A test that needs a server stands in a module that is named after it, `mariadb`, `postgres`, `postfix`, `exim`, `dovecot`,
-//! `chasquid` or `opensmtpd`, one that needs a cluster in `galera`, one that needs Prometheus' own tool in `promtool`, and one that needs Debian's
+//! `chasquid` or `opensmtpd`, one that gives a name several addresses in `nss_wrapper`, one that needs a cluster in `galera`, one that needs Prometheus' own tool in `promtool`, and one that needs Debian's
 //! tools or a machine with systemd in `debian`, because `tests/run --embedded-only` chooses by these names
 //! (`.config/nextest.toml`). Started without its server, such a test fails and says what to do; it never passes by doing
 //! nothing.
@@ -22,6 +22,7 @@
 //! | `…_USER`, `…_PASSWORD_FILE` | the login |
 //! | `…_LOG` | its log |
 //! | `…_MAILDIR` | what was accepted, a file for each recipient |
+//! | `MAILQUEUE_TEST_NSS_WRAPPER` | the library that takes the addresses of names from a file |
 //! | `MAILQUEUE_TEST_PROMTOOL` | Prometheus' `promtool`, which judges metrics and alert rules |
 //! | `MAILQUEUE_TEST_LINTIAN`, `MAILQUEUE_TEST_MANDOC` | Debian's `lintian`, which judges packages, and `mandoc` |
 //! | `MAILQUEUE_TEST_GALERA` | a script that starts a cluster for one test; [`cluster`] |
