@@ -1,7 +1,7 @@
 //! The real smarthosts that `tests/run` starts; the files in `tests/servers` that are named after them say what each
 //! refuses.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -79,21 +79,25 @@ impl Smarthost {
         fs::read_to_string(self.variable("LOG")).expect("the smarthost's log")
     }
 
-    /// Waits until `count` mails for addresses that end with `suffix` have arrived, and returns them in the order of
-    /// their recipients. As all tests share the Maildir, `suffix` should be a domain of the test's own. To see that
+    /// Waits until `count` recipients whose addresses end with `suffix` have mail, and returns all that they have in the
+    /// order of the recipients. As all tests share the Maildir, `suffix` should be a domain of the test's own. To see that
     /// nothing more arrives, send a last mail and wait for it too.
     pub async fn delivered_to(self, suffix: &str, count: usize) -> Vec<Delivered> {
         let mut before = 0;
         loop {
-            // A smarthost in front of another takes its time: it is waited for as long as mails come.
-            let what = format!("more than {before} of {count} mails for {suffix} in the smarthost's Maildir");
+            // A smarthost in front of another takes its time: it is waited for as long as mails come. A second copy for one
+            // recipient may come before the first for another.
+            let what =
+                format!("more than {before} mails for {count} recipients at {suffix} in the smarthost's Maildir");
+            let recipients =
+                |mails: &[Delivered]| mails.iter().map(|mail| &mail.recipient).collect::<HashSet<_>>().len();
             let mails = eventually(&what, || {
                 let mut mails = self.mails();
                 mails.retain(|mail| mail.recipient.ends_with(suffix));
-                (mails.len() >= count || mails.len() > before).then_some(mails)
+                (recipients(&mails) >= count || mails.len() > before).then_some(mails)
             });
             let mut mails = mails.await;
-            if mails.len() >= count {
+            if recipients(&mails) >= count {
                 mails.sort_by(|a, b| a.recipient.cmp(&b.recipient));
                 return mails;
             }
