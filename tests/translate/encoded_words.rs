@@ -85,10 +85,10 @@ fn a_word_in_a_charset_that_cannot_be_converted_stays_as_it_is() {
 #[test]
 fn only_a_whole_word_in_a_charset_that_cannot_be_converted_goes_out_as_it_is() {
     let as_it_is = |word: &str| header(&send(word, "", b"x\n"), "Subject").unwrap() == word;
-    // RFC 2047 §2 allows words of 75 bytes.
+    // Longer than RFC 2047 §2 allows, and as long as readers take without harm.
     let word = |length: usize| format!("=?UTF-7?Q?{}?=", "x".repeat(length - 12));
-    assert!(as_it_is(&word(75)) && !as_it_is(&word(76)));
-    for text in [word(76).as_str(), "=?UTF-7?Q?\u{fc}?=", "=?UTF-7?Q?x?=,", "x=?UTF-7?Q?x?="] {
+    assert!(as_it_is(&word(500)) && !as_it_is(&word(501)));
+    for text in [word(501).as_str(), "=?UTF-7?Q?\u{fc}?=", "=?UTF-7?Q?x?=,", "x=?UTF-7?Q?x?="] {
         let mail = send(text, "", b"x\n");
         assert!(header(&mail, "Subject").unwrap().starts_with("=?utf-8?b?"), "{}", head(&mail));
         assert_eq!(mail.subject, text);
