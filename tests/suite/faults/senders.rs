@@ -92,6 +92,20 @@ async fn one_pass_sends_what_stands_behind_a_sender_without_rights() {
     }
 }
 
+/// The mail that would be next has left the queue before the tenth refusal comes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn over_one_connection_the_tenth_refused_mail_of_a_sender_is_the_last_that_is_offered() {
+    let catcher = Catcher::with_script(|step| rights(step, &AtomicBool::new(true))).await;
+    let house = House::build(database::sqlite(), catcher.port(), OFTEN, &format!("connections = 1{SOON}")).await;
+    insert(&house, BAD, "bad", 12).await;
+    insert(&house, "good@example.org", "good", 20).await;
+    let output = house.run(&["--log-level", "info", "once"]).await;
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    let rows = house.rows(&house.newsletter).await;
+    assert_eq!(rows.iter().filter(|row| row.history.attempts > 0).count(), 10, "{rows:?}");
+    assert_eq!((rows.len(), good(&catcher.received())), (12, 20));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sender_without_rights_fills_no_batch_and_no_queue() {
     let (house, catcher) = house_without_rights(&Arc::new(AtomicBool::new(true))).await;
