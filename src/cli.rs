@@ -226,7 +226,7 @@ fn run(global: &Global, command: Command, out: &mut Out) -> anyhow::Result<Endin
 }
 
 impl Command {
-    /// True where the output is all that the command is for: it stops when nobody reads on.
+    /// True where the output is all that the command is for: it stops when its reader does.
     fn only_tells(&self) -> bool {
         matches!(
             self,

@@ -113,7 +113,7 @@ pub fn loose_base64(text: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// The padding is what so many digits need. Other `=` belong to nothing.
+/// The padding is what this number of digits needs. Other `=` belong to nothing.
 fn ends_piece(digits: usize, pads: usize) -> bool {
     matches!((digits % 4, pads), (2, 2..) | (3, 1..))
 }

@@ -280,7 +280,7 @@ pub struct Mail {
     pub eight_bit: bool,
     /// An address or a header needs SMTPUTF8 (RFC 6531).
     pub smtputf8: bool,
-    /// What had to be repaired on the way from the row, in the order of the row.
+    /// The repairs on the way from the row, in the order of the row.
     pub repairs: Vec<Repair>,
 }
 

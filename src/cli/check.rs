@@ -116,7 +116,7 @@ fn exposed(config: &Config) -> Option<Finding> {
     })
 }
 
-/// How this host is called towards others.
+/// Findings about the name of this host towards others.
 fn own_name(config: &Config) -> Vec<Finding> {
     let helo = &config.relay.helo;
     let literal = helo.starts_with('[');

@@ -63,7 +63,7 @@ impl Out {
         }
     }
 
-    /// What an error means to the command: nothing yet for one that works to its end.
+    /// Decides about an error: a command that works to its end keeps it for later.
     fn outcome<T>(&mut self, written: io::Result<T>, discarded: T) -> io::Result<T> {
         let error = match written {
             Ok(written) => return Ok(written),

@@ -3,7 +3,7 @@
 use mail_parser::{Message, MessageParser};
 
 /// Most mails inside of a mail that are read. The library keeps each within the one around it and frees them by recursion:
-/// 100,000 of them overflow the stack of a thread. Nobody attaches this many.
+/// 100,000 of them overflow the stack of a thread. No mail attaches this many.
 const MOST_INSIDE: usize = 1_000;
 
 /// Reads a mail. `None` if it is none, or if it may hold more than 1,000 mails inside of each other.

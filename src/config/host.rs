@@ -89,7 +89,7 @@ fn with_port(text: &str) -> Option<(&str, u16)> {
     fits.then_some((bare, port))
 }
 
-/// What a resolver takes for a name: the underscores of container networks and the root's dot included, which are no part
+/// A name that a resolver takes: the underscores of container networks and the root's dot included, which are no part
 /// of a host's name on the Internet (RFC 1123 §2.1).
 fn is_name(text: &str) -> bool {
     let name = text.strip_suffix('.').unwrap_or(text);

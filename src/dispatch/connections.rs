@@ -1,4 +1,4 @@
-//! How many connections the smarthost takes from us, and which of ours exist. Pure: time is an argument.
+//! The number of connections that the smarthost takes from us, and those of ours that exist. Pure: time is an argument.
 
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ pub struct Connections {
     limit: Option<Limit>,
 }
 
-/// What a worker has. Greater is more worth keeping.
+/// The state of a worker. Greater is more worth keeping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Slot {
     Nothing,
@@ -38,7 +38,7 @@ enum Slot {
     Connected,
 }
 
-/// What the smarthost was seen to take.
+/// The number that the smarthost was seen to take.
 #[derive(Clone, Copy, Debug)]
 struct Limit {
     connections: usize,
@@ -50,7 +50,7 @@ struct Limit {
     proven: bool,
 }
 
-/// What a connection attempt changed.
+/// The change that a connection attempt made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Learned {
     /// Nothing new is known for sure.
@@ -67,7 +67,7 @@ impl Connections {
         Self { pace: slots.len() as f64, slots, shrunk: None, limit: None }
     }
 
-    /// How many connections there may be, a probe left out.
+    /// Returns the number of connections that there may be, a probe left out.
     pub fn cap(&self) -> usize {
         let limit = self.limit.map_or(self.slots.len(), |limit| limit.connections);
         (self.pace as usize).min(limit).max(1)
@@ -78,12 +78,12 @@ impl Connections {
         (self.pace as usize).min(limit).max(1)
     }
 
-    /// When a cap that was learned may be tried again.
+    /// The time at which a cap that was learned may be tried again.
     pub fn probe_at(&self) -> Option<Instant> {
         self.limit.map(|limit| limit.probe_at)
     }
 
-    /// Whether this worker has a slot, or can have one, and its turn for a mail.
+    /// Returns true if this worker has a slot, or can have one, and its turn for a mail.
     pub fn admits(&self, worker: usize, now: Instant) -> bool {
         let cap = self.cap_at(now);
         let mine = self.slots[worker];
@@ -198,7 +198,7 @@ mod tests {
         move |seconds| start + Duration::from_secs(seconds)
     }
 
-    /// Four workers that all connect at once, of which the smarthost lets so many in.
+    /// Four workers that all connect at once, of which the smarthost lets only some in.
     fn with_room_for(room: usize, now: Instant) -> (Connections, Vec<Option<Learned>>) {
         let mut connections = Connections::new(4);
         for worker in 0..4 {

@@ -144,7 +144,7 @@ pub fn claimed(shared: &Shared, claim: &Claim) {
     info!(target: MAIL, queue = %id.queue, mid = id.mid, %id, attempt = claim.history().attempts + 1, "claimed");
 }
 
-/// What the mail says otherwise than its row, at each attempt.
+/// Logs what the mail says otherwise than its row, at each attempt.
 pub fn repaired(shared: &Shared, id: &MailId, mail: &Mail) {
     if mail.repairs.is_empty() || !tracing::enabled!(target: MAIL, tracing::Level::INFO) {
         return;

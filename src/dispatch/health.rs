@@ -80,7 +80,7 @@ impl Health {
         self.view.borrow().state == State::Up
     }
 
-    /// Whether the connection of this worker, counted from 0, may be used at `now`.
+    /// Returns true if the connection of this worker, counted from 0, may be used at `now`.
     pub fn admits(&self, worker: usize, now: Instant) -> bool {
         let inner = self.lock();
         inner.is_up() && inner.connections.admits(worker, now)
@@ -214,7 +214,7 @@ impl Health {
     }
 }
 
-/// The pause after so many others without a success between them: doubling from a second to five minutes, a quarter more
+/// The pause after `failures` others without a success between them: doubling from a second to five minutes, a quarter more
 /// or less by `jitter`, which is in `0.0..1.0`.
 pub fn pause(before: u32, jitter: f64) -> Duration {
     Duration::from_secs(1 << before.min(9)).min(LONGEST_PAUSE).mul_f64(0.75 + jitter / 2.0)

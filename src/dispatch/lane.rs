@@ -74,7 +74,7 @@ pub struct Notes {
 pub struct Finished {
     pub job: Job,
     pub attempt: Attempt,
-    /// When the mail was offered.
+    /// The time at which the mail was offered.
     pub begun: Instant,
     pub notes: Notes,
 }

@@ -73,7 +73,7 @@ impl Bucket {
         self.token_of(was_full, interval).max(now)
     }
 
-    /// When the next token is there, in a bucket that is full at `full`.
+    /// The time at which the next token is there, in a bucket that is full at `full`.
     fn token_of(&self, full: Instant, interval: Duration) -> Instant {
         full.checked_sub(interval * (self.burst - 1)).unwrap_or(full)
     }

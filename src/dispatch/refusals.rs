@@ -82,7 +82,7 @@ impl Refusals {
         Some(job)
     }
 
-    /// Whether [`Refusals::next`] would find a mail.
+    /// Returns true if [`Refusals::next`] would find a mail.
     pub fn has_next(&self, shared: &Shared) -> bool {
         let streak = self.lock();
         if streak.is_quiet() {

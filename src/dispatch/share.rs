@@ -111,7 +111,7 @@ impl<T> Share<T> {
         self.arrived.notify_one();
     }
 
-    /// Whether a mail is of this kind. It is given with its line.
+    /// Returns true for a mail of this kind. It is given with its line.
     pub fn any(&self, is: impl Fn(usize, &T) -> bool) -> bool {
         self.with(|lines| {
             lines.lines.iter().enumerate().any(|(index, line)| line.ready.iter().any(|item| is(index, item)))

@@ -26,7 +26,7 @@ const SENDERS: usize = 1000;
 /// The sender that the row itself names; `None` is the null sender.
 pub type Sender = Option<Address>;
 
-/// What an attempt says about the sender's rights.
+/// The meaning of an attempt for the sender's rights.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Heard {
     /// Somebody was accepted.
@@ -38,7 +38,7 @@ pub enum Heard {
     Other,
 }
 
-/// What a refusal in a row leads to.
+/// The consequence of refusals in a row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Trip {
     /// Every mail would be refused so.
@@ -47,7 +47,7 @@ pub enum Trip {
     Sender { sender: Sender, pause: Duration, said: String },
 }
 
-/// What becomes of finished attempts.
+/// The decision about finished attempts.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Ruling<T> {
     /// They stand as they are.
@@ -73,7 +73,7 @@ pub struct RefusalStreak<T> {
 struct Run {
     essence: String,
     length: usize,
-    /// When the refused mail was offered that was offered last.
+    /// The time of the last offer among the refused mails.
     begun: Instant,
     last: Sender,
     several: bool,
@@ -86,11 +86,11 @@ struct One<T> {
     said: String,
     /// In a row, those included that did not wait for the others.
     length: usize,
-    /// When the refused mail was offered that was offered last.
+    /// The time of the last offer among the refused mails.
     begun: Instant,
-    /// When the last refusal was heard.
+    /// The time of the last refusal.
     newest: Instant,
-    /// When a mail was accepted last.
+    /// The time of the last acceptance.
     accepted: Option<Instant>,
     /// Refused mails, and when their refusals were heard.
     waiting: Vec<(Instant, T)>,
@@ -104,7 +104,7 @@ pub struct Offered<'a, T> {
     pub sender: &'a Sender,
     /// Counts from 0.
     pub queue: usize,
-    /// When the mail was offered. A mail that was accepted ends only what was refused of those offered before it: several
+    /// The time of the offer. A mail that was accepted ends only what was refused of those offered before it: several
     /// connections hear their answers in another order.
     pub begun: Instant,
 }
@@ -116,7 +116,7 @@ struct Pause {
     count: u32,
     /// A mail that tries whether it is over is under way.
     trying: bool,
-    /// Of the mail that was refused last.
+    /// The queue of the mail that was refused last.
     queue: usize,
 }
 
@@ -321,7 +321,7 @@ impl<T> One<T> {
     }
 }
 
-/// What an attempt says about the rights of its sender.
+/// Returns the meaning of an attempt for the rights of its sender.
 pub fn heard(attempt: &Attempt) -> Heard {
     let accepted = |(_, outcome): &(Address, RecipientOutcome)| matches!(outcome, RecipientOutcome::Accepted(_));
     if attempt.outcomes.iter().any(accepted) {
@@ -360,7 +360,7 @@ fn can_be_about_rights(stage: Stage, reply: &Reply) -> bool {
     match (reply.code, reply.enhanced) {
         (_, Some((5, 7, _) | (5, 4, 5) | (5, 2, 0) | (5, 1, 7 | 8))) => true,
         (504, Some((5, 5, 2))) => true,
-        // "Over quota", whoever's; of a mailbox it says 5.2.2. Behind accepted recipients it would mean "enough", and
+        // "Over quota", of the account or of a mailbox; of a mailbox it says 5.2.2. Behind accepted recipients it would mean "enough", and
         // then the mail would not have been refused as a whole.
         (552, enhanced) => !matches!(enhanced, Some((5, 1 | 2, _))),
         _ => false,

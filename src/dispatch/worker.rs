@@ -90,7 +90,7 @@ async fn next_job(shared: &Shared, connection: usize, worker: &mut Worker) -> Jo
                     return job;
                 }
             }
-            // A probe must not be refused because of connections that nobody uses.
+            // A probe must not be refused because of connections that are idle.
             () = shared.health.down(), if worker.is_connected() => close(shared, connection, worker).await,
             () = tokio::time::sleep(patience) => {}
         }

@@ -53,7 +53,7 @@ pub struct Relay {
     /// When a relay in trouble is tried again.
     pub until: Option<Timestamp>,
     pub reason: Option<String>,
-    /// How many connections may be in use: fewer than configured where the smarthost takes no more, or throttles. `None`
+    /// The number of connections that may be in use: fewer than configured where the smarthost takes no more, or throttles. `None`
     /// where no dispatcher runs.
     #[serde(default)]
     pub connections_cap: Option<usize>,

@@ -17,7 +17,7 @@ pub struct Found {
     pub mid: i64,
     /// Of its columns, as they are stored.
     pub bytes: u64,
-    /// Of its longest column alone.
+    /// Bytes of its longest column.
     pub longest: u64,
     /// Of its content, where the database can tell and the row is small.
     pub fingerprint: Option<Fingerprint>,
@@ -39,7 +39,7 @@ pub struct Claim {
     pub(super) history: History,
     /// Of the row's columns when it was found; 0 where the row was not looked at, or was gone.
     pub(super) bytes: u64,
-    /// Of its longest column alone, likewise.
+    /// Bytes of its longest column, likewise.
     pub(super) longest: u64,
     /// Counts the claims that are in somebody's hands.
     pub(super) _alive: TaskTrackerToken,

@@ -50,7 +50,7 @@ pub(super) struct Dialect {
     /// The function that returns the largest of its arguments.
     pub greatest: &'static str,
     /// A value that is too long for its column is cut off without an error, if the producer's session is not strict.
-    /// Where this is false, the database refuses such a value.
+    /// A database that does not cut refuses such a value.
     pub cuts: bool,
     /// NULL in place of the bytes of a column that a table lacks.
     pub no_bytes: &'static str,

@@ -44,7 +44,7 @@ impl fmt::Display for Oversize {
 pub struct Unread {
     pub claim: Claim,
     pub oversize: Oversize,
-    /// Of the content where the database computes it, else of the columns' lengths.
+    /// The fingerprint of the content where the database computes it, else of the columns' lengths.
     pub fingerprint: Fingerprint,
 }
 

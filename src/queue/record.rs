@@ -34,7 +34,7 @@ pub(super) struct Record {
     pub owner: Option<String>,
     pub last_reply: Option<String>,
     pub message_id: Option<String>,
-    /// Of the row's columns together, and of the longest; 0 until the row was looked at.
+    /// Bytes of the row's columns together, and of the longest; 0 until the row was looked at.
     pub bytes: u64,
     pub longest: u64,
     /// Without recipients until [`histories`] has read them.

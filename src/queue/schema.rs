@@ -34,7 +34,7 @@ pub(super) struct Schema {
     /// Bytes of the longest column.
     pub longest: String,
     pub fingerprint: Option<String>,
-    /// How long a value each column holds, as the database's catalogue says.
+    /// The longest value that each column holds, as the database's catalogue says.
     pub sizes: ColumnLimits,
     /// The lengths at which the database cuts a value silently.
     pub cut_at: ColumnLimits,

@@ -56,7 +56,7 @@ pub struct Listed {
     pub history: History,
 }
 
-/// What is in a row, as far as it is read.
+/// The content of a row, as far as it is read.
 #[derive(Clone, Debug)]
 pub enum Content {
     Read(Columns),

@@ -215,7 +215,7 @@ impl Dialogue<'_> {
     }
 }
 
-/// Read now, so that a changed file needs no restart. It is small and on this machine, so this blocks nobody for long.
+/// Read now, so that a changed file needs no restart. It is small and on this machine, so reading it takes a moment only.
 async fn secret(login: &Login) -> Result<String, Trouble> {
     match &login.credential {
         Credential::Secret(secret) => secret.read().map_err(|error| local(error.to_string())),

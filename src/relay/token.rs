@@ -69,7 +69,7 @@ async fn read(pipe: impl AsyncRead + Unpin) -> io::Result<Vec<u8>> {
     Ok(output)
 }
 
-/// The process group of a program that nobody has waited for yet, so that its number is its own. Dropping it ends the
+/// The process group of a program that was not waited for yet, so that its number is its own. Dropping it ends the
 /// program and all that it has started.
 struct Group(Option<Pid>);
 

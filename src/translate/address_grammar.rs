@@ -75,7 +75,7 @@ enum Kind {
 struct Reader<'a> {
     text: &'a str,
     at: usize,
-    /// Of the mailbox that is being read.
+    /// Words of the mailbox that is being read.
     words: Vec<Word>,
     /// The content of the last comment of the mailbox that is being read.
     comment: Option<Range<usize>>,

@@ -211,7 +211,7 @@ impl<'a, 'b> Patient<'a, 'b> {
         Ok(())
     }
 
-    /// What was thought to be the beginning of a name is not: entries of their own.
+    /// Takes the pending segments as entries of their own: no name follows.
     fn flush(&mut self) -> Result<(), TooMany> {
         std::mem::take(&mut self.pending).into_iter().try_for_each(|range| self.list.bare(&self.text[range]))
     }

@@ -253,7 +253,7 @@ fn is_base64(body: &[u8]) -> bool {
     digits.all(|byte| byte.is_ascii_alphanumeric() || b"+/=".contains(byte))
 }
 
-/// Text that is encoded already, or that nobody here can convert, keeps its charset.
+/// Text that is encoded already, or that cannot be converted, keeps its charset.
 fn kept<'a>(
     out: &mut Out,
     body: &[u8],

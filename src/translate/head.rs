@@ -44,7 +44,7 @@ const LEFT_OUT: [&str; 5] = ["Bcc", "Resent-Bcc", "Return-Path", "Content-Length
 const SINGLE: [&str; 4] = ["Date", "Message-ID", "In-Reply-To", "References"];
 
 /// Signatures over the mail as the producer wrote it (RFC 6376, RFC 8617, RFC 4870). They hold for no mail that goes out: To
-/// and Subject are always written here, the other headers are folded anew, and text gets another encoding.
+/// and Subject are always written here, the other headers are folded again, and text gets another encoding.
 fn is_signature(name: &str) -> bool {
     let name = words::lower_case(name);
     name.ends_with("dkim-signature") || name == "domainkey-signature" || name.starts_with("arc-")

@@ -40,7 +40,7 @@ impl Field<'_> {
 pub struct Block<'a> {
     /// The headers in their order.
     pub fields: Vec<Field<'a>>,
-    /// What follows the empty line that ends the block. It is no header, and empty for nearly every producer.
+    /// The text behind the empty line that ends the block. It is no header, and empty for nearly every producer.
     pub behind: &'a [u8],
     /// The first line that is no header and was dropped, for people.
     pub dropped: Option<String>,

@@ -95,7 +95,7 @@ fn is_honest_base64(body: &[u8]) -> bool {
     (first.len() == FIRST && first.iter().all(is_digit)) || decode::is_mostly_base64(body)
 }
 
-/// Nobody here can undo a private encoding, so what it holds goes as it is.
+/// A private encoding cannot be undone here, so its content goes as it is.
 fn token(shape: Shape) -> Result<Plan<'static>, &'static str> {
     match shape {
         Shape { eight_bit: true, .. } => Err("8-bit bytes"),

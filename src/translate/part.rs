@@ -138,7 +138,7 @@ fn write_inside(
     Ok(true)
 }
 
-/// What became of the transfer encoding of a multipart or a mail, for people.
+/// Says for people what became of the transfer encoding of a multipart or a mail.
 pub fn of_encoding(place: &Place, label: &str, undone: bool) -> String {
     let label = super::for_people(label);
     let what = if undone { "it was undone" } else { "nothing in it is encoded so, and the label was left out" };
@@ -269,7 +269,7 @@ fn write_header(out: &mut Out, line: &Line<'_>, place: &Place, repairs: &mut Rep
     let name = super::for_people(line.field.as_ref().map_or("a line of its header", |field| field.name.as_ref()));
     let (code, what) = match dropped {
         true => (RepairCode::HeaderDropped, "was left out"),
-        false => (RepairCode::HeaderRewritten, "was written anew"),
+        false => (RepairCode::HeaderRewritten, "was written again"),
     };
     repairs.add(code, place.name(), format!("{}: {name} {what}, as it held what no header may", place.name()));
     out.extend_from_slice(text.as_bytes());

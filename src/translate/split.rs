@@ -10,7 +10,7 @@ pub struct Split<'a> {
     pub preamble: &'a [u8],
     pub parts: Vec<&'a [u8]>,
     pub epilogue: &'a [u8],
-    /// What was wrong with its closing delimiter, and how that is repaired.
+    /// The fault of its closing delimiter, and its repair.
     pub repaired: Option<&'static str>,
     /// The delimiters do not hold the boundary byte for byte as it is named.
     pub another: bool,
@@ -90,7 +90,7 @@ impl<'a> Split<'a> {
     }
 }
 
-/// What follows a boundary in a line, read as the header was: as UTF-8 or Windows-1252, with blanks for controls.
+/// The text behind a boundary in a line, read as the header was: as UTF-8 or Windows-1252, with blanks for controls.
 fn tail_behind<'a>(line: &'a [u8], boundary: &str) -> Option<&'a [u8]> {
     let text = words::without_controls(decode::utf8_or_windows_1252(line));
     let tail = text.strip_prefix(boundary)?.trim_end();

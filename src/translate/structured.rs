@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use super::lines::LONGEST_LINE;
 use super::words;
 
-/// What a structured header is made of.
+/// The pieces of a structured header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// RFC 2369, RFC 5064, RFC 2557 §4.
@@ -17,11 +17,11 @@ pub enum Kind {
     Tokens,
 }
 
-/// What became of a header.
+/// The result of writing a header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Written {
     AsItWas,
-    /// What was done with it, for people.
+    /// The repair, in words for people.
     Changed(&'static str),
     /// Nothing was written.
     LeftOut,
@@ -72,7 +72,7 @@ const TOKENS: [&str; 24] = [
 ];
 
 impl Kind {
-    /// `None` for headers of unstructured text, of addresses, and such that nobody knows.
+    /// `None` for headers of unstructured text, of addresses, and unknown ones.
     pub fn of(name: &str) -> Option<Self> {
         let is_one_of = |names: &[&str]| names.iter().any(|other| other.eq_ignore_ascii_case(name));
         match name {
