@@ -159,8 +159,8 @@ impl Write for Out {
     }
 }
 
-/// Says something to the person at standard error, on lines of its own. Where standard error is full or closed there is
-/// nobody to tell, and the command goes on.
+/// Says something to the person at standard error, on lines of its own. Where standard error is full or closed the
+/// text is lost, and the command goes on.
 pub fn tell(text: &str) {
     let _ = writeln!(io::stderr().lock(), "{text}");
 }

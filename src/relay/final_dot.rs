@@ -14,7 +14,7 @@ pub(super) struct DotJudgement {
     pub usable: bool,
 }
 
-/// `dot_out`: the final dot may have left. Where it did and no reply is known, nobody knows the outcome.
+/// `dot_out`: the final dot may have left. Where it did and no reply is known, the outcome is unknown.
 pub(super) fn judge_dot(dot_out: bool, answer: Result<Reply, Cause>) -> DotJudgement {
     let stage = if dot_out { Stage::FinalDot } else { Stage::Data };
     let reply = match answer {

@@ -213,7 +213,7 @@ impl Judge {
         }
     }
 
-    /// This connection is of no more use, and nobody is to blame for that.
+    /// This connection is of no more use, and neither mail nor smarthost is to blame for that.
     fn over_a_new_connection(&mut self, why: Anew) {
         self.taken(Fate::Again);
         self.rest(Fate::Again);

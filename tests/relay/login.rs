@@ -89,7 +89,7 @@ async fn the_log_shows_the_dialogue_without_password_and_content() {
     }
 }
 
-/// What `probe` says of a smarthost that plays this script.
+/// Returns what `probe` says of a smarthost that plays this script.
 async fn refused(script: &str, login: mailqueue::relay::Login) -> String {
     let (server, served) = server::serve(script::parse(script, Mode::Off).unwrap(), Mode::Off).await;
     let settings = Settings { login: Some(login), ..support::settings(server.port()) };

@@ -1,4 +1,4 @@
-//! What is read out of a reply and out of trouble.
+//! The meaning of replies and of trouble.
 use mailqueue::outcome::{Cause, Reply, Scope, Stage, Trouble};
 
 fn reply(code: u16, enhanced: Option<(u8, u16, u16)>, text: &str) -> Reply {

@@ -68,7 +68,7 @@ pub struct Notes {
     pub seen: Vec<String>,
     /// The number of the call of `before_dot` that says no.
     pub stop: Option<usize>,
-    /// How long `before_dot` takes.
+    /// The time that `before_dot` takes.
     pub pause: Option<Duration>,
     calls: usize,
     open: bool,

@@ -22,7 +22,7 @@ mod every;
 struct Town {
     house: House,
     smarthost: Smarthost,
-    /// How they end.
+    /// Their end.
     domain: String,
 }
 

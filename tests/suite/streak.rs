@@ -43,7 +43,7 @@ impl Bench {
         self.streak.take(offered, heard, || others, self.now, MIDDLE)
     }
 
-    /// So many refused mails of this sender; the last one's ruling.
+    /// Takes `count` refused mails of this sender; returns the last one's ruling.
     fn refused(&mut self, name: &str, count: usize, others: bool) -> Ruling<u32> {
         for _ in 1..count {
             assert_eq!(self.mail(name, no("550 no"), others).trips, []);

@@ -48,7 +48,7 @@ pub fn labels(mail: &Mail) -> Vec<String> {
     mail.repairs.iter().map(|repair| repair.label()).collect()
 }
 
-/// What a second reader sees.
+/// Returns what a second reader sees.
 pub fn read(mail: &Mail) -> Message<'_> {
     MessageParser::new().parse(&mail.content[..]).unwrap()
 }

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use crate::fitness::try_everywhere;
 use crate::rows::columns;
 
-/// What is in a mail: text, or a file with its name.
+/// The content of a mail: text, or a file with its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Leaf {
     Text(String),

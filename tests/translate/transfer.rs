@@ -163,7 +163,7 @@ fn a_hyphen_is_encoded_only_behind_a_soft_line_break() {
     assert_eq!(body_text(&mail), format!("=C3=BC{}=\r\n=2Dy\r\n", "x".repeat(69)));
 }
 
-/// What quoted-printable text means, by a second reader.
+/// Returns the meaning of quoted-printable text by a second reader.
 fn unquoted(text: &[u8]) -> Vec<u8> {
     mail_parser::decoders::quoted_printable::quoted_printable_decode(text).unwrap()
 }
@@ -207,7 +207,7 @@ proptest! {
     }
 }
 
-/// What quoted-printable means, where `=` that is no escape stands for itself: slow, and simple enough to be right.
+/// Returns the meaning of quoted-printable, where `=` that is no escape stands for itself: slow, and simple enough to be right.
 fn lenient(text: &str) -> Vec<u8> {
     let mut bytes = Vec::new();
     for line in text.split_inclusive("\r\n") {

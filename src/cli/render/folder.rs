@@ -1,4 +1,4 @@
-//! A folder of files that only their owner can read, into which nobody else can lead a write.
+//! A folder of files that only their owner can read, into which no other user can lead a write.
 
 use std::fs::{DirBuilder, File};
 use std::io::Write;

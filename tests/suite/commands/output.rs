@@ -1,4 +1,4 @@
-//! Where output goes: to terminals unharmed, into pipes that are closed, and onto disks that are full.
+//! Output goes to terminals unharmed, into pipes that are closed, and onto disks that are full.
 
 use std::fs::OpenOptions;
 use std::process::Stdio;

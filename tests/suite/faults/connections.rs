@@ -22,7 +22,7 @@ async fn crowded(connections: usize, room: usize, turns_away: TurnsAway) -> (Hou
     (house, catcher, mails)
 }
 
-/// How long one pass takes, and what it wrote.
+/// Returns the time that one pass takes, and what it wrote.
 async fn pass(house: &House) -> (Duration, Vec<String>) {
     let begun = Instant::now();
     let output = house.run(&["--log-level", "info", "once"]).await;

@@ -46,7 +46,7 @@ async fn tens_of_thousands_of_rows_do_not_delay_the_first_mail_or_fill_the_memor
     assert!(peak < FIXED, "{} MB", peak / MB);
 }
 
-/// What may come on top while such a row is dealt with, in bytes: less than any part of it.
+/// Memory that may come on top while such a row is dealt with, in bytes: less than any part of it.
 const UNREAD: u64 = 15 * MB;
 
 async fn a_row_larger_than_any_mail_is_set_aside_with_none_of_it_in_memory(database: TestDatabase) {

@@ -156,7 +156,7 @@ async fn a_sender_whose_trial_was_set_aside_is_tried_with_its_next_mail() {
     stop(daemon).await;
 }
 
-/// What SMTP is told is the same for all: only the row's own sender tells them apart.
+/// SMTP is told the same for all: only the row's own sender tells them apart.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sender_is_the_rows_own_where_all_have_one_envelope_sender() {
     let catcher = Catcher::with_script(|step| match step {

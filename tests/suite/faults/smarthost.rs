@@ -251,7 +251,7 @@ async fn a_smarthost_that_is_not_there_is_not_asked_once_for_each_mail() {
     assert!(rows.len() == 40 && rows.iter().all(|row| row.history.attempts == 0), "{rows:?}");
 }
 
-/// What the row's recipients can be offered is known only once a connection is there.
+/// The capabilities for the row's recipients are known only once a connection is there.
 #[tokio::test]
 async fn a_recipient_that_needs_smtputf8_does_not_keep_the_first_mail_from_another() {
     let catcher = Catcher::with_script(|step| match step {

@@ -1,4 +1,4 @@
-//! What holds with each smarthost: every mail once, whatever is refused, too large or killed.
+//! Promises that hold with each smarthost: every mail once, whatever is refused, too large or killed.
 
 use std::collections::HashSet;
 use std::time::Instant;
@@ -50,7 +50,7 @@ async fn of_fifty_in_bcc_one_is_refused_one_is_deferred_and_the_others_have_it_o
     town.assert_once_each(numbered("b", 20).chain(numbered("c", good - 20))).await;
 }
 
-/// Who has a mail twice is named in the log with an unknown outcome.
+/// A recipient who has a mail twice is named in the log with an unknown outcome.
 async fn killed_and_started_again_it_loses_nothing_and_repeats_only_what_it_says(smarthost: Smarthost) {
     let town = Town::build(database::sqlite(), smarthost).await;
     let count = how_many();

@@ -82,7 +82,7 @@ struct Shared {
     turned_away: AtomicUsize,
 }
 
-/// How a connection is refused that is one too many.
+/// The way in which a connection is refused that is one too many.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TurnsAway {
     With421,
