@@ -366,12 +366,15 @@ pub fn comment_end(bytes: &[u8], open: usize) -> Option<usize> {
     }
 }
 
-/// Returns the offset behind the encoded word (RFC 2047 §2) at `start`.
+/// Returns the offset behind the encoded word (RFC 2047 §2) at `start`; `None` if a letter or digit follows its `?=`. Such a word
+/// is none by RFC 2047 §5, and its author may have meant the `?=` as text: [`loose_word_end`].
 pub fn encoded_word_end(text: &str, start: usize) -> Option<usize> {
     let rest = text.get(start..)?;
     let content = content_of_word(rest)?;
     let end = content.find(['?', ' ', '\t'])?;
-    content[end..].starts_with("?=").then(|| text.len() - content.len() + end + 2)
+    let behind = content[end..].strip_prefix("?=")?;
+    let is_end = behind.bytes().next().is_none_or(|byte| byte == b'=' || !is_atext(byte));
+    is_end.then(|| text.len() - behind.len())
 }
 
 /// As [`encoded_word_end`] for words as programs write them that do not know the rules: with blanks, commas and question marks

@@ -350,6 +350,14 @@ fn written_name(name: &str, way: usize) -> String {
     }
 }
 
+#[test]
+fn an_encoded_word_with_text_behind_its_end_goes_on_to_the_next_end() {
+    // quoted_printable_encode() of PHP writes the name `x?= (` so, and `x)` as the second.
+    let (sent, invalid) = read("=?UTF-8?Q?x?=3D (?= <b0@e.org>, =?UTF-8?Q?x)?= <b1@e.org>");
+    assert_eq!(sent, ["b0@e.org", "b1@e.org"]);
+    assert!(invalid.is_empty(), "{invalid:?}");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: cases(2_000), failure_persistence: None, ..ProptestConfig::default() })]
 
