@@ -7,7 +7,7 @@ use mailqueue::outcome::Reason;
 use mailqueue::translate::Unreadable;
 use proptest::prelude::*;
 
-use crate::rows::{cases, columns, render};
+use crate::rows::{columns, config, render};
 
 fn row(block: &str, body: &str) -> Columns {
     columns(b"a@e.org", b"S", block.as_bytes(), body.as_bytes())
@@ -151,7 +151,7 @@ fn block() -> impl Strategy<Value = (String, BTreeSet<String>)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: cases(1_000), failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(config(1_000))]
 
     #[test]
     fn generated_blocks_reach_exactly_those_whom_they_name((block, named) in block()) {

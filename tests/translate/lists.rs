@@ -8,7 +8,7 @@ use mailqueue::outcome::Reason;
 use mailqueue::translate::{Settings, Unreadable, Wire, translate};
 use proptest::prelude::*;
 
-use crate::rows::{cases, columns, settings, stamp};
+use crate::rows::{columns, config, settings, stamp};
 
 const UNLIMITED: ColumnLimits =
     ColumnLimits { mto: u64::MAX, msubject: u64::MAX, mbody: u64::MAX, mheaders: u64::MAX, mparams: u64::MAX };
@@ -359,7 +359,7 @@ fn an_encoded_word_with_text_behind_its_end_goes_on_to_the_next_end() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: cases(2_000), failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(config(2_000))]
 
     #[test]
     fn generated_valid_lists_reach_exactly_those_whom_they_name((list, named) in valid_list()) {

@@ -7,7 +7,7 @@ use mail_parser::{Message, MessageParser, MimeHeaders, PartType};
 use proptest::prelude::*;
 
 use crate::fitness::try_everywhere;
-use crate::rows::columns;
+use crate::rows::{columns, config};
 
 /// The content of a mail: text, or a file with its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -180,7 +180,7 @@ fn seen(message: &Message<'_>) -> Vec<Leaf> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(config(400))]
 
     #[test]
     fn a_second_reader_sees_in_the_mail_what_was_meant_and_what_it_sees_in_the_row(

@@ -5,7 +5,7 @@ use mailqueue::mail::Columns;
 use proptest::prelude::*;
 
 use crate::fitness::try_everywhere;
-use crate::rows::{columns, corpus};
+use crate::rows::{columns, config, corpus};
 
 fn row(mto: &[u8], msubject: &[u8], mheaders: &[u8], mbody: &[u8], mparams: Option<&[u8]>) -> Columns {
     let mparams = mparams.and_then(|params| columns(params, b"", b"", b"").mto);
@@ -102,7 +102,7 @@ const PIECES: &[&str] = &[
 ];
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(config(300))]
 
     #[test]
     fn arbitrary_columns_never_panic(

@@ -6,6 +6,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use mailqueue::mail::{ColumnLimits, Columns, Mail, RecordId};
 use mailqueue::translate::{Settings, Stamp, Unreadable, Wire, translate};
+use proptest::test_runner::{Config as ProptestConfig, RngSeed};
 use serde_json::Value;
 
 /// A row of the corpus.
@@ -72,7 +73,15 @@ pub fn columns(mto: &[u8], msubject: &[u8], mheaders: &[u8], mbody: &[u8]) -> Co
     }
 }
 
-/// Cases of a random test: `ordinary`, or what `MAILQUEUE_TEST_CASES` says.
-pub fn cases(ordinary: u32) -> u32 {
-    std::env::var("MAILQUEUE_TEST_CASES").map_or(ordinary, |count| count.parse().unwrap())
+/// Settings of a random test with `ordinary` cases. They come from a fixed seed, so that the result of a run depends on the code
+/// alone. `MAILQUEUE_TEST_CASES=n` makes `n` cases from a new seed, to look for input that fails.
+pub fn config(ordinary: u32) -> ProptestConfig {
+    let wanted = std::env::var("MAILQUEUE_TEST_CASES").ok().map(|count| count.parse().unwrap());
+    let rng_seed = if wanted.is_some() { RngSeed::Random } else { RngSeed::Fixed(2047) };
+    ProptestConfig {
+        cases: wanted.unwrap_or(ordinary),
+        rng_seed,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    }
 }

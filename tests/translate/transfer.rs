@@ -6,6 +6,7 @@ use mailqueue::outcome::Reason;
 use proptest::prelude::*;
 
 use crate::mails::{body, body_text, files, header, labels, send, text, try_send};
+use crate::rows::config;
 
 fn part(headers: &str, content: &[u8]) -> Vec<u8> {
     [b"--b\r\n", headers.as_bytes(), b"\r\n", content, b"\r\n--b--\r\n"].concat()
@@ -169,7 +170,7 @@ fn unquoted(text: &[u8]) -> Vec<u8> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(config(300))]
 
     #[test]
     fn quoted_printable_is_what_was_encoded(text in "[ -~\t\u{e4}\u{20ac}=.-]{0,300}", eol in prop::sample::select(&["\r\n", "\n", "\r"][..])) {
