@@ -9,6 +9,7 @@
 mod address;
 mod book;
 mod daybook;
+mod entry;
 mod outage;
 mod recognise;
 mod schema;
@@ -22,64 +23,19 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use crate::mail::{Fingerprint, MailId, RecordId};
+use crate::mail::{Fingerprint, MailId};
 
 pub use address::hash_address;
 use book::Book;
 use daybook::{Daybook, Entry};
+pub use entry::{EntryId, Error, FILE, OpenEntry, Transmission};
 pub use outage::OutageNote;
 pub use state_dir::StateDir;
 pub use trace::{Query, Traced, Tracer};
 
-/// The name of the settled entries' file below `state_dir`.
-pub const FILE: &str = "ledger.sqlite";
-
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// Another process works with this `state_dir`.
-    #[error("{dir} is in use by another mailqueue{}: stop that one, or give this one a state_dir of its own",
-        pid.map(|pid| format!(", process {pid}")).unwrap_or_default())]
-    Busy { dir: String, pid: Option<u32> },
-    /// The ledger or its directory cannot be used as it is.
-    #[error("{path}: {what}. {remedy}")]
-    Unusable { path: String, what: String, remedy: &'static str },
-    /// A write did not succeed; the same write can be tried again.
-    #[error("the ledger cannot be written: {0}")]
-    Write(String),
-}
-
 /// The key of the hashes that stand in place of addresses; made where there is none yet.
 pub fn address_key(dir: &StateDir) -> Result<[u8; 32], Error> {
     schema::any_key(dir.path()).map(|(key, _)| key)
-}
-
-/// Names an entry while this process lives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct EntryId(i64);
-
-/// A transaction that is about to come to its final dot.
-#[derive(Clone, Debug)]
-pub struct Transmission {
-    pub id: MailId,
-    pub record: RecordId,
-    pub fingerprint: Fingerprint,
-    pub message_id: String,
-    /// Those that the dot is for.
-    pub recipients: Vec<String>,
-    /// With these accepted, the row waits for nobody any more.
-    pub complete: bool,
-    /// [Labels](crate::mail::Repair::label) of what was repaired on the way from the row, without text of the row.
-    pub repairs: Vec<String>,
-    pub begun: Timestamp,
-}
-
-/// An entry that an earlier process, or a database that was out of reach, left open.
-#[derive(Clone, Debug)]
-pub struct OpenEntry {
-    pub entry: EntryId,
-    pub transmission: Transmission,
-    /// The smarthost's 250 and when it came; `None` where nobody knows whether the dot was answered.
-    pub accepted: Option<(String, Timestamp)>,
 }
 
 /// The open ledger. Cheap to clone.
@@ -237,11 +193,6 @@ impl Ledger {
     fn daybook(&self) -> MutexGuard<'_, Daybook> {
         self.daybook.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// From milliseconds since 1970, as every time is kept.
-fn time(millis: i64) -> Timestamp {
-    Timestamp::from_millisecond(millis).unwrap_or(Timestamp::UNIX_EPOCH)
 }
 
 /// Whether there is a ledger in this directory.

@@ -5,7 +5,7 @@ use std::sync::mpsc;
 use rusqlite::Connection;
 use tokio::sync::oneshot;
 
-use super::{Error, FILE};
+use super::entry::{Error, FILE};
 
 /// Different statements that are kept prepared: more than there are here.
 const STATEMENTS: usize = 32;

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{Transmission, time};
+use super::entry::{Transmission, time};
 use crate::mail::{Fingerprint, MailId, RecordId};
 
 /// The file's name below `state_dir`.

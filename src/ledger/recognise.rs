@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use rusqlite::{Connection, params};
 
 use super::daybook::Open;
-use super::time;
+use super::entry::time;
 use crate::mail::Fingerprint;
 
 /// A row's number and its content.

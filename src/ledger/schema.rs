@@ -14,7 +14,7 @@ use rusqlite::{Connection, OpenFlags, params};
 use super::address::{hash_address, without_addresses};
 use super::book::failed;
 use super::daybook::{self, Entry, Open};
-use super::{Error, FILE};
+use super::entry::{Error, FILE};
 
 /// How long somebody else who is writing is waited for.
 const BUSY: Duration = Duration::from_secs(5);

@@ -5,7 +5,7 @@ use std::io::{Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use super::Error;
+use super::entry::Error;
 
 /// A `state_dir` that this process holds for its life.
 #[derive(Debug)]

@@ -7,7 +7,8 @@ use rusqlite::{Connection, Row, params};
 
 use super::address::hash_address;
 use super::daybook::Entry;
-use super::{Error, FILE, schema, time};
+use super::entry::{Error, FILE, time};
+use super::schema;
 use crate::mail::{Fingerprint, MailId};
 
 /// What is known of the mail that is looked for.

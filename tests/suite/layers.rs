@@ -131,7 +131,7 @@ fn check(rule: impl Fn(&Path, &str) -> Vec<String>) {
     assert!(found.is_empty(), "\n{}", found.join("\n"));
 }
 
-fn files(directory: &Path) -> Vec<PathBuf> {
+pub fn files(directory: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
     entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
 }
@@ -153,7 +153,7 @@ fn breaches_of_layers(file: &Path, source: &str) -> Vec<String> {
 }
 
 /// `queue/mysql.rs` is `["queue", "mysql"]`.
-fn modules(file: &Path) -> Vec<String> {
+pub fn modules(file: &Path) -> Vec<String> {
     let names = file.with_extension("");
     let names = names.iter().map(|name| name.to_str().expect("UTF-8").to_owned());
     names.filter(|name| name != "mod" && name != "lib").collect()

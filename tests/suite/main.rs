@@ -3,6 +3,7 @@
 
 mod addresses;
 mod check;
+mod circles;
 mod commands;
 mod config;
 mod delivery;
