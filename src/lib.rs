@@ -10,14 +10,14 @@
 //! 6. [`dispatch`] is the loop around all of this; [`observe`] and [`cli`] show it to people.
 //!
 //! Imports run one way: `main → cli → {config, dispatch, observe} → {queue, ledger, relay, translate, retry} → outcome
-//! → mail`, and `translate → decode`; below all stand `secret`, `visible` and `crash`. The five in the middle never import each other, each
+//! → mail`, and `translate → decode`; below all are `secret`, `visible` and `failpoint`. The five in the middle never import each other, each
 //! owns its `Settings`, and nothing below `cli` imports `config`. `tests/suite/layers.rs` holds this rule.
 
 pub mod cli;
 pub mod config;
-pub mod crash;
 pub mod decode;
 pub mod dispatch;
+pub mod failpoint;
 pub mod ledger;
 pub mod mail;
 pub mod observe;

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::lane::{Done, Lane, Notes};
 use super::worker::ledger_trouble;
 use super::{Shared, events};
-use crate::crash;
+use crate::failpoint;
 use crate::ledger::EntryId;
 use crate::outcome::Fate;
 use crate::queue::{self, Settlement};
@@ -72,7 +72,7 @@ async fn settle(shared: &Shared, lane: &Lane, group: impl Iterator<Item = Done>)
         // The rows are deleted all the same: the database then is what remembers the acceptances.
         tracing::error!(target: events::MAIL, queue = %lane.name(), %error, "acceptances are not in the ledger");
     }
-    crash::point("after-ledger");
+    failpoint::hit("after-ledger");
     let stories: Vec<_> = settlements.iter().map(|settlement| events::story(shared, settlement)).collect();
     let begun = Instant::now();
     let mut pause = Duration::from_millis(200);
@@ -100,7 +100,7 @@ async fn settle(shared: &Shared, lane: &Lane, group: impl Iterator<Item = Done>)
             }
         }
     };
-    crash::point("after-delete");
+    failpoint::hit("after-delete");
     events::settles_again(shared, lane);
     shared.progress.meter.settling_took(lane.name(), begun.elapsed());
     for (story, (_, settled)) in stories.into_iter().zip(&results) {

@@ -5,7 +5,7 @@ use tokio::time::Instant;
 
 use super::Shared;
 use super::lane::{Job, Notes};
-use crate::crash;
+use crate::failpoint;
 use crate::ledger::{self, EntryId, Transmission};
 use crate::mail::Address;
 use crate::outcome::{Cause, Reason, RecipientState, Reply, Scope, Stage, Trouble};
@@ -82,7 +82,7 @@ impl relay::Witness for Witness<'_> {
             }
             return Err(stop("our heartbeat could not be written for too long".to_owned()));
         }
-        crash::point("before-dot");
+        failpoint::hit("before-dot");
         Ok(())
     }
 
@@ -91,7 +91,7 @@ impl relay::Witness for Witness<'_> {
         self.shared.progress.meter.dot(answer.err());
         match answer {
             Ok(reply) => {
-                crash::point("after-250");
+                failpoint::hit("after-250");
                 self.shared.ledger.accepted(entry, reply.to_string(), Timestamp::now());
                 self.notes.accepted.push(entry);
                 self.accepted += recipients;

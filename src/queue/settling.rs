@@ -8,7 +8,7 @@ use super::dialect::{GROUP, padded, places, tuples};
 use super::error::{Error, Failure, persist};
 use super::link::{Link, Value};
 use super::record::write_recipients;
-use crate::crash;
+use crate::failpoint;
 use crate::mail::{Fingerprint, MailId, RecordId};
 use crate::outcome::{Fate, RecipientRecord, RecipientState};
 
@@ -78,7 +78,7 @@ impl Inner {
             link.rollback().await?;
             return Ok(false);
         }
-        crash::point("in-settle");
+        failpoint::hit("in-settle");
         // A record that was made with its claim has no recipients yet.
         let known = group.iter().map(|settlement| &settlement.claim).filter(|claim| !claim.new);
         self.drop_recipients(&mut link, &known.map(Claim::key).collect::<Vec<_>>()).await?;
@@ -148,7 +148,7 @@ impl Inner {
                 settled[index] = Settled::RowGone;
             }
         }
-        crash::point("in-settle");
+        failpoint::hit("in-settle");
         let delivered: Vec<_> = deliveries.iter().map(|&(index, ..)| group[index].claim.key()).collect();
         self.drop_records(&mut link, &delivered).await?;
         link.commit().await?;

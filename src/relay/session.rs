@@ -13,7 +13,7 @@ use super::final_dot::{DotJudgement, judge_dot};
 use super::judge::{Answers, Before};
 use super::wire::{Wire, Written};
 use super::{Announced, Relay, Timeouts};
-use crate::crash;
+use crate::failpoint;
 use crate::outcome::{Cause, Reply, Stage, Trouble};
 
 /// The time limit for the reply to QUIT. Nothing depends on it.
@@ -220,7 +220,7 @@ impl Session {
             self.messages += 1;
         }
         self.flight = ahead;
-        crash::point("after-dot");
+        failpoint::hit("after-dot");
         let answer = self.wire.reply(self.timeouts.final_dot).await;
         let judged = judge_dot(written == Written::Dot, answer);
         self.errors = if judged.answer.is_ok() { 0 } else { self.errors + 1 };

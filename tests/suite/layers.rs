@@ -44,11 +44,11 @@ const MAY_IMPORT: [(&str, &[&str]); 17] = [
             "visible",
         ],
     ),
-    ("dispatch", &["queue", "ledger", "relay", "translate", "retry", "outcome", "mail", "crash"]),
+    ("dispatch", &["queue", "ledger", "relay", "translate", "retry", "outcome", "mail", "failpoint"]),
     ("observe", &["queue", "ledger", "relay", "translate", "retry", "outcome", "mail", "visible"]),
-    ("queue", &["outcome", "mail", "secret", "crash"]),
+    ("queue", &["outcome", "mail", "secret", "failpoint"]),
     ("ledger", &["outcome", "mail"]),
-    ("relay", &["outcome", "mail", "secret", "visible", "crash"]),
+    ("relay", &["outcome", "mail", "secret", "visible", "failpoint"]),
     ("translate", &["decode", "outcome", "mail", "visible"]),
     ("retry", &["outcome", "mail"]),
     ("decode", &["outcome", "mail"]),
@@ -56,7 +56,7 @@ const MAY_IMPORT: [(&str, &[&str]); 17] = [
     ("mail", &[]),
     ("secret", &[]),
     ("visible", &[]),
-    ("crash", &[]),
+    ("failpoint", &[]),
     ("lib", &[]),
 ];
 

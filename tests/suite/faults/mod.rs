@@ -43,7 +43,7 @@ macro_rules! on_every_server {
 mod bounds;
 mod certificate;
 mod connections;
-mod crash;
+mod failpoints;
 mod floods;
 mod foreign;
 mod hosts;

@@ -27,7 +27,7 @@ async fn a_row_whose_second_dispatcher_dies_too_is_still_of_unknown_outcome(data
     // The second has taken the row over, and dies before it could write that down.
     let neighbour = house.neighbour();
     let mut command = neighbour.command();
-    command.arg("run").env("MAILQUEUE_CRASH_AT", "in-settle:1");
+    command.arg("run").env("MAILQUEUE_FAIL_AT", "in-settle:1");
     let (status, lines) = Running::spawn(command).wait().await;
     assert_eq!(status.signal(), Some(9), "{}", lines.join("\n"));
     let second = neighbour.start(&["run"]);

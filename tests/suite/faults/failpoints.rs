@@ -1,4 +1,4 @@
-//! Death at each point of a mail's way that a promise hangs on.
+//! The process is killed at each failpoint on a mail's way that a promise depends on.
 
 use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;
@@ -59,7 +59,7 @@ async fn dies_at(point: &str, database: TestDatabase) -> usize {
     let producer = Mails::all_the_while(&house.database.url, "during", Duration::from_millis(10));
 
     let mut command = house.installation.command();
-    command.arg("run").env("MAILQUEUE_CRASH_AT", point);
+    command.arg("run").env("MAILQUEUE_FAIL_AT", point);
     let (status, mut lines) = Running::spawn(command).wait().await;
     assert_eq!(status.signal(), Some(9), "{point}: {}", lines.join("\n"));
 
