@@ -5,8 +5,8 @@ use std::hint::black_box;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use mailqueue::mail::{ColumnLimits, Columns, RecordId};
-use mailqueue::translate::{Settings, Stamp, Wire, translate};
+use mailqueue::mail::{Capabilities, ColumnLimits, Columns, RecordId};
+use mailqueue::translate::{Settings, Stamp, translate};
 
 const TEXT: &str =
     "Liebe Freundinnen und Freunde, am Samstag treffen wir uns um 15 Uhr im Gemeindezentrum Übelbach.\n\n";
@@ -61,7 +61,10 @@ fn benchmarks(criterion: &mut Criterion) {
         group.bench_function(name, |bencher| {
             bencher.iter_batched(
                 || (),
-                |()| translate(black_box(&columns), &limits, &stamp, Wire::default(), &settings).expect("a good row"),
+                |()| {
+                    translate(black_box(&columns), &limits, &stamp, Capabilities::default(), &settings)
+                        .expect("a good row")
+                },
                 BatchSize::PerIteration,
             );
         });

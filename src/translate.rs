@@ -1,7 +1,7 @@
 //! A row's columns to a [`Mail`], or the reason why it cannot be one.
 //!
 //! [`decode`] undoes the base64; `headers` takes the block apart; `envelope` finds who sends and who receives; `body` makes
-//! the body fit the wire, part by part; `head` writes the header block anew. Each repair on the way is noted.
+//! the body fit the capabilities, part by part; `head` writes the header block anew. Each repair on the way is noted.
 
 mod address;
 mod address_grammar;
@@ -17,58 +17,22 @@ mod mime;
 mod multipart;
 mod out;
 mod part;
+mod repairs;
+mod settings;
 mod split;
 mod structured;
 mod transfer;
+mod unreadable;
 mod words;
 
 use bytes::Bytes;
-use jiff::Timestamp;
 
-use crate::decode::{self, Damage};
-pub use crate::mail::Capabilities as Wire;
-use crate::mail::{Address, ColumnLimits, Columns, Mail, RecordId, Repair, RepairCode};
+use self::repairs::{Repairs, for_people};
+pub use self::settings::{Settings, Stamp};
+pub use self::unreadable::Unreadable;
+use crate::decode;
+use crate::mail::{Address, Capabilities, ColumnLimits, Columns, Mail, RepairCode};
 use crate::outcome::Reason;
-
-/// What the configuration says about mails.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// In place of the row's own envelope sender, but never of the null sender.
-    pub envelope_from: Option<Address>,
-    /// For rows with no usable From.
-    pub default_from: Option<Address>,
-    /// Bytes of the rendered mail.
-    pub max_size: u64,
-}
-
-/// What a mail gets that has no Message-ID or Date of its own: the same at every attempt.
-#[derive(Clone, Debug)]
-pub struct Stamp {
-    pub record: RecordId,
-    /// When the record was made.
-    pub created: Timestamp,
-}
-
-/// The row stays as it is, for this reason.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{reason}: {detail}")]
-pub struct Unreadable {
-    pub reason: Reason,
-    /// Which column, and what is wrong with it, in words for a person.
-    pub detail: String,
-}
-
-impl Unreadable {
-    fn new(reason: Reason, detail: impl Into<String>) -> Self {
-        Self { reason, detail: detail.into() }
-    }
-}
-
-impl From<Damage> for Unreadable {
-    fn from(Damage { reason, detail }: Damage) -> Self {
-        Self { reason, detail }
-    }
-}
 
 /// Translates a row. Never panics, whatever the bytes are.
 ///
@@ -77,7 +41,7 @@ pub fn translate(
     columns: &Columns,
     limits: &ColumnLimits,
     stamp: &Stamp,
-    wire: Wire,
+    capabilities: Capabilities,
     settings: &Settings,
 ) -> Result<Mail, Unreadable> {
     let mto = decode::column("mto", columns.mto.as_deref(), limits.mto)?;
@@ -89,7 +53,7 @@ pub fn translate(
     let mut repairs = Repairs::default();
     let headers::Block { fields, behind, dropped } = headers::read(&mheaders, &mut repairs)?;
     let mut mbody = body_of(mbody, behind, dropped, &mut repairs)?;
-    let parties = envelope::Parties::of(&mto, &mparams, &fields, wire, settings, &mut repairs)?;
+    let parties = envelope::Parties::of(&mto, &mparams, &fields, capabilities, settings, &mut repairs)?;
     let first = |name: &str| fields.iter().find(|field| field.is(name)).map(|field| field.value.as_ref());
     let attached = first("Content-Disposition").is_some_and(|value| {
         let value = mime::Value::parse(value);
@@ -101,7 +65,8 @@ pub fn translate(
     if lines::end_in_lf_cr(&mbody) && kind.is_some_and(has_parts) {
         lines::swap_lf_cr(&mut mbody);
     }
-    let mut body = body::render(&mbody, kind, label, attached, wire.eight_bit, settings.max_size, &mut repairs)?;
+    let mut body =
+        body::render(&mbody, kind, label, attached, capabilities.eight_bit, settings.max_size, &mut repairs)?;
     drop(mbody);
     if !body.content.is_empty() && !body.content.ends_with(b"\r\n") {
         body.content.extend_from_slice(b"\r\n");
@@ -122,7 +87,7 @@ pub fn translate(
         subject: head.subject,
         smtputf8: parties.need_smtputf8(),
         narrowed: parties.are_narrowed(),
-        made_for: wire,
+        made_for: capabilities,
         own_sender: parties.own_sender,
         envelope: parties.envelope,
         invalid: parties.invalid,
@@ -173,48 +138,4 @@ fn put_in_front(content: &mut Vec<u8>, head: &[u8]) {
     content.resize(length + head.len(), 0);
     content.copy_within(..length, head.len());
     content[..head.len()].copy_from_slice(head);
-}
-
-/// The repairs of one row, each once, and no more than a person will read.
-#[derive(Debug, Default)]
-struct Repairs {
-    kept: Vec<Repair>,
-    /// Others were made that are not kept.
-    more: bool,
-}
-
-impl Repairs {
-    /// The most repairs that are kept for one row: a damaged list of addresses may have thousands. The first of each code is
-    /// kept besides, since the log and `trace` tell of it.
-    const MOST: usize = 100;
-
-    fn add(&mut self, code: RepairCode, place: &str, text: impl Into<String>) {
-        let text = text.into();
-        if self.kept.iter().any(|repair| repair.text == text) {
-            return;
-        }
-        if self.kept.len() < Self::MOST || !self.kept.iter().any(|repair| repair.code == code) {
-            self.kept.push(Repair { code, place: for_people(place), text });
-        } else {
-            self.more = true;
-        }
-    }
-
-    fn finish(mut self) -> Vec<Repair> {
-        if let Some(last) = self.kept.last_mut().filter(|_| self.more) {
-            last.text.push_str("; further repairs are not listed");
-        }
-        self.kept
-    }
-}
-
-/// A piece of a row as it may stand in a sentence for people: no controls, and not too long.
-fn for_people(text: &str) -> String {
-    const LONGEST: usize = 120;
-    let clean: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    let clean = words::one_line(clean.into());
-    match clean.char_indices().nth(LONGEST) {
-        Some((end, _)) => format!("{}…", &clean[..end]),
-        None => clean.into_owned(),
-    }
 }

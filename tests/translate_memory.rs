@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use mailqueue::mail::{ColumnLimits, Columns, Mail, RecordId};
+use mailqueue::mail::{Capabilities, ColumnLimits, Columns, Mail, RecordId};
 use mailqueue::outcome::Reason;
-use mailqueue::translate::{Settings, Stamp, Unreadable, Wire, translate};
+use mailqueue::translate::{Settings, Stamp, Unreadable, translate};
 
 struct Counting;
 
@@ -63,7 +63,7 @@ fn measured(columns: &Columns, max_size: u64) -> (Result<Mail, Unreadable>, usiz
     let settings = Settings { envelope_from: None, default_from: None, max_size };
     PEAK.store(HELD.load(Ordering::Relaxed), Ordering::Relaxed);
     let before = HELD.load(Ordering::Relaxed) - columns.len();
-    let mail = translate(columns, &limits, &stamp, Wire::default(), &settings);
+    let mail = translate(columns, &limits, &stamp, Capabilities::default(), &settings);
     (mail, PEAK.load(Ordering::Relaxed) - before)
 }
 

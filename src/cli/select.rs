@@ -7,7 +7,7 @@ use jiff::Timestamp;
 
 use super::Usage;
 use crate::config::Config;
-use crate::mail::{Columns, Mail, MailId, RecordId};
+use crate::mail::{Capabilities, Columns, Mail, MailId, RecordId};
 use crate::observe::snapshot::Snapshot;
 use crate::outcome::{Reason, State};
 use crate::queue::{self, Content, Listed, Queue};
@@ -157,7 +157,7 @@ struct Decoded {
 impl Decoded {
     async fn of(config: &Config, queue: &Queue, listed: &Listed, content: &Content) -> Result<Self, queue::Error> {
         let known = listed.history.recipients.iter().map(|recipient| recipient.address.clone());
-        Ok(match translated(config, queue, listed, content, translate::Wire::default()).await? {
+        Ok(match translated(config, queue, listed, content, Capabilities::default()).await? {
             Ok(mail) => Self {
                 subject: mail.subject,
                 recipients: mail
@@ -175,9 +175,9 @@ impl Decoded {
 }
 
 /// What the smarthost announced to this host's dispatcher last; `None` where none has noted it.
-pub fn announced_wire(config: &Config) -> Option<translate::Wire> {
+pub fn announced_wire(config: &Config) -> Option<Capabilities> {
     let carries = Snapshot::read(&config.state_dir).ok()??.carries?;
-    Some(translate::Wire { eight_bit: carries.eight_bit, smtputf8: carries.smtputf8 })
+    Some(Capabilities { eight_bit: carries.eight_bit, smtputf8: carries.smtputf8 })
 }
 
 /// The row as it would go out. A row without a record has no Message-ID of ours yet, and gets one that is all zeros.
@@ -186,7 +186,7 @@ pub async fn translated(
     queue: &Queue,
     listed: &Listed,
     content: &Content,
-    wire: translate::Wire,
+    wire: Capabilities,
 ) -> Result<Result<Mail, translate::Unreadable>, queue::Error> {
     let columns = match content {
         Content::Read(columns) => columns,
@@ -207,7 +207,7 @@ pub async fn drafted(
     config: &Config,
     queue: &Queue,
     columns: &Columns,
-    wire: translate::Wire,
+    wire: Capabilities,
 ) -> Result<Result<Mail, translate::Unreadable>, queue::Error> {
     let stamp = translate::Stamp { record: no_record(), created: Timestamp::now() };
     stamped(config, queue, columns, &stamp, wire).await
@@ -218,7 +218,7 @@ async fn stamped(
     queue: &Queue,
     columns: &Columns,
     stamp: &translate::Stamp,
-    wire: translate::Wire,
+    wire: Capabilities,
 ) -> Result<Result<Mail, translate::Unreadable>, queue::Error> {
     let limits = queue.limits().await?;
     Ok(translate::translate(columns, &limits, stamp, wire, &config.message))

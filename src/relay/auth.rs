@@ -6,8 +6,11 @@ use std::net::IpAddr;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 
+use super::announced::Announced;
+use super::settings::{Auth, Credential, Login, Settings};
+use super::smarthost::LOG;
 use super::wire::Wire;
-use super::{Announced, Auth, Credential, Login, Settings, classify, reply, token};
+use super::{classify, reply, token};
 use crate::outcome::{Cause, Reason, Reply, Scope, Stage, Trouble};
 
 /// The part of a server's explanation that is shown, in bytes.
@@ -178,7 +181,7 @@ impl Dialogue<'_> {
 
     async fn say(&mut self, line: &str, shown: &str) -> Result<Reply, Trouble> {
         let limit = self.settings.timeouts.auth;
-        tracing::debug!(target: super::LOG, peer = %self.wire.peer(), "C: {shown} (hidden)");
+        tracing::debug!(target: LOG, peer = %self.wire.peer(), "C: {shown} (hidden)");
         self.wire.write_unlogged(line, limit).await;
         self.wire.reply(limit).await.map_err(|cause| Trouble { stage: Stage::Auth, scope: Scope::Relay, cause })
     }

@@ -5,11 +5,14 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
+use super::announced::Announced;
 use super::classify::LoginWanted;
 use super::commands::{Envelope, obstacle, outdated, unreachable};
 use super::judge::{Anew, Answers, Fate, Judgement, Next, judge};
+use super::pipelining::PipeliningMode;
 use super::session::Session;
-use super::{Announced, PipeliningMode, Relay, Witness};
+use super::smarthost::Relay;
+use super::witness::Witness;
 use crate::mail::{Address, Capabilities, Mail};
 use crate::outcome::{Attempt, Cause, RecipientOutcome, Trouble};
 
@@ -26,6 +29,12 @@ pub struct Worker {
 pub struct Offer<'a> {
     pub mail: &'a Mail,
     pub recipients: &'a [Address],
+}
+
+impl Relay {
+    pub fn worker(self: &Arc<Self>) -> Worker {
+        Worker::new(self.clone())
+    }
 }
 
 impl Worker {

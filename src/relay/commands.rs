@@ -5,7 +5,7 @@ use std::fmt::Write;
 use lettre::transport::smtp::commands::{Data, Mail as MailFrom, Rcpt};
 use lettre::transport::smtp::extension::{MailBodyParameter, MailParameter};
 
-use super::Announced;
+use super::announced::Announced;
 use crate::mail::{Address, Capabilities, Mail};
 use crate::outcome::{Cause, Reason, RecipientOutcome, Scope, Stage, Trouble};
 

@@ -10,9 +10,13 @@ use lettre::transport::smtp::extension::ClientId;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
+use super::announced::Announced;
 use super::dial::{Dialing, resolve};
+use super::settings::Tls;
+use super::smarthost::LOG;
+use super::smarthost::Relay;
 use super::wire::{Stream, Wire};
-use super::{Announced, Relay, Tls, addresses, auth, classify, reply, tls};
+use super::{addresses, auth, classify, reply, tls};
 use crate::outcome::{Cause, Reason, Scope, Stage, Trouble};
 
 /// A connection on which MAIL may follow.
@@ -58,7 +62,7 @@ fn note_address(relay: &Relay, address: SocketAddr, failures: &[(SocketAddr, Tro
     for news in relay.addresses.note(address, &failed, Instant::now()) {
         if let Some((_, trouble)) = failures.iter().find(|(failed, _)| *failed == news) {
             tracing::warn!(
-                target: super::LOG,
+                target: LOG,
                 "{news} does not work and is passed over for {} min while another address of {} works ({address}): {}",
                 addresses::PASSED_OVER.as_secs() / 60,
                 relay.settings.host,
@@ -97,7 +101,7 @@ async fn greet(relay: &Relay, stream: TcpStream, address: SocketAddr) -> Result<
         }
         greeted => return greeted,
     };
-    tracing::info!(target: super::LOG, peer = %address, "opportunistic TLS failed, going on in the clear: {}",
+    tracing::info!(target: LOG, peer = %address, "opportunistic TLS failed, going on in the clear: {}",
         (relay.shown)(&why));
     let limit = relay.settings.timeouts.connect;
     let candidate = addresses::Candidate { address, is_last_resort: false };

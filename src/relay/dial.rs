@@ -12,6 +12,7 @@ use tokio::net::{TcpStream, lookup_host};
 use tokio::time::{sleep, timeout};
 
 use super::addresses::Candidate;
+use super::smarthost::LOG;
 
 /// After this long without an answer the next address is tried beside the one before (RFC 8305 §8).
 const STAGGER: Duration = Duration::from_millis(250);
@@ -67,7 +68,7 @@ impl Dialing {
                 Ok(Ok(stream)) => {
                     // A write of ours is a whole flight; waiting for more would only cost the peer's delayed ACK.
                     if let Err(error) = stream.set_nodelay(true) {
-                        tracing::debug!(target: super::LOG, peer = %address, "TCP_NODELAY cannot be set: {error}");
+                        tracing::debug!(target: LOG, peer = %address, "TCP_NODELAY cannot be set: {error}");
                     }
                     Ok(stream)
                 }

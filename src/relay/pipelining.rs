@@ -10,7 +10,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::Announced;
+use super::announced::Announced;
+use super::smarthost::LOG;
 
 /// `relay.pipelining` of the configuration.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -193,7 +194,7 @@ impl Ability {
         if state.off.as_ref().is_none_or(|(until, _)| *until <= now) {
             let minutes = self.off_for.as_secs() / 60;
             warn!(
-                target: super::LOG,
+                target: LOG,
                 "the smarthost announces PIPELINING and does not keep it for {}: {why}; going on without for {minutes} min",
                 self.name
             );

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use smtp_proto::response::parser::ResponseReceiver;
 use smtp_proto::{EXT_8BIT_MIME, EXT_PIPELINING, EXT_SIZE, EXT_SMTP_UTF8, EXT_START_TLS, EhloResponse};
 
-use super::Announced;
+use super::announced::Announced;
 use super::pipelining::KNOWN;
 use crate::outcome::Reply;
 

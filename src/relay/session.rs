@@ -6,13 +6,15 @@ use std::time::Duration;
 
 use lettre::transport::smtp::commands::{Quit, Rset};
 
+use super::announced::Announced;
 use super::classify::LoginWanted;
 use super::commands::Envelope;
 use super::connect::{Connection, connect};
 use super::final_dot::{DotJudgement, judge_dot};
 use super::judge::{Answers, Before};
+use super::settings::Timeouts;
+use super::smarthost::Relay;
 use super::wire::{Wire, Written};
-use super::{Announced, Relay, Timeouts};
 use crate::failpoint;
 use crate::outcome::{Cause, Reply, Stage, Trouble};
 
@@ -47,6 +49,16 @@ pub(super) struct Session {
     /// Opportunistic TLS failed for this reason, so that there was no login.
     tls_failed: Option<String>,
     _open: Open,
+}
+
+impl Relay {
+    /// Connects, greets, starts TLS, logs in, and quits. Sends no mail.
+    pub async fn probe(&self) -> Result<Announced, Trouble> {
+        let session = Session::connect(self).await?;
+        let announced = session.announced.clone();
+        session.quit().await;
+        Ok(announced)
+    }
 }
 
 /// Counts a session for as long as it lives.

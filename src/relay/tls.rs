@@ -18,7 +18,7 @@ use rustls::{
 use tokio_rustls::TlsConnector;
 
 use super::dial::without_brackets;
-use super::{Settings, Tls};
+use super::settings::{Settings, Tls};
 
 /// The configuration of TLS, and the name that the peer must have.
 #[derive(Clone)]

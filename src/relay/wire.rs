@@ -16,7 +16,9 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tracing::debug;
 
 use super::dot_stuffing::Stuffed;
-use super::{Shown, reply};
+use super::reply;
+use super::smarthost::LOG;
+use super::smarthost::Shown;
 use crate::outcome::{Cause, Reply};
 
 /// Clear or encrypted.
@@ -103,7 +105,7 @@ impl Wire {
 
     /// Writes the content, the final dot and, in the same write where they fit, commands behind it.
     pub async fn write_content(&mut self, content: &[u8], ahead: &str, limit: Duration) -> Written {
-        debug!(target: super::LOG, peer = %self.peer, bytes = content.len(), "C: (content and final dot)");
+        debug!(target: LOG, peer = %self.peer, bytes = content.len(), "C: (content and final dot)");
         self.log(ahead);
         let pieces = Stuffed::new(content).map(|piece| (piece, false));
         let behind = (!ahead.is_empty()).then_some((ahead.as_bytes(), false));
@@ -112,9 +114,9 @@ impl Wire {
     }
 
     fn log(&self, commands: &str) {
-        if tracing::enabled!(target: super::LOG, tracing::Level::DEBUG) {
+        if tracing::enabled!(target: LOG, tracing::Level::DEBUG) {
             for line in commands.lines() {
-                debug!(target: super::LOG, peer = %self.peer, "C: {}", (self.shown)(line));
+                debug!(target: LOG, peer = %self.peer, "C: {}", (self.shown)(line));
             }
         }
     }
@@ -203,10 +205,10 @@ impl Wire {
             match reply::frame(&self.input) {
                 Ok(Some(length)) => {
                     let frame = self.input.split_to(length);
-                    if tracing::enabled!(target: super::LOG, tracing::Level::DEBUG) {
+                    if tracing::enabled!(target: LOG, tracing::Level::DEBUG) {
                         let most = if self.secret { CODE } else { 500 };
                         let said = reply::printable(&frame[..frame.len().min(most)], most);
-                        debug!(target: super::LOG, peer = %self.peer, "S: {}", (self.shown)(&said));
+                        debug!(target: LOG, peer = %self.peer, "S: {}", (self.shown)(&said));
                     }
                     return Ok(frame);
                 }
@@ -245,7 +247,7 @@ impl Wire {
 
     /// Remembers the first thing that went wrong.
     fn fail(&mut self, cause: Cause) -> Cause {
-        debug!(target: super::LOG, peer = %self.peer, "the connection is given up: {}", (self.shown)(&cause.to_string()));
+        debug!(target: LOG, peer = %self.peer, "the connection is given up: {}", (self.shown)(&cause.to_string()));
         self.broken.get_or_insert(cause).clone()
     }
 

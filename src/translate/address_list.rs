@@ -4,6 +4,7 @@
 //! commas outside of quotations, semicolons between entries. The text before `<…>` is then a name, and an address outside
 //! of a quotation, a comment and an encoded word is an entry: sent to where it stands alone, invalid where it does not.
 
+use super::repairs::for_people;
 use std::collections::HashMap;
 use std::ops::Range;
 
@@ -103,7 +104,7 @@ impl List {
         if self.invalid > MOST_INVALID {
             return Err(TooMany);
         }
-        let written = super::for_people(&words::decode(written));
+        let written = for_people(&words::decode(written));
         self.push(Err(InvalidRecipient { written, why: why.to_owned() }))
     }
 

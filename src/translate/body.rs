@@ -8,8 +8,10 @@ use super::mime::{Param, Value};
 use super::multipart::{self, Multipart};
 use super::out::Out;
 use super::part::{self, Place};
+use super::repairs::{Repairs, for_people};
 use super::transfer::{self, Encoding};
-use super::{Repairs, Unreadable, boundary, headers};
+use super::unreadable::Unreadable;
+use super::{boundary, headers};
 use crate::decode;
 use crate::mail::RepairCode;
 use crate::outcome::Reason;
@@ -211,7 +213,7 @@ fn text<'a>(
 /// Says that a label which is no encoding was left out.
 fn note_unknown(label: Option<&str>, repairs: &mut Repairs) {
     if Encoding::named(label) == Encoding::Unknown {
-        let label = super::for_people(label.unwrap_or_default());
+        let label = for_people(label.unwrap_or_default());
         repairs.add(
             RepairCode::Encoding,
             "Content-Transfer-Encoding",
@@ -226,7 +228,7 @@ fn write_as_utf_8(out: &mut Out, body: &[u8], label: Option<&str>, repairs: &mut
     let (text, why) = if ascii { (body.into(), None) } else { leaf::text(body, label) };
     why.into_iter().for_each(|why| repairs.add(RepairCode::Charset, "mbody", why));
     if let Some(label) = label.filter(|label| ascii && decode::is_meaningless(label)) {
-        let label = super::for_people(label);
+        let label = for_people(label);
         let text = format!("the text named the charset `{label}`, which is none, and was read as ASCII");
         repairs.add(RepairCode::Charset, "mbody", text);
     }
@@ -351,7 +353,7 @@ fn lost_boundary<'a>(body: &'a [u8], repairs: &mut Repairs) -> Result<Option<Los
         if field.is("Content-Transfer-Encoding") {
             label.get_or_insert(field.value);
         } else if !field.is("MIME-Version") {
-            let name = super::for_people(&field.name);
+            let name = for_people(&field.name);
             let text = format!("{name} stood at the top of the body, behind the Content-Type: it was left out");
             repairs.add(RepairCode::HeaderDropped, &field.name, text);
         }

@@ -8,9 +8,12 @@ use lettre::message::Mailbox;
 use super::address_list::{self, Entry, MOST_INVALID, MOST_RECIPIENTS, TooMany};
 use super::headers::Field;
 use super::lines::{lines, unfold};
-use super::{Repairs, Settings, Unreadable, Wire, words};
+use super::repairs::{Repairs, for_people};
+use super::settings::Settings;
+use super::unreadable::Unreadable;
+use super::words;
 use crate::decode;
-use crate::mail::{Address, Envelope, InvalidRecipient, RepairCode};
+use crate::mail::{Address, Capabilities, Envelope, InvalidRecipient, RepairCode};
 use crate::outcome::Reason;
 
 /// Everybody whom a row names.
@@ -33,11 +36,11 @@ impl Parties {
         mto: &[u8],
         mparams: &[u8],
         fields: &[Field<'_>],
-        wire: Wire,
+        capabilities: Capabilities,
         settings: &Settings,
         repairs: &mut Repairs,
     ) -> Result<Self, Unreadable> {
-        let mut reader = Reader { fields, wire, invalid: Vec::new() };
+        let mut reader = Reader { fields, capabilities, invalid: Vec::new() };
         let listed = mto_list(mto, repairs, &mut reader.invalid)?;
         let mut to = reader.recipients(listed)?;
         // Programs that name a recipient in both places mean one.
@@ -51,7 +54,7 @@ impl Parties {
         let bcc = reader.recipients_of("Bcc", repairs)?;
         let from = reader.from(settings, repairs)?;
         let mut sender = reader.senders("Sender", repairs)?.into_iter().next();
-        let own_sender = own_sender(mparams, fields, sender.as_ref().unwrap_or(&from[0]), wire, repairs);
+        let own_sender = own_sender(mparams, fields, sender.as_ref().unwrap_or(&from[0]), capabilities, repairs);
         // `envelope_from` never stands in place of the null sender.
         let envelope_sender = own_sender.clone().map(|own| settings.envelope_from.clone().unwrap_or(own));
         if sender.is_none() && from.len() > 1 {
@@ -129,7 +132,7 @@ fn mto_list(mto: &[u8], repairs: &mut Repairs, invalid: &mut Vec<InvalidRecipien
     let mut unfolded = unfold(lines(mto.trim_ascii())).into_iter();
     let first = unfolded.next().unwrap_or_default();
     for line in unfolded {
-        let written = super::for_people(&decode::utf8_or_windows_1252(&line));
+        let written = for_people(&decode::utf8_or_windows_1252(&line));
         repairs.add(
             RepairCode::LineEnd,
             "mto",
@@ -167,7 +170,7 @@ impl From<TooMany> for Unreadable {
 
 struct Reader<'a> {
     fields: &'a [Field<'a>],
-    wire: Wire,
+    capabilities: Capabilities,
     invalid: Vec<InvalidRecipient>,
 }
 
@@ -193,7 +196,7 @@ impl Reader<'_> {
     }
 
     fn reachable(&self, mailbox: Mailbox) -> Entry {
-        if needs_smtputf8(&mailbox.email) && !self.wire.smtputf8 {
+        if needs_smtputf8(&mailbox.email) && !self.capabilities.smtputf8 {
             return Err(InvalidRecipient { written: mailbox.email.to_string(), why: NO_SMTPUTF8.to_owned() });
         }
         Ok(mailbox)
@@ -243,7 +246,7 @@ impl Reader<'_> {
         let Some(default) = &settings.default_from else {
             let what = match self.fields.iter().find(|field| field.is("From")) {
                 Some(field) => {
-                    format!("From holds no usable address: `{}`", super::for_people(&words::decode(&field.value)))
+                    format!("From holds no usable address: `{}`", for_people(&words::decode(&field.value)))
                 }
                 None => "there is no From header".to_owned(),
             };
@@ -259,33 +262,30 @@ fn own_sender(
     mparams: &[u8],
     fields: &[Field<'_>],
     visible: &Mailbox,
-    wire: Wire,
+    capabilities: Capabilities,
     repairs: &mut Repairs,
 ) -> Option<Address> {
     let mut own = None;
     if let Some(written) = option_f(&decode::utf8_or_windows_1252(mparams)) {
-        own = reverse_path(&written, wire);
+        own = reverse_path(&written, capabilities);
         if own.is_none() {
             repairs.add(
                 RepairCode::SenderReplaced,
                 "mparams",
-                format!(
-                    "mparams: `-f {}` cannot be the envelope sender and was passed over",
-                    super::for_people(&written)
-                ),
+                format!("mparams: `-f {}` cannot be the envelope sender and was passed over", for_people(&written)),
             );
         }
     }
     for field in fields.iter().filter(|field| field.is("Return-Path")) {
         if own.is_none() {
-            own = reverse_path(&field.value, wire);
+            own = reverse_path(&field.value, capabilities);
             if own.is_none() {
                 repairs.add(
                     RepairCode::SenderReplaced,
                     "Return-Path",
                     format!(
                         "Return-Path: `{}` cannot be the envelope sender and was passed over",
-                        super::for_people(&field.value)
+                        for_people(&field.value)
                     ),
                 );
             }
@@ -295,13 +295,13 @@ fn own_sender(
 }
 
 /// An address that the smarthost can be told, or the null sender `<>` (RFC 5321 §4.1.2): the inner `None`.
-fn reverse_path(written: &str, wire: Wire) -> Option<Option<Address>> {
+fn reverse_path(written: &str, capabilities: Capabilities) -> Option<Option<Address>> {
     let written = written.trim();
     if written == "<>" {
         return Some(None);
     }
     match address_list::list(written).map(|list| list.entries).unwrap_or_default().as_slice() {
-        [Ok(mailbox)] if wire.smtputf8 || !needs_smtputf8(&mailbox.email) => Some(Some(mailbox.email.clone())),
+        [Ok(mailbox)] if capabilities.smtputf8 || !needs_smtputf8(&mailbox.email) => Some(Some(mailbox.email.clone())),
         _ => None,
     }
 }

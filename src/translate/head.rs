@@ -13,8 +13,11 @@ use super::envelope::Parties;
 use super::headers::Field;
 use super::lines::{self, LONGEST_LINE};
 use super::mime::Value;
+use super::repairs::{Repairs, for_people};
+use super::settings::Stamp;
 use super::structured::{self, Written};
-use super::{Repairs, Stamp, Unreadable, address, address_list, words};
+use super::unreadable::Unreadable;
+use super::{address, address_list, words};
 use crate::mail::RepairCode;
 use crate::outcome::Reason;
 
@@ -100,7 +103,7 @@ pub fn compose<'a>(
     if out.len() > LONGEST_LINE
         && let Some(line) = out.lines().find(|line| line.len() > LONGEST_LINE)
     {
-        let name = super::for_people(line.split(':').next().unwrap_or_default());
+        let name = for_people(line.split(':').next().unwrap_or_default());
         let detail = format!("mheaders: a header line cannot be folded under 998 bytes; it begins with `{name}`");
         return Err(Unreadable::new(Reason::HeaderInvalid, detail));
     }
@@ -124,9 +127,8 @@ fn decoded<'a>(place: &str, text: &'a str, repairs: &mut Repairs) -> Cow<'a, str
     let mut guessed = None;
     let decoded = words::one_line(words::decode_noting(text, &mut guessed));
     if let Some(label) = guessed {
-        let label = super::for_people(label);
-        let text =
-            format!("{}: an encoded word is not in the charset `{label}` that it names", super::for_people(place));
+        let label = for_people(label);
+        let text = format!("{}: an encoded word is not in the charset `{label}` that it names", for_people(place));
         repairs.add(RepairCode::Charset, place, format!("{text}: it was read as UTF-8 or Windows-1252"));
     }
     decoded
@@ -217,7 +219,7 @@ impl<'a> Writer<'a> {
                 repairs.add(RepairCode::HeaderDropped, "Content-Type", "a further Content-Type header was left out");
             }
         } else if is_signature(&field.name) {
-            let name = super::for_people(&field.name);
+            let name = for_people(&field.name);
             let text = format!("{name}: it signs the mail as the row has it, and was left out");
             repairs.add(RepairCode::SignatureDropped, &field.name, text);
         } else if field.is_one_of(&SINGLE) {
@@ -226,7 +228,7 @@ impl<'a> Writer<'a> {
             repairs.add(
                 RepairCode::HeaderDropped,
                 &field.name,
-                format!("{}: it was empty and was left out", super::for_people(&field.name)),
+                format!("{}: it was empty and was left out", for_people(&field.name)),
             );
         } else if field.is("Content-Disposition") {
             self.disposition(field, repairs);
@@ -274,7 +276,7 @@ impl<'a> Writer<'a> {
                 true => "is no date: the time at which the row was found takes its place",
                 false => "cannot be one and was left out",
             };
-            let text = format!("{name}: `{}` {became}", super::for_people(&field.value));
+            let text = format!("{name}: `{}` {became}", for_people(&field.value));
             repairs.add(RepairCode::HeaderDropped, name, text);
             return;
         }
@@ -329,7 +331,7 @@ fn tell(name: &str, written: Written, repairs: &mut Repairs) {
         Written::Changed(what) => (RepairCode::HeaderRewritten, what),
         Written::LeftOut => (RepairCode::HeaderDropped, "held what cannot stand there, and was left out"),
     };
-    repairs.add(code, name, format!("{} {what}", super::for_people(name)));
+    repairs.add(code, name, format!("{} {what}", for_people(name)));
 }
 
 fn is_message_id(value: &str) -> bool {

@@ -8,7 +8,9 @@ use std::borrow::Cow;
 use memchr::memchr2;
 
 use super::lines::is_blank;
-use super::{Repairs, Unreadable, words};
+use super::repairs::{Repairs, for_people};
+use super::unreadable::Unreadable;
+use super::words;
 use crate::decode;
 use crate::mail::RepairCode;
 use crate::outcome::Reason;
@@ -93,7 +95,7 @@ fn holds_list(name: &str) -> bool {
 fn note_raw_text(field: &Field<'_>, line: &[u8], repairs: &mut Repairs) {
     if !line.is_ascii() {
         let read = if std::str::from_utf8(line).is_ok() { "UTF-8" } else { "Windows-1252" };
-        let text = format!("{} held raw 8-bit text: it was read as {read} and encoded", super::for_people(&field.name));
+        let text = format!("{} held raw 8-bit text: it was read as {read} and encoded", for_people(&field.name));
         repairs.add(RepairCode::HeaderEncoded, &field.name, text);
     }
 }
@@ -101,7 +103,7 @@ fn note_raw_text(field: &Field<'_>, line: &[u8], repairs: &mut Repairs) {
 /// Deals with a line that is no header. Returns its text if it was dropped.
 fn stray_line(line: &[u8], fields: &mut [Field<'_>], repairs: &mut Repairs) -> Result<Option<String>, Unreadable> {
     let text = words::without_controls(decode::utf8_or_windows_1252(line));
-    let shown = super::for_people(&text);
+    let shown = for_people(&text);
     let goes_on =
         |field: &&mut Field<'_>| field.value.ends_with(';') || (field.value.ends_with(',') && field.is_one_of(&LISTS));
     if let Some(field) = fields.last_mut().filter(goes_on) {

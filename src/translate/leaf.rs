@@ -1,5 +1,6 @@
 //! One part without parts inside: is it what it says, does it fit the wire, and if not, how is it encoded anew?
 
+use super::repairs::for_people;
 use std::borrow::Cow;
 
 use super::lines::{Shape, write_crlf};
@@ -69,7 +70,7 @@ pub fn plan<'a>(
     eight_bit: bool,
 ) -> Result<Plan<'a>, &'static str> {
     let encoding = Encoding::named(label);
-    let said = label.map_or("nothing of its encoding".to_owned(), super::for_people);
+    let said = label.map_or("nothing of its encoding".to_owned(), for_people);
     let shape = Shape::of(body);
     let file = attached || kind.names_a_file() || !kind.is_text();
     Ok(match encoding {
@@ -163,9 +164,8 @@ fn name_charset(plan: &mut Plan<'_>, kind: &Value<'_>, text: &[u8]) {
     let charset = if std::str::from_utf8(text).is_ok() { "utf-8" } else { "windows-1252" };
     plan.charset = Some(charset);
     let more = plan.repair.take().map_or(String::new(), |repair| format!("; it {repair}"));
-    let said = kind
-        .param("charset")
-        .map_or("no charset".to_owned(), |label| format!("charset `{}`", super::for_people(label)));
+    let said =
+        kind.param("charset").map_or("no charset".to_owned(), |label| format!("charset `{}`", for_people(label)));
     plan.repair = Some(format!("said {said} and held 8-bit text: marked as {charset}{more}"));
 }
 
@@ -241,7 +241,7 @@ fn plain_text<'a>(
 pub fn text<'a>(body: &'a [u8], label: Option<&str>) -> (Cow<'a, [u8]>, Option<String>) {
     let Some(charset) = label.and_then(decode::charset) else {
         let guess = if std::str::from_utf8(body).is_ok() { "UTF-8" } else { "Windows-1252" };
-        let said = label.map_or("no charset".to_owned(), |label| format!("the charset `{}`", super::for_people(label)));
+        let said = label.map_or("no charset".to_owned(), |label| format!("the charset `{}`", for_people(label)));
         let why = format!("the text named {said} and was read as {guess}");
         return (bytes_of(decode::utf8_or_windows_1252(body)), Some(why));
     };

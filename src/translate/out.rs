@@ -1,6 +1,6 @@
 //! The body of the mail while it is written: what is larger than `max_size` is not kept.
 
-use super::Unreadable;
+use super::unreadable::Unreadable;
 use crate::outcome::Reason;
 
 /// Bytes that are written, up to a limit. Behind the limit they are only counted, so that a row whose parts grow when they are

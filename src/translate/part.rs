@@ -6,10 +6,12 @@ use super::lines::{LONGEST_LINE, Shape, is_blank, lines, write_crlf};
 use super::mime::Value;
 use super::multipart::{self, Multipart};
 use super::out::Out;
+use super::repairs::{Repairs, for_people};
 use super::structured;
 use super::transfer::Encoding;
+use super::unreadable::Unreadable;
 use super::words;
-use super::{Repairs, Unreadable, address, address_list};
+use super::{address, address_list};
 use crate::mail::RepairCode;
 use crate::outcome::Reason;
 
@@ -140,7 +142,7 @@ fn write_inside(
 
 /// Says for people what became of the transfer encoding of a multipart or a mail.
 pub fn of_encoding(place: &Place, label: &str, undone: bool) -> String {
-    let label = super::for_people(label);
+    let label = for_people(label);
     let what = if undone { "it was undone" } else { "nothing in it is encoded so, and the label was left out" };
     format!("{} said `{label}`, which no multipart and no mail may be: {what}", place.name())
 }
@@ -187,7 +189,7 @@ fn write_leaf(
 
 /// A private transfer encoding cannot be encoded once more, nor can anybody here undo it.
 pub fn not_transportable(place: &Place, label: &str, what: &str) -> Unreadable {
-    let label = super::for_people(label);
+    let label = for_people(label);
     let detail = format!("mbody: {} says that it is `{label}` and holds {what}, which cannot travel", place.name());
     Unreadable::new(Reason::NotTransportable, detail)
 }
@@ -266,7 +268,7 @@ fn write_header(out: &mut Out, line: &Line<'_>, place: &Place, repairs: &mut Rep
         let detail = format!("mbody: {} has a header that cannot be folded under 998 bytes", place.name());
         return Err(Unreadable::new(Reason::HeaderInvalid, detail));
     }
-    let name = super::for_people(line.field.as_ref().map_or("a line of its header", |field| field.name.as_ref()));
+    let name = for_people(line.field.as_ref().map_or("a line of its header", |field| field.name.as_ref()));
     let (code, what) = match dropped {
         true => (RepairCode::HeaderDropped, "was left out"),
         false => (RepairCode::HeaderRewritten, "was written again"),

@@ -1,8 +1,8 @@
 //! Bodies: passed on where they are what they say, repaired where they are not, refused where neither can be.
 
-use mailqueue::mail::{ColumnLimits, Mail};
+use mailqueue::mail::{Capabilities, ColumnLimits, Mail};
 use mailqueue::outcome::Reason;
-use mailqueue::translate::{Unreadable, Wire, translate};
+use mailqueue::translate::{Unreadable, translate};
 
 use crate::rows::{columns, render, settings, stamp};
 
@@ -58,7 +58,7 @@ fn honest_8bit_parts_go_as_they_are_only_where_the_smarthost_takes_them() {
     assert!(String::from_utf8_lossy(&mail.content).contains("\r\nContent-Transfer-Encoding: 8bit\r\n"));
     let headers = format!("From: a@example.org\nContent-Type: {MIXED}\n");
     let columns = columns(b"lea@example.org", b"x", headers.as_bytes(), part.as_bytes());
-    let wire = Wire { eight_bit: false, ..Wire::default() };
+    let wire = Capabilities { eight_bit: false, ..Capabilities::default() };
     let mail = translate(&columns, &ColumnLimits::default(), &stamp(), wire, &settings()).unwrap();
     assert!(!mail.eight_bit && mail.content.is_ascii());
 }

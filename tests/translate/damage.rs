@@ -2,9 +2,9 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use mailqueue::mail::{ColumnLimits, Columns};
+use mailqueue::mail::{Capabilities, ColumnLimits, Columns};
 use mailqueue::outcome::Reason;
-use mailqueue::translate::{Settings, Wire, translate};
+use mailqueue::translate::{Settings, translate};
 
 use crate::rows::{columns, corpus_limits, render, settings, stamp};
 
@@ -56,12 +56,12 @@ fn a_value_that_fills_its_column_was_cut_off() {
     let columns = good();
     let length = columns.mto.as_ref().unwrap().len() as u64;
     let limits = ColumnLimits { mto: length, ..ColumnLimits::default() };
-    let refusal = translate(&columns, &limits, &stamp(), Wire::default(), &settings()).unwrap_err();
+    let refusal = translate(&columns, &limits, &stamp(), Capabilities::default(), &settings()).unwrap_err();
     assert_eq!(refusal.reason, Reason::Truncated);
     assert!(refusal.detail.contains("mto") && refusal.detail.contains(&length.to_string()), "{refusal}");
     for mto in [length - 1, length + 1, u64::MAX] {
         let limits = ColumnLimits { mto, ..limits };
-        assert!(translate(&columns, &limits, &stamp(), Wire::default(), &settings()).is_ok());
+        assert!(translate(&columns, &limits, &stamp(), Capabilities::default(), &settings()).is_ok());
     }
 }
 
@@ -81,7 +81,7 @@ fn nulls_are_empty() {
 fn a_row_without_a_usable_from_takes_the_configured_one() {
     let settings = Settings { default_from: Some("noreply@example.org".parse().unwrap()), ..settings() };
     let columns = Columns { mheaders: Some(STANDARD.encode("From: kaputt\n").into_bytes()), ..good() };
-    let mail = translate(&columns, &ColumnLimits::default(), &stamp(), Wire::default(), &settings).unwrap();
+    let mail = translate(&columns, &ColumnLimits::default(), &stamp(), Capabilities::default(), &settings).unwrap();
     let text = String::from_utf8_lossy(&mail.content);
     assert!(text.contains("\r\nFrom: noreply@example.org\r\n"), "{text}");
     assert_eq!(mail.envelope.sender.unwrap().to_string(), "noreply@example.org");
@@ -108,7 +108,7 @@ fn the_rendered_mail_is_what_counts_against_max_size() {
         columns(b"lea@example.org", b"Hallo", FROM, umlauts.as_bytes()),
         columns(b"lea@example.org", b"Hallo", &zip, &file),
     ] {
-        let wire = Wire { eight_bit: false, ..Wire::default() };
+        let wire = Capabilities { eight_bit: false, ..Capabilities::default() };
         let fits = |max_size| {
             let settings = Settings { max_size, ..settings() };
             translate(&columns, &ColumnLimits { mbody: u64::MAX, ..corpus_limits() }, &stamp(), wire, &settings)

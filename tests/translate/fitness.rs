@@ -1,11 +1,11 @@
 //! What every mail has to be that goes out, whatever row it comes from. Shared with the fuzz targets.
 
 use jiff::Timestamp;
-use mailqueue::mail::{ColumnLimits, Columns, Mail, RecordId};
-use mailqueue::translate::{Settings, Stamp, Wire, translate};
+use mailqueue::mail::{Capabilities, ColumnLimits, Columns, Mail, RecordId};
+use mailqueue::translate::{Settings, Stamp, translate};
 
 /// Everything that the wire and the readers behind it rely on.
-pub fn assert_fit_for_the_wire(mail: &Mail, wire: Wire) {
+pub fn assert_fit_for_the_wire(mail: &Mail, wire: Capabilities) {
     let content = &mail.content[..];
     assert!(content.ends_with(b"\r\n"), "the last line has no end");
     assert!(!content.contains(&0), "NUL");
@@ -71,7 +71,7 @@ pub fn try_everywhere(columns: &Columns) -> Option<Mail> {
     let stamp = Stamp { record: RecordId::new([0xab; 16]), created: Timestamp::UNIX_EPOCH };
     let mut best = None;
     for (eight_bit, smtputf8) in [(false, false), (true, true)] {
-        let wire = Wire { eight_bit, smtputf8 };
+        let wire = Capabilities { eight_bit, smtputf8 };
         best = translate(columns, &limits, &stamp, wire, &settings).ok();
         best.iter().for_each(|mail| assert_fit_for_the_wire(mail, wire));
     }

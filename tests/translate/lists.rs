@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 
 use mail_parser::MessageParser;
-use mailqueue::mail::{ColumnLimits, Mail};
+use mailqueue::mail::{Capabilities, ColumnLimits, Mail};
 use mailqueue::outcome::Reason;
-use mailqueue::translate::{Settings, Unreadable, Wire, translate};
+use mailqueue::translate::{Settings, Unreadable, translate};
 use proptest::prelude::*;
 
 use crate::rows::{columns, config, settings, stamp};
@@ -15,7 +15,7 @@ const UNLIMITED: ColumnLimits =
 
 pub fn sent_to(list: &str) -> Result<Mail, Unreadable> {
     let columns = columns(list.as_bytes(), b"x", b"From: n@example.at\n", b"y");
-    translate(&columns, &UNLIMITED, &stamp(), Wire::default(), &settings())
+    translate(&columns, &UNLIMITED, &stamp(), Capabilities::default(), &settings())
 }
 
 pub fn recipients(mail: &Mail) -> Vec<String> {
@@ -95,10 +95,10 @@ fn an_encoded_word_is_no_part_of_an_address() {
 fn a_from_that_is_an_encoded_word_as_a_whole_names_no_sender() {
     let from = b"From: =?utf-8?q?Graf_L=C3=BCk=C3=A4s_=3Cl=2Egraf=40example=2Eat=3E?=\n";
     let columns = columns(b"a@e.org", b"x", from, b"y");
-    let refusal = translate(&columns, &UNLIMITED, &stamp(), Wire::default(), &settings()).unwrap_err();
+    let refusal = translate(&columns, &UNLIMITED, &stamp(), Capabilities::default(), &settings()).unwrap_err();
     assert_eq!(refusal.reason, Reason::NoSender, "{refusal}");
     let settings = Settings { default_from: Some("noreply@e.at".parse().unwrap()), ..settings() };
-    let mail = translate(&columns, &UNLIMITED, &stamp(), Wire::default(), &settings).unwrap();
+    let mail = translate(&columns, &UNLIMITED, &stamp(), Capabilities::default(), &settings).unwrap();
     assert_eq!(mail.envelope.sender.unwrap().to_string(), "noreply@e.at");
     assert!(mail.repairs.iter().any(|repair| repair.label() == "sender-replaced (From)"), "{:?}", mail.repairs);
 }

@@ -2,9 +2,9 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use mailqueue::mail::{ColumnLimits, Columns, Mail};
+use mailqueue::mail::{Capabilities, ColumnLimits, Columns, Mail};
 use mailqueue::outcome::Reason;
-use mailqueue::translate::{Settings, Wire, translate};
+use mailqueue::translate::{Settings, translate};
 
 use crate::rows::{columns, render, settings, stamp};
 
@@ -83,7 +83,7 @@ fn sender(headers: &str, params: Option<&str>, configured: Option<&str>) -> Opti
     let mut columns = columns(b"lea@example.org", b"x", headers.as_bytes(), b"y");
     columns.mparams = params.map(|params| STANDARD.encode(params).into_bytes());
     let settings = Settings { envelope_from: configured.map(|address| address.parse().unwrap()), ..settings() };
-    let mail = translate(&columns, &ColumnLimits::default(), &stamp(), Wire::default(), &settings).unwrap();
+    let mail = translate(&columns, &ColumnLimits::default(), &stamp(), Capabilities::default(), &settings).unwrap();
     if configured.is_some() {
         // The row's own sender is found in the same order, whatever is configured.
         assert_eq!(mail.own_sender.map(|address| address.to_string()), sender(headers, params, None));
@@ -139,9 +139,9 @@ fn a_non_ascii_domain_goes_out_in_punycode() {
 fn a_non_ascii_local_part_asks_for_smtputf8_or_is_that_recipients_failure() {
     let columns = columns("jörg@example.org, lea@example.org".as_bytes(), b"x", b"From: a@example.org\n", b"y");
     let mail = render(&columns).unwrap();
-    assert!(mail.smtputf8 && !mail.narrowed && mail.made_for == Wire::default());
+    assert!(mail.smtputf8 && !mail.narrowed && mail.made_for == Capabilities::default());
     assert_eq!(recipients(&mail), ["jörg@example.org", "lea@example.org"]);
-    let without = Wire { smtputf8: false, ..Wire::default() };
+    let without = Capabilities { smtputf8: false, ..Capabilities::default() };
     let plain = |columns: &Columns| translate(columns, &ColumnLimits::default(), &stamp(), without, &settings());
     let mail = plain(&columns).unwrap();
     assert!(!mail.smtputf8 && mail.content.is_ascii());
@@ -160,7 +160,7 @@ fn a_return_path_is_taken_where_the_smarthost_can_be_told_it() {
     let sender = |path: &str, smtputf8: bool| {
         let headers = format!("Return-Path: <{path}>\nFrom: a@example.org\n");
         let columns = columns(b"lea@example.org", b"x", headers.as_bytes(), b"y");
-        let wire = Wire { smtputf8, ..Wire::default() };
+        let wire = Capabilities { smtputf8, ..Capabilities::default() };
         let mail = translate(&columns, &ColumnLimits::default(), &stamp(), wire, &settings()).unwrap();
         mail.envelope.sender.unwrap().to_string()
     };
@@ -219,6 +219,6 @@ fn lists_of_any_length_and_shape_are_read_in_one_go() {
         let list = piece.repeat(10_000) + "Lea <lea@example.org>";
         let limits = ColumnLimits { mto: u64::MAX, ..ColumnLimits::default() };
         let columns = columns(list.as_bytes(), b"x", b"From: a@example.org\n", b"y");
-        let _sent_or_not = translate(&columns, &limits, &stamp(), Wire::default(), &settings());
+        let _sent_or_not = translate(&columns, &limits, &stamp(), Capabilities::default(), &settings());
     }
 }

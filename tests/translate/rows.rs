@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use mailqueue::mail::{ColumnLimits, Columns, Mail, RecordId};
-use mailqueue::translate::{Settings, Stamp, Unreadable, Wire, translate};
+use mailqueue::mail::{Capabilities, ColumnLimits, Columns, Mail, RecordId};
+use mailqueue::translate::{Settings, Stamp, Unreadable, translate};
 use proptest::test_runner::{Config as ProptestConfig, RngSeed};
 use serde_json::Value;
 
@@ -58,7 +58,7 @@ pub fn settings() -> Settings {
 }
 
 pub fn render(columns: &Columns) -> Result<Mail, Unreadable> {
-    translate(columns, &corpus_limits(), &stamp(), Wire::default(), &settings())
+    translate(columns, &corpus_limits(), &stamp(), Capabilities::default(), &settings())
 }
 
 /// The columns of a row, in base64.
