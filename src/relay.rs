@@ -17,6 +17,7 @@ mod dial;
 mod dot_stuffing;
 mod final_dot;
 mod judge;
+mod log;
 mod pipelining;
 mod recipient_limit;
 mod reply;

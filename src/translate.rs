@@ -17,6 +17,7 @@ mod mime;
 mod multipart;
 mod out;
 mod part;
+mod place;
 mod repairs;
 mod settings;
 mod split;

@@ -8,7 +8,8 @@ use toml::Spanned;
 use super::file::{self, File, Key};
 use super::problem::Problem;
 use super::reader::{self, Objection, Reader, place};
-use super::{Config, Queue, host};
+use super::settings::{Config, Queue};
+use super::{database, host};
 use crate::dispatch::Rate;
 use crate::observe::logs;
 use crate::relay::{Auth, Credential, Login, Password, Pipelining, Timeouts, Tls};
@@ -76,7 +77,7 @@ fn queue(r: &mut Reader, section: Option<usize>, raw: &file::Queue, max_size: u6
     // Variables are put in after the URL was taken apart, so this one does not go through `required`.
     let database = match &raw.database {
         None => r.required("queue.database", section, &None, "mysql://USER@HOST/DATABASE", |_| Err(Default::default())),
-        Some(url) => match super::database(url.get_ref(), password_file) {
+        Some(url) => match database::database(url.get_ref(), password_file) {
             Ok(database) => Some(database),
             Err((what, remedy)) => {
                 r.blame(Some(place(url)), "queue.database", what, remedy);

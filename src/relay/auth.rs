@@ -7,8 +7,8 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 
 use super::announced::Announced;
+use super::log::LOG;
 use super::settings::{Auth, Credential, Login, Settings};
-use super::smarthost::LOG;
 use super::wire::Wire;
 use super::{classify, reply, token};
 use crate::outcome::{Cause, Reason, Reply, Scope, Stage, Trouble};

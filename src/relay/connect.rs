@@ -12,8 +12,8 @@ use tokio::time::{Instant, timeout};
 
 use super::announced::Announced;
 use super::dial::{Dialing, resolve};
+use super::log::LOG;
 use super::settings::Tls;
-use super::smarthost::LOG;
 use super::smarthost::Relay;
 use super::wire::{Stream, Wire};
 use super::{addresses, auth, classify, reply, tls};

@@ -12,7 +12,7 @@ use tokio::net::{TcpStream, lookup_host};
 use tokio::time::{sleep, timeout};
 
 use super::addresses::Candidate;
-use super::smarthost::LOG;
+use super::log::LOG;
 
 /// After this long without an answer the next address is tried beside the one before (RFC 8305 §8).
 const STAGGER: Duration = Duration::from_millis(250);

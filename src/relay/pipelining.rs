@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use tracing::warn;
 
 use super::announced::Announced;
-use super::smarthost::LOG;
+use super::log::LOG;
 
 /// `relay.pipelining` of the configuration.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -11,9 +11,6 @@ use super::pipelining::PipeliningMode;
 use super::settings::Settings;
 use super::{addresses, pipelining, recipient_limit, tls};
 
-/// The target of what is logged here; at level debug this is the dialogue, without passwords and contents.
-pub(super) const LOG: &str = "mailqueue::relay";
-
 /// The state that all workers share: settings, TLS configuration, and experience with the smarthost.
 pub struct Relay {
     pub(super) settings: Settings,

@@ -16,8 +16,8 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tracing::debug;
 
 use super::dot_stuffing::Stuffed;
+use super::log::LOG;
 use super::reply;
-use super::smarthost::LOG;
 use super::smarthost::Shown;
 use crate::outcome::{Cause, Reply};
 

@@ -5,7 +5,7 @@ use super::headers;
 use super::lines::{Shape, is_blank, lines, write_crlf};
 use super::mime::Value;
 use super::out::Out;
-use super::part::{self, Place};
+use super::place::Place;
 use super::repairs::Repairs;
 use super::split::Split;
 use super::transfer::{self, Encoding};
@@ -16,11 +16,11 @@ use crate::outcome::Reason;
 
 /// A multipart body whose delimiters were found.
 pub struct Multipart<'a> {
-    split: Split<'a>,
-    boundary: String,
+    pub(super) split: Split<'a>,
+    pub(super) boundary: String,
     /// The boundary is another than the header names, which has to be changed too.
-    replaced: bool,
-    sealed: bool,
+    pub(super) replaced: bool,
+    pub(super) sealed: bool,
 }
 
 impl<'a> Multipart<'a> {
@@ -42,37 +42,10 @@ impl<'a> Multipart<'a> {
     pub fn replacement(&self) -> Option<&str> {
         self.replaced.then_some(self.boundary.as_str())
     }
-
-    /// Appends what stands before the first delimiter, the parts, and what follows the last.
-    pub fn write(&self, out: &mut Out, place: &Place, repairs: &mut Repairs) -> Result<(), Unreadable> {
-        if self.replaced {
-            let text = format!("{}: its boundary cannot stand in a mail: another took its place", place.name());
-            repairs.add(RepairCode::Boundary, place.name(), text);
-        }
-        let delimiter = [b"--", self.boundary.as_bytes()].concat();
-        write_aside(out, self.split.preamble, "before the first part", self.sealed, place, repairs)?;
-        for (at, part) in self.split.parts.iter().enumerate() {
-            out.extend_from_slice(&delimiter);
-            out.extend_from_slice(b"\r\n");
-            let place = place.child(at + 1);
-            if self.sealed {
-                write_sealed(out, part, false, &place)?;
-            } else {
-                part::write_part(out, part, &place, repairs)?;
-            }
-            out.extend_from_slice(b"\r\n");
-        }
-        out.extend_from_slice(&delimiter);
-        out.extend_from_slice(b"--\r\n");
-        if let Some(what) = self.split.repaired {
-            repairs.add(RepairCode::Boundary, place.name(), format!("{}: {what}", place.name()));
-        }
-        write_aside(out, self.split.epilogue, "behind the last part", self.sealed, place, repairs)
-    }
 }
 
 /// Text outside of the parts, which no reader shows: it must not cost the mail its way.
-fn write_aside(
+pub fn write_aside(
     out: &mut Out,
     text: &[u8],
     where_: &str,

@@ -6,6 +6,7 @@ use super::lines::{LONGEST_LINE, Shape, is_blank, lines, write_crlf};
 use super::mime::Value;
 use super::multipart::{self, Multipart};
 use super::out::Out;
+use super::place::Place;
 use super::repairs::{Repairs, for_people};
 use super::structured;
 use super::transfer::Encoding;
@@ -18,29 +19,32 @@ use crate::outcome::Reason;
 /// Multiparts in multiparts in multiparts: nobody means more than a few.
 const DEEPEST: usize = 30;
 
-/// Where a part stands.
-#[derive(Clone, Debug)]
-pub struct Place {
-    /// What people call it: `part 2.1`; empty for the whole body.
-    pub name: String,
-    /// What stands around it can carry 8-bit bytes.
-    pub eight_bit: bool,
-    /// It is a mail inside of a mail (message/rfc822), with headers of its own.
-    pub mail: bool,
-    pub depth: usize,
-}
-
-impl Place {
-    pub fn child(&self, number: usize) -> Self {
-        let name = match self.name.as_str() {
-            "" => format!("part {number}"),
-            name => format!("{name}.{number}"),
-        };
-        Self { name, mail: false, depth: self.depth + 1, ..*self }
-    }
-
-    pub fn name(&self) -> &str {
-        if self.name.is_empty() { "the body" } else { &self.name }
+impl Multipart<'_> {
+    /// Appends what stands before the first delimiter, the parts, and what follows the last.
+    pub fn write(&self, out: &mut Out, place: &Place, repairs: &mut Repairs) -> Result<(), Unreadable> {
+        if self.replaced {
+            let text = format!("{}: its boundary cannot stand in a mail: another took its place", place.name());
+            repairs.add(RepairCode::Boundary, place.name(), text);
+        }
+        let delimiter = [b"--", self.boundary.as_bytes()].concat();
+        multipart::write_aside(out, self.split.preamble, "before the first part", self.sealed, place, repairs)?;
+        for (at, part) in self.split.parts.iter().enumerate() {
+            out.extend_from_slice(&delimiter);
+            out.extend_from_slice(b"\r\n");
+            let place = place.child(at + 1);
+            if self.sealed {
+                multipart::write_sealed(out, part, false, &place)?;
+            } else {
+                write_part(out, part, &place, repairs)?;
+            }
+            out.extend_from_slice(b"\r\n");
+        }
+        out.extend_from_slice(&delimiter);
+        out.extend_from_slice(b"--\r\n");
+        if let Some(what) = self.split.repaired {
+            repairs.add(RepairCode::Boundary, place.name(), format!("{}: {what}", place.name()));
+        }
+        multipart::write_aside(out, self.split.epilogue, "behind the last part", self.sealed, place, repairs)
     }
 }
 
