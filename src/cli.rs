@@ -4,6 +4,7 @@ mod change;
 mod check;
 mod daemon;
 mod demo;
+mod ending;
 mod enqueue;
 mod list;
 mod migrate;
@@ -28,7 +29,8 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::config::{Config, DEFAULT_FILE, Invalid};
 use crate::observe::logs;
-use crate::{ledger, queue};
+use crate::queue;
+use ending::{Ending, UNAVAILABLE, USAGE, exit_status};
 use output::Out;
 
 /// Sends the mails that other programs leave in database tables.
@@ -116,26 +118,6 @@ enum Command {
     Man(packaging::ManArgs),
 }
 
-/// Exit statuses beside 0 and 1; the last two are EX_UNAVAILABLE and EX_TEMPFAIL of sysexits.h.
-const USAGE: u8 = 2;
-const UNAVAILABLE: u8 = 69;
-const BUSY: u8 = 75;
-
-/// How a command ended that did not fail.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
-    Done,
-    /// Something is left over, or was not done.
-    LeftOver,
-    /// A database or the smarthost was out of reach.
-    OutOfReach,
-}
-
-/// The command line cannot be carried out as it is; the text says what to write instead.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct Usage(pub String);
-
 /// Parses the command line, runs the command, and says how it ended.
 pub fn main() -> ExitCode {
     let parsed = command_line().try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches));
@@ -157,7 +139,7 @@ pub fn main() -> ExitCode {
         Err(error) if error.downcast_ref().is_some_and(output::is_closed_pipe) => ExitCode::SUCCESS,
         Err(error) => {
             complain(&error);
-            ExitCode::from(status(&error))
+            ExitCode::from(exit_status(&error))
         }
     }
 }
@@ -183,8 +165,8 @@ fn usage(answer: &clap::Error) -> ExitCode {
 
 fn run(global: &Global, command: Command, out: &mut Out) -> anyhow::Result<Ending> {
     match command {
-        Command::Completions(args) => return packaging::completions(&args, out),
-        Command::Man(args) => return packaging::man(&args, out),
+        Command::Completions(args) => return packaging::completions(&args, Cli::command(), out),
+        Command::Man(args) => return packaging::man(&args, Cli::command(), out),
         _ => {}
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -265,16 +247,4 @@ fn complain(error: &anyhow::Error) {
         Some(invalid) => writeln!(stderr, "{invalid}"),
         None => writeln!(stderr, "mailqueue: {}", output::safe(&format!("{error:#}"))),
     };
-}
-
-fn status(error: &anyhow::Error) -> u8 {
-    if error.is::<Invalid>() || error.is::<Usage>() {
-        USAGE
-    } else if matches!(error.downcast_ref(), Some(queue::Error::Unreachable { .. })) {
-        UNAVAILABLE
-    } else if matches!(error.downcast_ref(), Some(ledger::Error::Busy { .. })) {
-        BUSY
-    } else {
-        1
-    }
 }

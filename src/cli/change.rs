@@ -5,9 +5,9 @@ use std::io::{self, BufRead, IsTerminal, Write};
 use jiff::Timestamp;
 use serde::Serialize;
 
+use super::ending::{Ending, Usage};
 use super::output::{Out, count, safe};
 use super::select::{self, Filters};
-use super::{Ending, Usage};
 use crate::config::Config;
 use crate::mail::MailId;
 use crate::observe::audit::{self, Change};

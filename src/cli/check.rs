@@ -9,8 +9,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::Serialize;
 
+use super::ending::Ending;
 use super::output::{Colour, Out, count, safe};
-use super::{Ending, select};
+use super::select;
 use crate::config::Config;
 use crate::ledger::Tracer;
 use crate::queue::{self, Finding, Level};

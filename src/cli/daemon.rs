@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 
-use super::Usage;
+use super::ending::Usage;
 use super::watched::Watched;
 use crate::config::Config;
 use crate::dispatch::{self, Dispatcher, Handle, Progress, Source};

@@ -11,8 +11,9 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
+use super::ending::Ending;
 use super::output::{Out, safe};
-use super::{Ending, daemon, once, select};
+use super::{daemon, once, select};
 use crate::config::Config;
 use crate::dispatch::Progress;
 use crate::ledger::{Query, Tracer};

@@ -5,8 +5,9 @@ use std::io::{self, IsTerminal, Read, Write};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 
+use super::ending::{Ending, Usage};
 use super::output::{self, Out, count};
-use super::{Ending, Usage, migrate, select};
+use super::{migrate, select};
 use crate::config::Config;
 use crate::mail::{Address, ColumnLimits, Columns, MailId};
 use crate::{queue, translate};

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::Ending;
+use super::ending::Ending;
 use super::output::{Out, ago, or_dash};
 use super::select::Filters;
 use crate::config::Config;

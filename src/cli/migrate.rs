@@ -2,8 +2,9 @@
 
 use std::io::Write;
 
+use super::ending::{Ending, Usage};
 use super::output::{Out, safe};
-use super::{Ending, Usage, select};
+use super::select;
 use crate::config::{self, Config};
 use crate::queue;
 

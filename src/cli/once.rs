@@ -6,9 +6,10 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::daemon;
+use super::ending::Ending;
 use super::output::{self, Out, safe};
 use super::watched::Watched;
-use super::{Ending, daemon};
 use crate::config::Config;
 use crate::dispatch::{Dispatcher, Pass, Progress, Tally};
 use crate::observe::snapshot;

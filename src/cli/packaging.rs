@@ -4,12 +4,12 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::PathBuf;
 
-use clap::{Arg, Command, CommandFactory};
+use clap::{Arg, Command};
 use clap_mangen::Man;
 use clap_mangen::roff::{Roff, bold, italic, roman};
 
+use super::ending::Ending;
 use super::output::Out;
-use super::{Cli, Ending};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  mailqueue completions bash > /etc/bash_completion.d/mailqueue\n  \
@@ -27,15 +27,15 @@ pub struct ManArgs {
     out: Option<PathBuf>,
 }
 
-pub fn completions(args: &CompletionsArgs, out: &mut Out) -> anyhow::Result<Ending> {
+pub fn completions(args: &CompletionsArgs, mut program: Command, out: &mut Out) -> anyhow::Result<Ending> {
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut Cli::command(), "mailqueue", &mut script);
+    clap_complete::generate(args.shell, &mut program, "mailqueue", &mut script);
     out.write_all(&script)?;
     Ok(Ending::Done)
 }
 
-pub fn man(args: &ManArgs, out: &mut Out) -> anyhow::Result<Ending> {
-    let mut program = Cli::command().disable_help_subcommand(true);
+pub fn man(args: &ManArgs, program: Command, out: &mut Out) -> anyhow::Result<Ending> {
+    let mut program = program.disable_help_subcommand(true);
     program = program.mut_subcommands(|command| command.mut_args(values_in_line));
     program.build();
     let Some(folder) = &args.out else {

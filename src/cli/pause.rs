@@ -2,8 +2,9 @@
 
 use std::io::Write;
 
+use super::ending::Ending;
 use super::output::Out;
-use super::{Ending, select};
+use super::select;
 use crate::config::Config;
 
 #[derive(Debug, clap::Args)]

@@ -7,9 +7,9 @@ use std::path::PathBuf;
 
 use jiff::Timestamp;
 
+use super::ending::{Ending, Usage};
 use super::output::{Out, count, safe};
 use super::select::{self, Filters};
-use super::{Ending, Usage};
 use crate::config::Config;
 use crate::mail::Mail;
 use crate::queue::{Listed, Queue};

@@ -3,7 +3,8 @@
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info};
 
-use super::{Ending, daemon};
+use super::daemon;
+use super::ending::Ending;
 use crate::config::Config;
 use crate::dispatch::{Dispatcher, Pass, Progress};
 use crate::observe::logs::{self, Logs};

@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use jiff::Timestamp;
 
-use super::Usage;
+use super::ending::Usage;
 use crate::config::Config;
 use crate::mail::{Capabilities, Columns, Mail, MailId, RecordId};
 use crate::observe::snapshot::Snapshot;

@@ -8,8 +8,9 @@ use mail_parser::MimeHeaders;
 use mail_parser::parsers::MessageStream;
 use serde::Serialize;
 
+use super::ending::{Ending, Usage};
 use super::output::{self, Out, ago, moment, safe, safe_lines};
-use super::{Ending, Usage, list, second_reader, select};
+use super::{list, second_reader, select};
 use crate::config::Config;
 use crate::mail::{Mail, MailId};
 use crate::outcome::RecipientState;

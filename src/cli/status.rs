@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+use super::ending::Ending;
 use super::output::{Colour, Out, ago, count, or_dash, safe, span};
-use super::{Ending, select};
+use super::select;
 use crate::config::Config;
 use crate::observe::checkmk::{self, Levels};
 use crate::observe::health::{Health, Queue, Relay, RelayState, Rows};

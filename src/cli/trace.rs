@@ -5,8 +5,9 @@ use std::io::Write;
 use jiff::Timestamp;
 use serde::Serialize;
 
+use super::ending::{Ending, Usage};
 use super::output::{self, Out, count, moment, safe};
-use super::{Ending, Usage, list, select};
+use super::{list, select};
 use crate::config::Config;
 use crate::ledger::{Query, Traced, Tracer};
 use crate::mail::MailId;
