@@ -19,7 +19,6 @@ mod select;
 mod show;
 mod status;
 mod trace;
-mod watched;
 
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;

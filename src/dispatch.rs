@@ -19,6 +19,7 @@ mod pulse;
 pub mod rate;
 mod recovery;
 mod refusals;
+mod sample;
 mod settler;
 pub mod share;
 pub mod streak;
@@ -37,15 +38,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::ledger::Ledger;
 use crate::queue::Queue;
-use crate::relay::{Announced, PipeliningMode, Relay};
+use crate::relay::Relay;
+use crate::telemetry::Tally;
 use crate::{retry, translate};
 
-pub use events::{Progress, Redact, Tally};
-pub use health::{State as RelayState, View as RelayView};
+pub use events::{Progress, Redact};
 pub use meter::Meter;
-pub use news::{Gone, Kept as News};
-pub use post::PostError;
-pub use pulse::Vital;
 pub use rate::Rate;
 
 use health::Health;
@@ -157,35 +155,13 @@ impl Handle {
     pub fn progress(&self) -> Arc<Progress> {
         self.shared.progress.clone()
     }
+}
 
-    pub fn relay(&self) -> RelayView {
-        self.shared.health.watch().borrow().clone()
-    }
-
-    /// What the smarthost announced last; `None` before the first connection.
-    pub fn announced(&self) -> Option<Announced> {
-        self.shared.relay.announced()
-    }
-
-    /// The form of pipelining in use, and why; `None` before the first connection.
-    pub fn pipelining(&self, now: tokio::time::Instant) -> Option<(PipeliningMode, String)> {
-        self.announced().map(|_| self.shared.relay.pipelining(now))
-    }
-
-    /// What a log may show of a text in which addresses may stand.
-    pub fn redact(&self, text: &str) -> String {
-        (self.shared.settings.redact)(text)
-    }
-
-    /// Entries of the ledger that are not settled yet.
-    pub fn ledger_open(&self) -> u64 {
-        self.shared.ledger.open_count()
-    }
-
-    /// Memory that rows under way take up, as the budget counts it.
-    pub fn in_flight_bytes(&self) -> u64 {
-        let free = self.shared.budget.available_permits() as u64 * BUDGET_UNIT;
-        self.shared.settings.max_in_flight_bytes.saturating_sub(free)
+impl Shared {
+    /// Returns the memory that rows under way take up, in bytes as the budget counts them.
+    fn in_flight_bytes(&self) -> u64 {
+        let free = self.budget.available_permits() as u64 * BUDGET_UNIT;
+        self.settings.max_in_flight_bytes.saturating_sub(free)
     }
 }
 

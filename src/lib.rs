@@ -10,8 +10,9 @@
 //! 6. [`dispatch`] is the loop around all of this; [`observe`] and [`cli`] show it to people.
 //!
 //! Imports run one way: `main → cli → {config, dispatch, observe} → {queue, ledger, relay, translate, retry} → outcome
-//! → mail`, and `translate → decode`; below all are `secret`, `visible` and `failpoint`. The five in the middle never import each other, each
-//! owns its `Settings`, and nothing below `cli` imports `config`. `tests/suite/layers.rs` holds this rule.
+//! → mail`, and `translate → decode`; `dispatch` fills `telemetry` and `observe` shows it; below all are `secret`,
+//! `visible` and `failpoint`. The five in the middle never import each other, each owns its `Settings`, and nothing below
+//! `cli` imports `config`. `tests/suite/layers.rs` holds this rule.
 
 pub mod cli;
 pub mod config;
@@ -26,5 +27,6 @@ pub mod queue;
 pub mod relay;
 pub mod retry;
 pub mod secret;
+pub mod telemetry;
 pub mod translate;
 pub mod visible;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 pub use lettre::Address;
 pub use repair::{Repair, RepairCode};
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 /// Names a row for people and programs: `newsletter/1234`, the queue's name and the row's `mid`.
@@ -244,7 +245,7 @@ pub struct InvalidRecipient {
 }
 
 /// The extensions of a smarthost on which the form of a mail depends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Capabilities {
     /// 8BITMIME (RFC 6152). Without it, honest 8-bit parts are encoded too.
     pub eight_bit: bool,

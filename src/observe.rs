@@ -1,7 +1,7 @@
 //! What people and machines see of the work: one picture of health, and the files below that turn it into text.
 //!
 //! [`start`] has everything that watches a running dispatcher; [`outside::look`] is for commands. Neither knows the
-//! dispatcher itself, only what [`subject::Subject`] shows of it.
+//! dispatcher itself, only the [`Sample`](crate::telemetry::Sample)s that it gives.
 
 pub mod audit;
 pub mod checkmk;
@@ -14,7 +14,6 @@ pub mod notify;
 pub mod outside;
 mod pending;
 pub mod snapshot;
-pub mod subject;
 pub mod summary;
 pub mod systemd;
 
@@ -30,10 +29,10 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 use crate::queue::Queue;
+use crate::telemetry::Observed;
 use health::Health;
 use metrics::Metrics;
 use monitor::Monitor;
-use subject::Subject;
 use summary::Summary;
 
 /// What is to watch a dispatcher.
@@ -76,7 +75,7 @@ impl Lasting {
 
 /// Starts to watch: counts rows in the background, serves metrics, tells the service manager, sums up each hour, sends
 /// digests, logs what operators do. Fails where the port cannot be had.
-pub async fn start<S: Subject>(
+pub async fn start<S: Observed>(
     subject: S,
     queues: Vec<Queue>,
     lasting: &Lasting,
@@ -110,7 +109,7 @@ pub async fn start<S: Subject>(
     Ok(Observers { subject, state_dir: settings.state_dir, monitor: address, notifies, tasks })
 }
 
-impl<S: Subject> Observers<S> {
+impl<S: Observed> Observers<S> {
     /// Where `/metrics` is.
     pub fn monitor(&self) -> Option<SocketAddr> {
         self.monitor
@@ -120,7 +119,7 @@ impl<S: Subject> Observers<S> {
     pub async fn stop(mut self) {
         self.tasks.shutdown().await;
         if self.notifies {
-            notify::put_by(self.subject.take_news(), &self.state_dir);
+            notify::put_by(self.subject.take_failures(), &self.state_dir);
         }
         if let Err(error) = snapshot::close(&self.subject, &self.state_dir) {
             tracing::warn!(target: "mailqueue::monitor", %error, "`mailqueue status` will not know of this end");
@@ -130,7 +129,7 @@ impl<S: Subject> Observers<S> {
 
 /// Counts rows now and then, so that nobody who asks has to wait for a database.
 async fn count(
-    subject: impl Subject,
+    subject: impl Observed,
     queues: Vec<Queue>,
     metrics: Arc<Metrics>,
     health: watch::Sender<Health>,
@@ -141,13 +140,13 @@ async fn count(
         let counted = outside::counts(&queues, Timestamp::now()).await;
         let took = begun.elapsed();
         metrics.counting_took(took);
-        let look = subject.look();
+        let sample = subject.sample();
         let new = Health {
             queues: counted.queues,
-            relay: look.relay,
-            last_poll: look.last_poll,
-            last_accepted: look.last_accepted,
-            ledger_open: Some(look.ledger_open),
+            relay: health::Relay::of(&sample),
+            last_poll: sample.last_poll,
+            last_accepted: sample.last_accepted,
+            ledger_open: Some(sample.ledger_open),
         };
         metrics.counted(&new);
         health.send_replace(new);

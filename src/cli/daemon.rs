@@ -5,7 +5,6 @@ use std::sync::Arc;
 use anyhow::Context;
 
 use super::ending::Usage;
-use super::watched::Watched;
 use crate::config::Config;
 use crate::dispatch::{self, Dispatcher, Handle, Progress, Source};
 use crate::ledger::{self, Ledger, StateDir};
@@ -42,7 +41,7 @@ pub async fn dispatcher(
 }
 
 /// Everything that watches a dispatcher.
-pub async fn observe(config: &Config, handle: &Handle, lasting: &Lasting) -> anyhow::Result<Observers<Watched>> {
+pub async fn observe(config: &Config, handle: &Handle, lasting: &Lasting) -> anyhow::Result<Observers<Handle>> {
     let queues = config.queues.iter().map(|queue| Queue::new(queue.settings.clone(), String::new()));
     let settings = observe::Settings {
         state_dir: config.state_dir.clone(),
@@ -51,7 +50,7 @@ pub async fn observe(config: &Config, handle: &Handle, lasting: &Lasting) -> any
         notify: notify(config)?,
         audit_keep: config.ledger_keep,
     };
-    observe::start(Watched(handle.clone()), queues.collect::<Result<_, _>>()?, lasting, settings).await
+    observe::start(handle.clone(), queues.collect::<Result<_, _>>()?, lasting, settings).await
 }
 
 /// Digests come from whom the configuration names as a sender, else from this host.

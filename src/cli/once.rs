@@ -9,10 +9,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::daemon;
 use super::ending::Ending;
 use super::output::{self, Out, safe};
-use super::watched::Watched;
 use crate::config::Config;
-use crate::dispatch::{Dispatcher, Pass, Progress, Tally};
+use crate::dispatch::{Dispatcher, Pass, Progress};
 use crate::observe::snapshot;
+use crate::telemetry::Tally;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Exit status: 0 nothing is left over from the pass; 1 some rows were deferred, failed or \
@@ -22,10 +22,10 @@ pub struct Args {}
 pub async fn run(_: &Args, config: &Config, out: &mut Out) -> anyhow::Result<Ending> {
     let state_dir = daemon::take_state_dir(config)?;
     let dispatcher = daemon::dispatcher(config, &state_dir, Progress::default(), true).await?;
-    let watched = Watched(dispatcher.handle());
+    let handle = dispatcher.handle();
     let pass = drive(dispatcher).await?;
     // What became of the mails counts more than what `status` can say of it later.
-    if let Err(error) = snapshot::close(&watched, &config.state_dir) {
+    if let Err(error) = snapshot::close(&handle, &config.state_dir) {
         tracing::warn!(%error, "`mailqueue status` will not know of this pass: its file cannot be written");
     }
     writeln!(out, "{}", sentence(&pass.tally))?;

@@ -176,8 +176,7 @@ impl Decoded {
 
 /// What the smarthost announced to this host's dispatcher last; `None` where none has noted it.
 pub fn announced_wire(config: &Config) -> Option<Capabilities> {
-    let carries = Snapshot::read(&config.state_dir).ok()??.carries?;
-    Some(Capabilities { eight_bit: carries.eight_bit, smtputf8: carries.smtputf8 })
+    Snapshot::read(&config.state_dir).ok()??.capabilities
 }
 
 /// The row as it would go out. A row without a record has no Message-ID of ours yet, and gets one that is all zeros.

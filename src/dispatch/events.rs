@@ -11,11 +11,12 @@ use tracing::{debug, info, warn};
 use super::Shared;
 use super::lane::{Job, Lane};
 use super::meter::Meter;
-use super::news::{Gone, News};
+use super::news::Failures;
 use super::pulse::Pulse;
 use crate::mail::{Address, Mail, MailId};
 use crate::outcome::{Attempt, Fate, Reason, RecipientOutcome, State};
 use crate::queue::{self, Claim, Settled, Settlement};
+use crate::telemetry::{FailedRow, Tally};
 
 /// Events about one mail.
 pub const MAIL: &str = "mailqueue::mail";
@@ -26,24 +27,6 @@ pub const DATABASE: &str = "mailqueue::database";
 
 /// Turns text in which addresses may stand into what a log may show of it.
 pub type Redact = Arc<dyn Fn(&str) -> String + Send + Sync>;
-
-/// How many rows came to which end.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Tally {
-    pub claimed: u64,
-    pub delivered: u64,
-    pub deferred: u64,
-    pub failed: u64,
-    pub unreadable: u64,
-    pub held: u64,
-}
-
-impl Tally {
-    /// Rows that a pass left in the table.
-    pub fn left_over(&self) -> u64 {
-        self.deferred + self.failed + self.unreadable + self.held
-    }
-}
 
 /// Counts that grow while a dispatcher runs. Reading them costs nothing.
 #[derive(Debug, Default)]
@@ -66,7 +49,7 @@ pub struct Progress {
     /// Signs of life of the loops.
     pub pulse: Pulse,
     /// Rows that newly failed or are unreadable.
-    pub news: News,
+    pub failures: Failures,
 }
 
 impl Progress {
@@ -256,7 +239,7 @@ pub fn settled(shared: &Shared, story: Story, settled: &Settled) {
         Fate::Failed { reason } => {
             count(&progress.failed);
             warn!(target: MAIL, queue, mid, %id, message_id, %reason, reply, attempts, "failed");
-            progress.news.add(Gone { id, state: State::Failed, reason, said: reply });
+            progress.failures.add(FailedRow { id, state: State::Failed, reason, detail: reply });
         }
         Fate::Held { reason } => {
             count(&progress.held);
@@ -265,7 +248,7 @@ pub fn settled(shared: &Shared, story: Story, settled: &Settled) {
         Fate::Unreadable { reason, .. } => {
             count(&progress.unreadable);
             warn!(target: MAIL, queue, mid, %id, %reason, detail = reply, "unreadable");
-            progress.news.add(Gone { id, state: State::Unreadable, reason, said: reply });
+            progress.failures.add(FailedRow { id, state: State::Unreadable, reason, detail: reply });
         }
         Fate::Released => debug!(target: MAIL, queue, mid, %id, "released"),
     }

@@ -7,33 +7,14 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
 use super::connections::{Connections, Learned};
-
-/// What everybody may know of the relay.
-#[derive(Clone, Debug, PartialEq)]
-pub struct View {
-    pub state: State,
-    /// How many connections may be in use.
-    pub cap: usize,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-pub enum State {
-    Up,
-    /// Trouble that is no mail's; tried again at `until`.
-    Paused {
-        until: Instant,
-        reason: String,
-    },
-    /// An operator's emergency stop.
-    Stopped,
-}
+use crate::telemetry::{RelayState, RelayView};
 
 /// The longest pause between two tries of a relay in trouble.
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 
 #[derive(Debug)]
 pub struct Health {
-    view: watch::Sender<View>,
+    view: watch::Sender<RelayView>,
     /// Sent whenever a worker's turn may have come or gone.
     turns: watch::Sender<()>,
     inner: Mutex<Inner>,
@@ -46,7 +27,7 @@ struct Inner {
     down_since: Option<Instant>,
     connections: Connections,
     /// The breaker's own state, under an operator's stop.
-    breaker: State,
+    breaker: RelayState,
     /// Lanes in whose databases an operator stopped the relay.
     stopped: std::collections::HashSet<usize>,
 }
@@ -66,18 +47,18 @@ impl Health {
             failures: 0,
             down_since: None,
             connections: Connections::new(connections),
-            breaker: State::Up,
+            breaker: RelayState::Up,
             stopped: std::collections::HashSet::new(),
         };
         Self { view: watch::Sender::new(inner.view()), turns: watch::Sender::new(()), inner: Mutex::new(inner) }
     }
 
-    pub fn watch(&self) -> watch::Receiver<View> {
+    pub fn watch(&self) -> watch::Receiver<RelayView> {
         self.view.subscribe()
     }
 
     pub fn is_up(&self) -> bool {
-        self.view.borrow().state == State::Up
+        self.view.borrow().state == RelayState::Up
     }
 
     /// Returns true if the connection of this worker, counted from 0, may be used at `now`.
@@ -110,7 +91,7 @@ impl Health {
     pub async fn down(&self) {
         let mut view = self.view.subscribe();
         // As above.
-        let _ = view.wait_for(|view| view.state != State::Up).await;
+        let _ = view.wait_for(|view| view.state != RelayState::Up).await;
     }
 
     /// The worker uses its connection, or makes one.
@@ -146,14 +127,14 @@ impl Health {
     /// Trouble that concerns the relay as a whole. `jitter` is in `0.0..1.0`.
     pub fn trouble(&self, reason: &str, now: Instant, jitter: f64) -> Opened {
         self.change(|inner| {
-            if matches!(inner.breaker, State::Paused { until, .. } if until > now) {
+            if matches!(inner.breaker, RelayState::Down { until, .. } if until > now) {
                 return Opened::Before;
             }
             let pause = pause(inner.failures, jitter);
             inner.failures = inner.failures.saturating_add(1);
             inner.down_since.get_or_insert(now);
             inner.connections.forget_limit();
-            inner.breaker = State::Paused { until: now + pause, reason: reason.to_owned() };
+            inner.breaker = RelayState::Down { until: now + pause, reason: reason.to_owned() };
             Opened::Now(pause)
         })
     }
@@ -162,7 +143,7 @@ impl Health {
     /// not.
     pub fn reachable(&self, now: Instant) -> Duration {
         self.change(|inner| {
-            inner.breaker = State::Up;
+            inner.breaker = RelayState::Up;
             inner.connections.begin_with_one();
             inner.down_since.take().map_or(Duration::ZERO, |since| now - since)
         })
@@ -222,11 +203,11 @@ pub fn pause(before: u32, jitter: f64) -> Duration {
 
 impl Inner {
     fn is_up(&self) -> bool {
-        self.stopped.is_empty() && self.breaker == State::Up
+        self.stopped.is_empty() && self.breaker == RelayState::Up
     }
 
-    fn view(&self) -> View {
-        let state = if !self.stopped.is_empty() { State::Stopped } else { self.breaker.clone() };
-        View { state, cap: self.connections.cap() }
+    fn view(&self) -> RelayView {
+        let state = if !self.stopped.is_empty() { RelayState::Paused } else { self.breaker.clone() };
+        RelayView { state, cap: self.connections.cap() }
     }
 }

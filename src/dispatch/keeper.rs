@@ -9,12 +9,12 @@ use jiff::Timestamp;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::feeder::{give_back, is_open};
-use super::health::State;
 use super::lane::{Done, Lane, Notes};
 use super::pulse::Loop;
 use super::worker::{ledger_trouble, relay_trouble, with_remedy};
 use super::{Shared, events, jitter, outage};
 use crate::queue::{self, DispatcherId, Settlement};
+use crate::telemetry::RelayState;
 use crate::{queue::Claim, retry};
 
 /// How often the operators' stop is looked up: it must be obeyed within a second.
@@ -138,8 +138,8 @@ pub async fn probe(shared: Arc<Shared>) {
     let mut view = shared.health.watch();
     loop {
         let until = match &view.borrow_and_update().state {
-            State::Paused { until, .. } => Some(*until),
-            State::Up | State::Stopped => None,
+            RelayState::Down { until, .. } => Some(*until),
+            RelayState::Up | RelayState::Paused => None,
         };
         let Some(until) = until else {
             if view.changed().await.is_err() {

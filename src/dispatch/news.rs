@@ -1,54 +1,26 @@
-//! Rows that newly came to an end that is not delivery, kept until somebody has been told.
+//! Rows that newly failed or became unreadable, kept until an observer takes them.
 
-use std::collections::VecDeque;
 use std::sync::Mutex;
 
-use crate::mail::MailId;
-use crate::outcome::{Reason, State};
+use crate::telemetry::{FailedRow, FailureReport};
 
-/// So many are kept one by one; of further ones only the number.
-const KEPT: usize = 200;
-
-/// A row that failed or is unreadable.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Gone {
-    pub id: MailId,
-    pub state: State,
-    pub reason: Reason,
-    /// The last reply, or what is wrong with the row, as a log may show it.
-    pub said: Option<String>,
-}
-
-/// Bounded, whatever happens.
+/// The report that the next caller of [`Failures::take`] gets.
 #[derive(Debug, Default)]
-pub struct News {
-    inner: Mutex<Kept>,
+pub struct Failures {
+    report: Mutex<FailureReport>,
 }
 
-/// What there is to tell.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Kept {
-    pub rows: VecDeque<Gone>,
-    /// Further ones, that were too many to be kept one by one.
-    pub more: u64,
-}
-
-impl News {
-    pub(super) fn add(&self, gone: Gone) {
-        let mut kept = self.lock();
-        if kept.rows.len() < KEPT {
-            kept.rows.push_back(gone);
-        } else {
-            kept.more += 1;
-        }
+impl Failures {
+    pub(super) fn add(&self, row: FailedRow) {
+        self.lock().push(row);
     }
 
-    /// What there is to tell, which is told from now on.
-    pub fn take(&self) -> Kept {
+    /// Takes the rows that were added since the last call.
+    pub fn take(&self) -> FailureReport {
         std::mem::take(&mut *self.lock())
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Kept> {
-        self.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    fn lock(&self) -> std::sync::MutexGuard<'_, FailureReport> {
+        self.report.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use tokio::time::{Instant, interval};
 
+use crate::telemetry::LaneLiveness;
+
 /// How often a loop that waits steps on.
 const WHILE_WAITING: Duration = Duration::from_secs(5);
 
@@ -28,15 +30,6 @@ struct Beats {
 pub enum Loop {
     Feeder,
     Keeper,
-}
-
-/// How a lane's loops are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Vital {
-    /// How long ago the slower of the two loops took its last step.
-    pub still_for: Duration,
-    /// It has been seen to with the database once, or has found that the database cannot be reached.
-    pub started: bool,
 }
 
 impl Pulse {
@@ -84,14 +77,14 @@ impl Pulse {
         }
     }
 
-    /// How each lane is, in the order of their names.
-    pub fn vitals(&self, now: Instant) -> Vec<(Arc<str>, Vital)> {
-        let vital = |beats: &Beats| Vital {
-            still_for: now
+    /// Returns each lane's signs of life, in the order of their names.
+    pub fn lanes(&self, now: Instant) -> Vec<(Arc<str>, LaneLiveness)> {
+        let liveness = |beats: &Beats| LaneLiveness {
+            stalled_for: now
                 .saturating_duration_since(beats.feeder.map_or(beats.keeper, |feeder| feeder.min(beats.keeper))),
             started: beats.started,
         };
-        self.lock().iter().map(|(name, beats)| (name.clone(), vital(beats))).collect()
+        self.lock().iter().map(|(name, beats)| (name.clone(), liveness(beats))).collect()
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<Arc<str>, Beats>> {

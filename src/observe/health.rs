@@ -2,9 +2,11 @@
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use crate::outcome::State;
 use crate::queue::{Counts, Paused};
+use crate::telemetry::{self, Sample};
 
 /// How mail flows. Its JSON form is a contract with monitoring.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -87,6 +89,26 @@ impl RelayState {
 }
 
 impl Relay {
+    /// The relay as a running dispatcher sees it now.
+    pub fn of(sample: &Sample) -> Self {
+        let relay = match &sample.relay.state {
+            telemetry::RelayState::Up => Self::default(),
+            telemetry::RelayState::Paused => Self::stopped(),
+            telemetry::RelayState::Down { until, reason } => Self {
+                state: RelayState::Paused,
+                until: Timestamp::now().checked_add(until.saturating_duration_since(Instant::now())).ok(),
+                reason: Some(reason.clone()),
+                ..Self::default()
+            },
+        };
+        Self {
+            connections_cap: Some(sample.relay.cap),
+            pipelining: sample.pipelining.as_ref().map(|(mode, _)| (*mode).to_owned()),
+            pipelining_reason: sample.pipelining.as_ref().map(|(_, reason)| reason.clone()),
+            ..relay
+        }
+    }
+
     /// An operator's emergency stop.
     pub fn stopped() -> Self {
         Self { state: RelayState::Stopped, reason: Some("operator".to_owned()), ..Self::default() }

@@ -4,8 +4,8 @@ use jiff::Timestamp;
 use prometheus::core::Collector;
 use prometheus::{Encoder, Gauge, Histogram, HistogramOpts, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 
-use super::health::{Health, RelayState};
-use super::subject::Look;
+use super::health::Health;
+use crate::telemetry::{RelayState, Sample};
 
 /// The content type of what [`Metrics::text`] answers.
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
@@ -129,15 +129,15 @@ impl Metrics {
     }
 
     /// Everything, as it is now.
-    pub fn text(&self, look: &Look) -> Result<Vec<u8>, prometheus::Error> {
-        self.relay_up.set(i64::from(look.relay.state == RelayState::Up));
-        self.relay_stopped.set(i64::from(look.relay.state == RelayState::Stopped));
-        self.connections.set(whole(look.connections as u64));
-        self.ledger_open.set(whole(look.ledger_open));
-        self.in_flight.set(whole(look.in_flight_bytes));
-        self.last_poll.set(look.last_poll.map_or(0.0, seconds));
-        self.last_accepted.set(look.last_accepted.map_or(0.0, seconds));
-        for lane in &look.lanes {
+    pub fn text(&self, sample: &Sample) -> Result<Vec<u8>, prometheus::Error> {
+        self.relay_up.set(i64::from(sample.relay.state == RelayState::Up));
+        self.relay_stopped.set(i64::from(sample.relay.state == RelayState::Paused));
+        self.connections.set(whole(sample.relay.cap as u64));
+        self.ledger_open.set(whole(sample.ledger_open));
+        self.in_flight.set(whole(sample.in_flight_bytes));
+        self.last_poll.set(sample.last_poll.map_or(0.0, seconds));
+        self.last_accepted.set(sample.last_accepted.map_or(0.0, seconds));
+        for lane in &sample.lanes {
             self.database_up.with_label_values(&[&*lane.name]).set(i64::from(lane.database.is_none()));
         }
         let mut text = Vec::new();

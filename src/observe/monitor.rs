@@ -18,8 +18,9 @@ use serde::Serialize;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
+use super::health::Relay;
 use super::metrics::{self, Metrics};
-use super::subject::{Look, Subject};
+use crate::telemetry::{Observed, Sample};
 
 /// Connections at the same time; further ones wait to be accepted.
 const CONNECTIONS: usize = 16;
@@ -51,7 +52,7 @@ impl Monitor {
     }
 
     /// Answers until it is dropped.
-    pub async fn serve(self, subject: impl Subject, metrics: Arc<Metrics>) {
+    pub async fn serve(self, subject: impl Observed, metrics: Arc<Metrics>) {
         let room = Arc::new(Semaphore::new(CONNECTIONS));
         loop {
             let Ok(place) = room.clone().acquire_owned().await else { return };
@@ -73,7 +74,7 @@ impl Monitor {
     }
 }
 
-async fn converse(stream: TcpStream, subject: impl Subject, metrics: Arc<Metrics>) -> Result<(), hyper::Error> {
+async fn converse(stream: TcpStream, subject: impl Observed, metrics: Arc<Metrics>) -> Result<(), hyper::Error> {
     let service = service_fn(|request: Request<Incoming>| {
         let answer = answer(&request, &subject, &metrics);
         async move { Ok::<_, Infallible>(answer) }
@@ -87,18 +88,18 @@ async fn converse(stream: TcpStream, subject: impl Subject, metrics: Arc<Metrics
         .await
 }
 
-fn answer(request: &Request<Incoming>, subject: &impl Subject, metrics: &Metrics) -> Response<Full<Bytes>> {
+fn answer(request: &Request<Incoming>, subject: &impl Observed, metrics: &Metrics) -> Response<Full<Bytes>> {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n");
         answer.headers_mut().insert(ALLOW, hyper::header::HeaderValue::from_static("GET, HEAD"));
         return answer;
     }
     match request.uri().path() {
-        "/metrics" => match metrics.text(&subject.look()) {
+        "/metrics" => match metrics.text(&subject.sample()) {
             Ok(body) => reply(StatusCode::OK, metrics::CONTENT_TYPE, body),
             Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
         },
-        "/healthz" => healthz(&subject.look()),
+        "/healthz" => healthz(&subject.sample()),
         _ => text(StatusCode::NOT_FOUND, "/metrics and /healthz are here\n"),
     }
 }
@@ -116,16 +117,16 @@ struct Healthz<'a> {
 }
 
 /// 200 while the loops make progress and databases and relay do what they should; an operator's stop is no trouble.
-fn healthz(look: &Look) -> Response<Full<Bytes>> {
-    let reasons = look.troubles();
+fn healthz(sample: &Sample) -> Response<Full<Bytes>> {
+    let reasons = sample.troubles();
     let (code, status) =
         if reasons.is_empty() { (StatusCode::OK, "ok") } else { (StatusCode::SERVICE_UNAVAILABLE, "trouble") };
     let line = Healthz {
         status,
         reasons: &reasons,
-        relay: look.relay.state.as_str(),
-        last_poll: look.last_poll,
-        last_accepted: look.last_accepted,
+        relay: Relay::of(sample).state.as_str(),
+        last_poll: sample.last_poll,
+        last_accepted: sample.last_accepted,
     };
     match serde_json::to_vec(&line) {
         Ok(mut body) => {

@@ -11,9 +11,9 @@ use tokio::time::{Instant, sleep};
 
 use super::health::grouped;
 use super::pending::Pending;
-use super::subject::{Gone, News, Subject, Undelivered};
 use crate::mail::{Address, Capabilities, Envelope, Mail};
 use crate::outcome::State;
+use crate::telemetry::{FailedRow, FailureReport, Observed, SendError};
 use crate::visible;
 
 /// `[notify]` of the configuration, with what a mail of our own needs besides.
@@ -51,48 +51,48 @@ impl Default for Pace {
 const LOOK: Duration = Duration::from_secs(2);
 
 /// Sends digests until it is dropped.
-pub async fn run(subject: impl Subject, settings: Settings, state_dir: PathBuf) {
+pub async fn run(subject: impl Observed, settings: Settings, state_dir: PathBuf) {
     let pace = settings.pace;
     let mut pending = Pending::read(&state_dir);
     loop {
         gather(&subject, &mut pending, pace, &state_dir).await;
-        let mail = match digest(&settings, &pending.news) {
+        let mail = match digest(&settings, &pending.failures) {
             Ok(mail) => mail,
             Err(error) => {
                 tracing::error!(target: "mailqueue::notify", %error, "no digest could be made");
                 return;
             }
         };
-        let rows = pending.news.len();
-        match subject.post(&mail).await {
+        let rows = pending.failures.len();
+        match subject.send_notice(&mail).await {
             Ok(()) => {
                 tracing::info!(target: "mailqueue::notify", message_id = mail.message_id, rows, "digest sent");
             }
-            Err(Undelivered::NotNow(why)) => {
+            Err(SendError::Temporary(why)) => {
                 tracing::warn!(target: "mailqueue::notify", reason = why, "digest put off");
                 wait(&subject, &mut pending, pace.again, &state_dir).await;
                 continue;
             }
             // Not offered again, and the next one not before its time: a digest must not become a flood.
-            Err(Undelivered::Never(why)) => {
+            Err(SendError::Permanent(why)) => {
                 tracing::warn!(target: "mailqueue::notify", reason = why, rows, "digest refused: see [notify] to");
             }
         }
-        pending = Pending { sent: Some(Timestamp::now()), news: News::default() };
+        pending = Pending { sent: Some(Timestamp::now()), failures: FailureReport::default() };
         keep(&pending, &state_dir);
     }
 }
 
 /// Until there is something to tell, all of it has happened, and the last digest is old enough.
-async fn gather(subject: &impl Subject, pending: &mut Pending, pace: Pace, state_dir: &Path) {
-    while pending.news.is_empty() {
+async fn gather(subject: &impl Observed, pending: &mut Pending, pace: Pace, state_dir: &Path) {
+    while pending.failures.is_empty() {
         wait(subject, pending, LOOK.min(pace.quiet), state_dir).await;
     }
     let begun = Instant::now();
     loop {
-        let before = pending.news.len();
+        let before = pending.failures.len();
         wait(subject, pending, pace.quiet, state_dir).await;
-        if pending.news.len() == before || begun.elapsed() >= pace.patience {
+        if pending.failures.len() == before || begun.elapsed() >= pace.patience {
             break;
         }
     }
@@ -103,14 +103,14 @@ async fn gather(subject: &impl Subject, pending: &mut Pending, pace: Pace, state
 }
 
 /// Takes in news meanwhile, so that not many are lost with the process.
-async fn wait(subject: &impl Subject, pending: &mut Pending, how_long: Duration, state_dir: &Path) {
+async fn wait(subject: &impl Observed, pending: &mut Pending, how_long: Duration, state_dir: &Path) {
     let until = Instant::now() + how_long;
     loop {
         let left = until.saturating_duration_since(Instant::now());
         sleep(left.min(LOOK)).await;
-        let news = subject.take_news();
-        if !news.is_empty() {
-            pending.news.add(news);
+        let newer = subject.take_failures();
+        if !newer.is_empty() {
+            pending.failures.append(newer);
             keep(pending, state_dir);
         }
         if left <= LOOK {
@@ -120,10 +120,10 @@ async fn wait(subject: &impl Subject, pending: &mut Pending, how_long: Duration,
 }
 
 /// What a dispatcher that ends has not told anybody yet.
-pub fn put_by(news: News, state_dir: &Path) {
-    if !news.is_empty() {
+pub fn put_by(newer: FailureReport, state_dir: &Path) {
+    if !newer.is_empty() {
         let mut pending = Pending::read(state_dir);
-        pending.news.add(news);
+        pending.failures.append(newer);
         keep(&pending, state_dir);
     }
 }
@@ -135,10 +135,10 @@ fn keep(pending: &Pending, state_dir: &Path) {
 }
 
 /// The digest as a mail: ids, reasons and last replies, nothing of a mail itself.
-pub fn digest(settings: &Settings, news: &News) -> anyhow::Result<Mail> {
+pub fn digest(settings: &Settings, report: &FailureReport) -> anyhow::Result<Mail> {
     let random: u128 = rand::random();
     let message_id = format!("<{random:032x}@{}>", settings.host);
-    let subject = subject_line(news, &settings.host);
+    let subject = subject_line(report, &settings.host);
     let auto = HeaderName::new_from_ascii_str("Auto-Submitted");
     let message = Message::builder()
         .from(Mailbox::new(Some("mailqueue".to_owned()), settings.from.clone()))
@@ -150,7 +150,7 @@ pub fn digest(settings: &Settings, news: &News) -> anyhow::Result<Mail> {
         .header(ContentType::TEXT_PLAIN)
         // RFC 3834 §5: no vacation message answers it.
         .raw_header(HeaderValue::new(auto, "auto-generated".to_owned()))
-        .body(text(news))?;
+        .body(text(report))?;
     let smtputf8 = ![&settings.to, &settings.from].iter().all(|address| AsRef::<str>::as_ref(*address).is_ascii());
     let envelope = Envelope { sender: Some(settings.from.clone()), recipients: vec![settings.to.clone()] };
     let content = message.formatted().into();
@@ -170,36 +170,36 @@ pub fn digest(settings: &Settings, news: &News) -> anyhow::Result<Mail> {
     })
 }
 
-fn subject_line(news: &News, host: &str) -> String {
-    match news.len() {
+fn subject_line(report: &FailureReport, host: &str) -> String {
+    match report.len() {
         1 => format!("mailqueue on {host}: 1 mail was not sent"),
         number => format!("mailqueue on {host}: {} mails were not sent", grouped(number)),
     }
 }
 
 /// The digest's text.
-pub fn text(news: &News) -> String {
+pub fn text(report: &FailureReport) -> String {
     let mut text = String::from("These rows stay in their tables until somebody deals with them.\n");
     for (state, head) in [
         (State::Failed, "Failed: the smarthost refused them, or they grew too old."),
         (State::Unreadable, "Unreadable: no mail could be made of them."),
     ] {
-        let rows: Vec<&Gone> = news.rows.iter().filter(|row| row.state == state).collect();
+        let rows: Vec<&FailedRow> = report.rows.iter().filter(|row| row.state == state).collect();
         if rows.is_empty() {
             continue;
         }
         let _ = write!(text, "\n{head}\n\n");
-        for Gone { id, reason, said, .. } in rows {
+        for FailedRow { id, reason, detail, .. } in rows {
             let _ = writeln!(text, "  {id}  {reason}");
-            if let Some(said) = said {
-                let said: String =
-                    said.chars().map(|c| if visible::is_hidden(c) { ' ' } else { c }).take(500).collect();
-                let _ = writeln!(text, "      {said}");
+            if let Some(detail) = detail {
+                let detail: String =
+                    detail.chars().map(|c| if visible::is_hidden(c) { ' ' } else { c }).take(500).collect();
+                let _ = writeln!(text, "      {detail}");
             }
         }
     }
-    if news.more > 0 {
-        let _ = write!(text, "\nAnd {} more.\n", grouped(news.more));
+    if report.omitted > 0 {
+        let _ = write!(text, "\nAnd {} more.\n", grouped(report.omitted));
     }
     text.push_str(
         "\nOn the host of the dispatcher:\n\n\

@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, interval};
 
 use super::health::{Relay, RelayState};
-use super::subject::{Carries, Subject};
+use crate::mail::Capabilities;
+use crate::telemetry::Observed;
 
 /// Below `state_dir`.
 pub const FILE: &str = "status.json";
@@ -31,7 +32,7 @@ pub struct Snapshot {
     pub pace: Option<Pace>,
     /// What the smarthost announced last.
     #[serde(default)]
-    pub carries: Option<Carries>,
+    pub capabilities: Option<Capabilities>,
     pub last_poll: Option<Timestamp>,
     pub last_accepted: Option<Timestamp>,
 }
@@ -87,21 +88,21 @@ const CHANGED: Duration = Duration::from_secs(10);
 const ALIVE: Duration = Duration::from_secs(30);
 
 /// Keeps the file of a running dispatcher until it is dropped.
-pub async fn keep(subject: impl Subject, state_dir: PathBuf) {
+pub async fn keep(subject: impl Observed, state_dir: PathBuf) {
     let mut looks = interval(LOOK);
     let mut shown: Option<(Snapshot, Instant)> = None;
     let mut failing = false;
     let mut minute = Minute::default();
     loop {
         looks.tick().await;
-        let look = subject.look();
-        let mails_per_minute = minute.passes(Instant::now(), look.tally.delivered);
-        if !look.alive() {
+        let sample = subject.sample();
+        let mails_per_minute = minute.passes(Instant::now(), sample.tally.delivered);
+        if !sample.alive() {
             // Whoever reads the file sees it grow old.
             continue;
         }
         let now = Snapshot {
-            pace: Some(Pace { connections: look.connections, mails_per_minute }),
+            pace: Some(Pace { connections: sample.relay.cap, mails_per_minute }),
             ..Snapshot::of(&subject, false)
         };
         if let Some((before, at)) = &shown {
@@ -147,24 +148,24 @@ impl Minute {
 }
 
 /// The last one.
-pub fn close(subject: &impl Subject, state_dir: &Path) -> io::Result<()> {
+pub fn close(subject: &impl Observed, state_dir: &Path) -> io::Result<()> {
     Snapshot { relay: Relay { state: RelayState::Up, ..Relay::default() }, ..Snapshot::of(subject, true) }
         .write(state_dir)
 }
 
 impl Snapshot {
-    fn of(subject: &impl Subject, stopped: bool) -> Self {
-        let look = subject.look();
+    fn of(subject: &impl Observed, stopped: bool) -> Self {
+        let sample = subject.sample();
         Self {
             pid: std::process::id(),
             written: Timestamp::now(),
             every_seconds: ALIVE.as_secs(),
             stopped,
-            relay: look.relay,
+            relay: Relay::of(&sample),
             pace: None,
-            carries: look.carries,
-            last_poll: look.last_poll,
-            last_accepted: look.last_accepted,
+            capabilities: sample.capabilities,
+            last_poll: sample.last_poll,
+            last_accepted: sample.last_accepted,
         }
     }
 }

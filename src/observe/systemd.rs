@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tokio::time::interval;
 
 use super::health::{Health, Queue, Relay, RelayState, grouped};
-use super::subject::Subject;
+use crate::telemetry::Observed;
 use crate::visible;
 
 /// How often a dispatcher that is starting is looked at.
@@ -65,7 +65,7 @@ fn moment(at: Timestamp) -> String {
 }
 
 /// Tells the service manager until it is dropped. `health` is the newest picture.
-pub async fn run(subject: impl Subject, health: watch::Receiver<Health>) {
+pub async fn run(subject: impl Observed, health: watch::Receiver<Health>) {
     if std::env::var_os("NOTIFY_SOCKET").is_some() {
         tell_all(subject, health, daemon::watchdog_enabled(false), tell).await;
     }
@@ -74,13 +74,13 @@ pub async fn run(subject: impl Subject, health: watch::Receiver<Health>) {
 /// The same with everything from outside as an argument: READY once every lane has been seen to, STATUS whenever it
 /// changes, WATCHDOG while all loops make progress and the service manager wants to know at all.
 pub async fn tell_all(
-    subject: impl Subject,
+    subject: impl Observed,
     mut health: watch::Receiver<Health>,
     watchdog: Option<Duration>,
     mut tell: impl FnMut(&[NotifyState]),
 ) {
     let mut starting = interval(WHILE_STARTING);
-    while !subject.look().started() {
+    while !subject.sample().started() {
         starting.tick().await;
     }
     tell(&[NotifyState::Ready]);
@@ -92,19 +92,19 @@ pub async fn tell_all(
             _ = looks.tick() => {}
             Ok(()) = health.changed() => {}
         }
-        let look = subject.look();
+        let sample = subject.sample();
         let counted = health.borrow_and_update().clone();
-        let text = status_text(&Health { relay: look.relay.clone(), ..counted });
+        let text = status_text(&Health { relay: Relay::of(&sample), ..counted });
         if text != told {
             tell(&[NotifyState::Status(text.clone())]);
             told = text;
         }
         if watchdog.is_some() {
-            let alive = look.alive();
+            let alive = sample.alive();
             if alive {
                 tell(&[NotifyState::Watchdog]);
             } else if fed {
-                let troubles = look.troubles().join("; ");
+                let troubles = sample.troubles().join("; ");
                 tracing::error!(target: "mailqueue::systemd", troubles, "no progress: the watchdog is not fed");
             }
             fed = alive;

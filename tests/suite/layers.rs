@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use proc_macro2::{Delimiter, TokenStream, TokenTree, token_stream::IntoIter};
 
 /// Each module with those that it may import. What is not listed here may import nothing of ours.
-const MAY_IMPORT: [(&str, &[&str]); 17] = [
+const MAY_IMPORT: [(&str, &[&str]); 18] = [
     ("main", &["cli"]),
     (
         "cli",
@@ -18,6 +18,7 @@ const MAY_IMPORT: [(&str, &[&str]); 17] = [
             "queue",
             "ledger",
             "relay",
+            "telemetry",
             "translate",
             "retry",
             "decode",
@@ -44,8 +45,10 @@ const MAY_IMPORT: [(&str, &[&str]); 17] = [
             "visible",
         ],
     ),
-    ("dispatch", &["queue", "ledger", "relay", "translate", "retry", "outcome", "mail", "failpoint"]),
-    ("observe", &["queue", "ledger", "relay", "translate", "retry", "outcome", "mail", "visible"]),
+    ("dispatch", &["telemetry", "queue", "ledger", "relay", "translate", "retry", "outcome", "mail", "failpoint"]),
+    ("observe", &["telemetry", "queue", "ledger", "relay", "translate", "retry", "outcome", "mail", "visible"]),
+    // Plain data of a running dispatcher: dispatch fills it, observe shows it.
+    ("telemetry", &["outcome", "mail"]),
     ("queue", &["outcome", "mail", "secret", "failpoint"]),
     ("ledger", &["outcome", "mail"]),
     ("relay", &["outcome", "mail", "secret", "visible", "failpoint"]),

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use mailqueue::dispatch::Rate;
 use mailqueue::dispatch::connections::Learned;
-use mailqueue::dispatch::health::{Health, Opened, State};
+use mailqueue::dispatch::health::{Health, Opened};
 use mailqueue::dispatch::rate::Bucket;
 use mailqueue::dispatch::share::Share;
+use mailqueue::telemetry::RelayState;
 use tokio::time::Instant;
 
 /// No jitter: pauses are exactly as long as they are meant to be.
@@ -333,7 +334,7 @@ fn the_operators_stop_stands_above_the_breaker_and_is_lifted_by_every_queue_that
     assert!(health.stop(1, true));
     assert!(!health.stop(1, true), "no change");
     assert!(health.stop(0, false));
-    assert_eq!(health.watch().borrow().state, State::Stopped);
+    assert_eq!(health.watch().borrow().state, RelayState::Paused);
     health.stop(1, false);
     assert!(health.is_up());
 }

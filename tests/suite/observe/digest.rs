@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use mailqueue::mail::MailId;
 use mailqueue::observe::notify::{self, Pace, Settings};
-use mailqueue::observe::subject::{Gone, News, Undelivered};
 use mailqueue::outcome::{Reason, State};
+use mailqueue::telemetry::{FailedRow, FailureReport, SendError};
 use tokio::time::sleep;
 
 use super::fake::Fake;
@@ -19,26 +19,26 @@ fn settings() -> Settings {
     }
 }
 
-fn failed(mid: i64) -> Gone {
-    let said = Some("550 5.1.1 <…@x.example>: no such user".to_owned());
-    Gone { id: MailId::new("newsletter", mid), state: State::Failed, reason: Reason::Refused, said }
+fn failed(mid: i64) -> FailedRow {
+    let detail = Some("550 5.1.1 <…@x.example>: no such user".to_owned());
+    FailedRow { id: MailId::new("newsletter", mid), state: State::Failed, reason: Reason::Refused, detail }
 }
 
-fn news(mids: impl IntoIterator<Item = i64>) -> News {
-    News { rows: mids.into_iter().map(failed).collect(), more: 0 }
+fn failures(mids: impl IntoIterator<Item = i64>) -> FailureReport {
+    FailureReport { rows: mids.into_iter().map(failed).collect(), omitted: 0 }
 }
 
 #[test]
 fn the_digest_names_rows_and_reasons_and_what_to_do() {
-    let unreadable = Gone {
+    let unreadable = FailedRow {
         id: MailId::new("admidio", 7),
         state: State::Unreadable,
         reason: Reason::Truncated,
-        said: Some("mto\r\nis cut off".to_owned()),
+        detail: Some("mto\r\nis cut off".to_owned()),
     };
-    let news = News { rows: vec![unreadable, failed(12)], more: 1300 };
+    let report = FailureReport { rows: vec![unreadable, failed(12)], omitted: 1300 };
     assert_eq!(
-        notify::text(&news),
+        notify::text(&report),
         "These rows stay in their tables until somebody deals with them.\n\
          \n\
          Failed: the smarthost refused them, or they grew too old.\n\
@@ -64,7 +64,7 @@ fn the_digest_names_rows_and_reasons_and_what_to_do() {
 
 #[test]
 fn the_digest_is_a_mail_that_every_smarthost_takes_and_no_vacation_message_answers() {
-    let mail = notify::digest(&settings(), &news([12])).unwrap();
+    let mail = notify::digest(&settings(), &failures([12])).unwrap();
     let text = String::from_utf8(mail.content.to_vec()).unwrap();
     let (head, body) = text.split_once("\r\n\r\n").unwrap();
     for line in [
@@ -100,14 +100,14 @@ async fn what_fails_together_is_told_together_and_the_rest_an_hour_later() {
     let running = tokio::spawn(notify::run(fake.clone(), Settings { pace, ..settings() }, directory.path().to_owned()));
     minutes(10).await;
     assert!(fake.posted().is_empty(), "nothing to tell");
-    fake.happens(news([1, 2]));
+    fake.happens(failures([1, 2]));
     sleep(Duration::from_secs(8)).await;
-    fake.happens(news([3]));
+    fake.happens(failures([3]));
     minutes(2).await;
     let [digest] = fake.posted().try_into().unwrap();
     assert_eq!(digest.subject, "mailqueue on mail.example.org: 3 mails were not sent");
 
-    fake.happens(news([4]));
+    fake.happens(failures([4]));
     minutes(30).await;
     assert_eq!(fake.posted().len(), 1, "one an hour");
     minutes(31).await;
@@ -122,17 +122,17 @@ async fn a_relay_that_is_down_puts_the_digest_off_and_a_refusal_ends_it() {
     let fake = Fake::default();
     let pace = Pace { between: Duration::ZERO, ..Pace::default() };
     let running = tokio::spawn(notify::run(fake.clone(), Settings { pace, ..settings() }, directory.path().to_owned()));
-    fake.refuse([Undelivered::NotNow("the relay is paused".to_owned())]);
-    fake.happens(news([1]));
+    fake.refuse([SendError::Temporary("the relay is paused".to_owned())]);
+    fake.happens(failures([1]));
     minutes(2).await;
     assert!(fake.posted().is_empty());
-    fake.happens(news([2]));
+    fake.happens(failures([2]));
     minutes(10).await;
     let [digest] = fake.posted().try_into().unwrap();
     assert_eq!(digest.subject, "mailqueue on mail.example.org: 2 mails were not sent");
 
-    fake.refuse([Undelivered::Never("550 no such user".to_owned())]);
-    fake.happens(news([3]));
+    fake.refuse([SendError::Permanent("550 no such user".to_owned())]);
+    fake.happens(failures([3]));
     minutes(600).await;
     assert_eq!(fake.posted().len(), 1, "no second try, and no digest about the digest");
     running.abort();
@@ -144,13 +144,13 @@ async fn a_restart_neither_forgets_news_nor_sends_a_digest_too_soon() {
     let fake = Fake::default();
     let start = || tokio::spawn(notify::run(fake.clone(), settings(), directory.path().to_owned()));
     let running = start();
-    fake.happens(news([1]));
+    fake.happens(failures([1]));
     minutes(2).await;
     assert_eq!(fake.posted().len(), 1);
-    fake.happens(news([2]));
+    fake.happens(failures([2]));
     minutes(1).await;
     running.abort();
-    notify::put_by(news([3]), directory.path());
+    notify::put_by(failures([3]), directory.path());
 
     let running = start();
     minutes(30).await;
@@ -167,7 +167,7 @@ async fn a_flood_of_failures_makes_a_digest_of_bounded_length() {
     let directory = tempfile::tempdir().unwrap();
     let fake = Fake::default();
     let running = tokio::spawn(notify::run(fake.clone(), settings(), directory.path().to_owned()));
-    fake.happens(news(0..20_000));
+    fake.happens(failures(0..20_000));
     minutes(10).await;
     let [digest] = fake.posted().try_into().unwrap();
     assert_eq!(digest.subject, "mailqueue on mail.example.org: 20,000 mails were not sent");

@@ -2,33 +2,32 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use mailqueue::mail::Mail;
-use mailqueue::observe::subject::{Lane, Look, News, Subject, Undelivered};
+use mailqueue::telemetry::{FailureReport, LaneLiveness, LaneSample, Observed, Sample, SendError};
 
 #[derive(Clone, Default)]
 pub struct Fake(Arc<Mutex<Inner>>);
 
 #[derive(Default)]
 struct Inner {
-    look: Look,
-    news: News,
-    refusals: VecDeque<Undelivered>,
+    sample: Sample,
+    failures: FailureReport,
+    refusals: VecDeque<SendError>,
     posted: Vec<Mail>,
 }
 
 impl Fake {
-    pub fn set(&self, change: impl FnOnce(&mut Look)) {
-        change(&mut self.0.lock().unwrap().look);
+    pub fn set(&self, change: impl FnOnce(&mut Sample)) {
+        change(&mut self.0.lock().unwrap().sample);
     }
 
-    pub fn happens(&self, news: News) {
-        self.0.lock().unwrap().news.add(news);
+    pub fn happens(&self, failures: FailureReport) {
+        self.0.lock().unwrap().failures.append(failures);
     }
 
     /// What the next mails meet; the others are taken.
-    pub fn refuse(&self, refusals: impl IntoIterator<Item = Undelivered>) {
+    pub fn refuse(&self, refusals: impl IntoIterator<Item = SendError>) {
         self.0.lock().unwrap().refusals.extend(refusals);
     }
 
@@ -38,16 +37,16 @@ impl Fake {
     }
 }
 
-impl Subject for Fake {
-    fn look(&self) -> Look {
-        self.0.lock().unwrap().look.clone()
+impl Observed for Fake {
+    fn sample(&self) -> Sample {
+        self.0.lock().unwrap().sample.clone()
     }
 
-    fn take_news(&self) -> News {
-        std::mem::take(&mut self.0.lock().unwrap().news)
+    fn take_failures(&self) -> FailureReport {
+        std::mem::take(&mut self.0.lock().unwrap().failures)
     }
 
-    async fn post(&self, mail: &Mail) -> Result<(), Undelivered> {
+    async fn send_notice(&self, mail: &Mail) -> Result<(), SendError> {
         let mut inner = self.0.lock().unwrap();
         match inner.refusals.pop_front() {
             Some(refusal) => Err(refusal),
@@ -59,6 +58,7 @@ impl Subject for Fake {
     }
 }
 
-pub fn lane(name: &str) -> Lane {
-    Lane { name: name.into(), still_for: Duration::ZERO, started: true, database: None }
+pub fn lane(name: &str) -> LaneSample {
+    let liveness = LaneLiveness { started: true, ..LaneLiveness::default() };
+    LaneSample { name: name.into(), liveness, database: None }
 }

@@ -4,11 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use mailqueue::observe::health::{Health, Queue, Relay, RelayState, Rows};
+use mailqueue::observe::health::{Health, Queue, Rows};
 use mailqueue::observe::metrics::Metrics;
 use mailqueue::observe::monitor::Monitor;
+use mailqueue::telemetry::RelayState;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 
 use super::fake::{Fake, lane};
 
@@ -40,17 +42,16 @@ async fn serve(fake: &Fake) -> (u16, Arc<Metrics>) {
 #[tokio::test]
 async fn healthz_is_200_while_all_is_well_and_503_with_the_reasons_otherwise() {
     let fake = Fake::default();
-    fake.set(|look| look.lanes = vec![lane("newsletter"), lane("admidio")]);
+    fake.set(|sample| sample.lanes = vec![lane("newsletter"), lane("admidio")]);
     let (port, _) = serve(&fake).await;
     let (head, body) = get(port, "/healthz").await;
     assert!(head.starts_with("HTTP/1.1 200 OK\r\n") && head.contains("content-type: application/json"), "{head}");
     assert_eq!(body, "{\"status\":\"ok\",\"reasons\":[],\"relay\":\"up\",\"last_poll\":null,\"last_accepted\":null}\n");
 
-    fake.set(|look| {
-        look.lanes[0].still_for = Duration::from_secs(301);
-        look.lanes[1].database = Some("database of queue admidio is out of reach: refused".to_owned());
-        look.relay =
-            Relay { state: RelayState::Paused, until: None, reason: Some("no route".to_owned()), ..Relay::default() };
+    fake.set(|sample| {
+        sample.lanes[0].liveness.stalled_for = Duration::from_secs(301);
+        sample.lanes[1].database = Some("database of queue admidio is out of reach: refused".to_owned());
+        sample.relay.state = RelayState::Down { until: Instant::now(), reason: "no route".to_owned() };
     });
     let (head, body) = get(port, "/healthz").await;
     assert!(head.starts_with("HTTP/1.1 503 "), "{head}");
@@ -66,7 +67,7 @@ async fn healthz_is_200_while_all_is_well_and_503_with_the_reasons_otherwise() {
 #[tokio::test]
 async fn an_operators_stop_is_no_trouble() {
     let fake = Fake::default();
-    fake.set(|look| look.relay = Relay::stopped());
+    fake.set(|sample| sample.relay.state = RelayState::Paused);
     let (port, _) = serve(&fake).await;
     let (head, body) = get(port, "/healthz").await;
     assert!(head.starts_with("HTTP/1.1 200 ") && body.contains("\"relay\":\"stopped\""), "{head}\n{body}");
@@ -75,10 +76,10 @@ async fn an_operators_stop_is_no_trouble() {
 #[tokio::test]
 async fn a_scrape_shows_the_last_counts_and_drops_those_of_a_database_that_went_away() {
     let fake = Fake::default();
-    fake.set(|look| {
-        look.lanes = vec![lane("newsletter")];
-        look.connections = 4;
-        look.last_poll = Some(Timestamp::from_millisecond(1_500).unwrap());
+    fake.set(|sample| {
+        sample.lanes = vec![lane("newsletter")];
+        sample.relay.cap = 4;
+        sample.last_poll = Some(Timestamp::from_millisecond(1_500).unwrap());
     });
     let (port, metrics) = serve(&fake).await;
     let rows = Rows { waiting: 7, oldest_due_seconds: Some(5), ..Rows::default() };

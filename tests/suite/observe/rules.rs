@@ -9,7 +9,7 @@ mod promtool {
     use mailqueue::dispatch::Meter;
     use mailqueue::observe::health::{Health, Queue, Rows};
     use mailqueue::observe::metrics::Metrics;
-    use mailqueue::observe::subject::Look;
+    use mailqueue::telemetry::Sample;
 
     use crate::observe::fake::lane;
     use crate::support::variable;
@@ -34,8 +34,8 @@ mod promtool {
         let metrics = Metrics::new(meter.collectors(), Timestamp::now()).unwrap();
         let queue = Queue { name: "newsletter".to_owned(), rows: Some(Rows::default()), error: None };
         metrics.counted(&Health { queues: vec![queue], ..Health::default() });
-        let look = Look { lanes: vec![lane("newsletter")], ..Look::default() };
-        String::from_utf8(metrics.text(&look).unwrap()).unwrap()
+        let sample = Sample { lanes: vec![lane("newsletter")], ..Sample::default() };
+        String::from_utf8(metrics.text(&sample).unwrap()).unwrap()
     }
 
     #[test]

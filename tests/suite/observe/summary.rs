@@ -4,8 +4,8 @@ use std::io::Write;
 use std::sync::{Arc, Mutex as Lock};
 use std::time::Duration;
 
-use mailqueue::observe::subject::Tally;
 use mailqueue::observe::summary::{self, Summary};
+use mailqueue::telemetry::Tally;
 use tokio::sync::Mutex;
 use tokio::time::sleep;
 use tracing_subscriber::fmt::MakeWriter;
@@ -52,7 +52,7 @@ async fn an_hour_has_one_line_with_what_happened_in_it_also_over_a_reload() {
     let minutes = |number: u64| sleep(Duration::from_secs(number * 60));
 
     let first = tokio::spawn(summary::run(fake.clone(), summary.clone()));
-    fake.set(|look| look.tally = Tally { claimed: 12, delivered: 10, failed: 2, ..Tally::default() });
+    fake.set(|sample| sample.tally = Tally { claimed: 12, delivered: 10, failed: 2, ..Tally::default() });
     minutes(40).await;
     assert_eq!(lines.take(), [serde_json::Value::Null; 0]);
     // The configuration is read again: another dispatcher, and the same hour.
@@ -66,7 +66,7 @@ async fn an_hour_has_one_line_with_what_happened_in_it_also_over_a_reload() {
     let counts = ["claimed", "delivered", "deferred", "failed", "unreadable", "held"].map(|key| line[key].as_u64());
     assert_eq!(counts, [12, 10, 0, 2, 0, 0].map(Some));
 
-    fake.set(|look| look.tally.delivered = 15);
+    fake.set(|sample| sample.tally.delivered = 15);
     minutes(60).await;
     let [line] = lines.take().try_into().unwrap();
     assert_eq!((&line["claimed"], &line["delivered"]), (&0.into(), &5.into()));

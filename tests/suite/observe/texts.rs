@@ -162,7 +162,7 @@ fn the_file_of_a_dispatcher_tells_running_silent_stopped_and_dead_apart() {
         stopped: false,
         relay: Relay::default(),
         pace: None,
-        carries: None,
+        capabilities: None,
         last_poll: None,
         last_accepted: None,
     };
