@@ -1,21 +1,21 @@
 //! What people and machines see of the work: one picture of health, and the files below that turn it into text.
 //!
-//! [`start`] has everything that watches a running dispatcher; [`outside::look`] is for commands. Neither knows the
+//! [`start`] has everything that watches a running dispatcher; [`health::look`] is for commands. Neither knows the
 //! dispatcher itself, only the [`Sample`](crate::telemetry::Sample)s that it gives.
 
 pub mod audit;
 pub mod checkmk;
+pub mod digest;
 pub mod health;
-mod journal;
+pub mod http;
+mod journald;
 pub mod logs;
 pub mod metrics;
-pub mod monitor;
-pub mod notify;
-pub mod outside;
-mod pending;
-pub mod snapshot;
+pub mod relay;
+pub mod status_file;
 pub mod summary;
 pub mod systemd;
+mod words;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -32,7 +32,7 @@ use crate::queue::Queue;
 use crate::telemetry::Observed;
 use health::Health;
 use metrics::Metrics;
-use monitor::Monitor;
+use relay::Relay;
 use summary::Summary;
 
 /// What is to watch a dispatcher.
@@ -43,7 +43,7 @@ pub struct Settings {
     pub poll_interval: Duration,
     /// For `/metrics` and `/healthz`.
     pub listen: Option<SocketAddr>,
-    pub notify: Option<notify::Settings>,
+    pub notify: Option<digest::Settings>,
     /// How long it is remembered what operators did.
     pub audit_keep: Duration,
 }
@@ -51,7 +51,7 @@ pub struct Settings {
 /// Everything that watches a running dispatcher. Dropping it ends the watch.
 #[derive(Debug)]
 pub struct Observers<S> {
-    subject: S,
+    dispatcher: S,
     state_dir: PathBuf,
     monitor: Option<SocketAddr>,
     notifies: bool,
@@ -60,12 +60,12 @@ pub struct Observers<S> {
 
 /// What outlives the dispatcher when the configuration is read again: counters never go back, and an hour stays an hour.
 #[derive(Clone, Debug)]
-pub struct Lasting {
+pub struct AcrossReloads {
     metrics: Arc<Metrics>,
     summary: Arc<Mutex<Summary>>,
 }
 
-impl Lasting {
+impl AcrossReloads {
     /// `counters` are those that the dispatchers keep.
     pub fn new(counters: Vec<Box<dyn Collector>>) -> anyhow::Result<Self> {
         let metrics = Arc::new(Metrics::new(counters, Timestamp::now())?);
@@ -76,15 +76,15 @@ impl Lasting {
 /// Starts to watch: counts rows in the background, serves metrics, tells the service manager, sums up each hour, sends
 /// digests, logs what operators do. Fails where the port cannot be had.
 pub async fn start<S: Observed>(
-    subject: S,
+    dispatcher: S,
     queues: Vec<Queue>,
-    lasting: &Lasting,
+    across_reloads: &AcrossReloads,
     settings: Settings,
 ) -> anyhow::Result<Observers<S>> {
-    let metrics = lasting.metrics.clone();
+    let metrics = across_reloads.metrics.clone();
     metrics.forget_queues();
     let monitor = match settings.listen {
-        Some(address) => Some(Monitor::bind(address).await?),
+        Some(address) => Some(http::Server::bind(address).await?),
         None => None,
     };
     let address = monitor.as_ref().and_then(|monitor| monitor.address().ok());
@@ -96,17 +96,17 @@ pub async fn start<S: Observed>(
     let notifies = settings.notify.is_some();
     let mut tasks = JoinSet::new();
     if let Some(monitor) = monitor {
-        tasks.spawn(monitor.serve(subject.clone(), metrics.clone()));
+        tasks.spawn(monitor.serve(dispatcher.clone(), metrics.clone()));
     }
-    tasks.spawn(count(subject.clone(), queues, metrics, sender, settings.poll_interval));
-    tasks.spawn(systemd::run(subject.clone(), health));
-    tasks.spawn(summary::run(subject.clone(), lasting.summary.clone()));
+    tasks.spawn(count(dispatcher.clone(), queues, metrics, sender, settings.poll_interval));
+    tasks.spawn(systemd::run(dispatcher.clone(), health));
+    tasks.spawn(summary::run(dispatcher.clone(), across_reloads.summary.clone()));
     tasks.spawn(audit::follow(settings.state_dir.clone(), settings.audit_keep));
-    tasks.spawn(snapshot::keep(subject.clone(), settings.state_dir.clone()));
+    tasks.spawn(status_file::keep(dispatcher.clone(), settings.state_dir.clone()));
     if let Some(notify) = settings.notify {
-        tasks.spawn(notify::run(subject.clone(), notify, settings.state_dir.clone()));
+        tasks.spawn(digest::run(dispatcher.clone(), notify, settings.state_dir.clone()));
     }
-    Ok(Observers { subject, state_dir: settings.state_dir, monitor: address, notifies, tasks })
+    Ok(Observers { dispatcher, state_dir: settings.state_dir, monitor: address, notifies, tasks })
 }
 
 impl<S: Observed> Observers<S> {
@@ -119,9 +119,9 @@ impl<S: Observed> Observers<S> {
     pub async fn stop(mut self) {
         self.tasks.shutdown().await;
         if self.notifies {
-            notify::put_by(self.subject.take_failures(), &self.state_dir);
+            digest::put_by(self.dispatcher.take_failures(), &self.state_dir);
         }
-        if let Err(error) = snapshot::close(&self.subject, &self.state_dir) {
+        if let Err(error) = status_file::close(&self.dispatcher, &self.state_dir) {
             tracing::warn!(target: "mailqueue::monitor", %error, "`mailqueue status` will not know of this end");
         }
     }
@@ -129,7 +129,7 @@ impl<S: Observed> Observers<S> {
 
 /// Counts rows now and then, so that nobody who asks has to wait for a database.
 async fn count(
-    subject: impl Observed,
+    dispatcher: impl Observed,
     queues: Vec<Queue>,
     metrics: Arc<Metrics>,
     health: watch::Sender<Health>,
@@ -137,13 +137,13 @@ async fn count(
 ) {
     loop {
         let begun = Instant::now();
-        let counted = outside::counts(&queues, Timestamp::now()).await;
+        let counted = health::counts(&queues, Timestamp::now()).await;
         let took = begun.elapsed();
         metrics.counting_took(took);
-        let sample = subject.sample();
+        let sample = dispatcher.sample();
         let new = Health {
             queues: counted.queues,
-            relay: health::Relay::of(&sample),
+            relay: Relay::of(&sample),
             last_poll: sample.last_poll,
             last_accepted: sample.last_accepted,
             ledger_open: Some(sample.ledger_open),

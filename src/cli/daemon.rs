@@ -11,7 +11,7 @@ use crate::ledger::{self, Ledger, StateDir};
 use crate::mail::Address;
 use crate::mail::hex;
 use crate::observe::logs::Redactor;
-use crate::observe::{self, Lasting, Observers, notify};
+use crate::observe::{self, AcrossReloads, Observers, digest};
 use crate::queue::Queue;
 use crate::relay::Relay;
 
@@ -41,7 +41,11 @@ pub async fn dispatcher(
 }
 
 /// Everything that watches a dispatcher.
-pub async fn observe(config: &Config, handle: &Handle, lasting: &Lasting) -> anyhow::Result<Observers<Handle>> {
+pub async fn observe(
+    config: &Config,
+    handle: &Handle,
+    across_reloads: &AcrossReloads,
+) -> anyhow::Result<Observers<Handle>> {
     let queues = config.queues.iter().map(|queue| Queue::new(queue.settings.clone(), String::new()));
     let settings = observe::Settings {
         state_dir: config.state_dir.clone(),
@@ -50,11 +54,11 @@ pub async fn observe(config: &Config, handle: &Handle, lasting: &Lasting) -> any
         notify: notify(config)?,
         audit_keep: config.ledger_keep,
     };
-    observe::start(handle.clone(), queues.collect::<Result<_, _>>()?, lasting, settings).await
+    observe::start(handle.clone(), queues.collect::<Result<_, _>>()?, across_reloads, settings).await
 }
 
 /// Digests come from whom the configuration names as a sender, else from this host.
-fn notify(config: &Config) -> anyhow::Result<Option<notify::Settings>> {
+fn notify(config: &Config) -> anyhow::Result<Option<digest::Settings>> {
     let Some(to) = config.notify.clone() else { return Ok(None) };
     let host = config.relay.helo.clone();
     let named = config.message.default_from.clone().or(config.message.envelope_from.clone());
@@ -63,8 +67,8 @@ fn notify(config: &Config) -> anyhow::Result<Option<notify::Settings>> {
         None => Address::new("mailqueue", &host)
             .with_context(|| format!("[notify] has no sender, {host} being no domain: set message.default_from"))?,
     };
-    let pace = notify::Pace::default();
-    Ok(Some(notify::Settings { to, from, host, pace }))
+    let pace = digest::Pace::default();
+    Ok(Some(digest::Settings { to, from, host, pace }))
 }
 
 fn settings(config: &Config, state_dir: &StateDir) -> Result<dispatch::Settings, ledger::Error> {

@@ -11,7 +11,7 @@ use super::ending::Ending;
 use super::output::{self, Out, safe};
 use crate::config::Config;
 use crate::dispatch::{Dispatcher, Pass, Progress};
-use crate::observe::snapshot;
+use crate::observe::status_file;
 use crate::telemetry::Tally;
 
 #[derive(Debug, clap::Args)]
@@ -25,7 +25,7 @@ pub async fn run(_: &Args, config: &Config, out: &mut Out) -> anyhow::Result<End
     let handle = dispatcher.handle();
     let pass = drive(dispatcher).await?;
     // What became of the mails counts more than what `status` can say of it later.
-    if let Err(error) = snapshot::close(&handle, &config.state_dir) {
+    if let Err(error) = status_file::close(&handle, &config.state_dir) {
         tracing::warn!(%error, "`mailqueue status` will not know of this pass: its file cannot be written");
     }
     writeln!(out, "{}", sentence(&pass.tally))?;

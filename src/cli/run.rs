@@ -8,7 +8,7 @@ use super::ending::Ending;
 use crate::config::Config;
 use crate::dispatch::{Dispatcher, Pass, Progress};
 use crate::observe::logs::{self, Logs};
-use crate::observe::{Lasting, systemd};
+use crate::observe::{AcrossReloads, systemd};
 use crate::relay::Relay;
 
 #[derive(Debug, clap::Args)]
@@ -24,11 +24,11 @@ pub async fn run(_: &Args, mut config: Config, logs: &Logs, level: Option<&str>)
     let mut state_dir = daemon::take_state_dir(&config)?;
     info!(version = env!("CARGO_PKG_VERSION"), pid = std::process::id(), config = %config.file.display(), "started");
     let mut progress = Progress::default();
-    let lasting = Lasting::new(progress.meter.collectors())?;
+    let across_reloads = AcrossReloads::new(progress.meter.collectors())?;
     loop {
         let dispatcher = daemon::dispatcher(&config, &state_dir, progress, false).await?;
         let handle = dispatcher.handle();
-        let (pass, next) = session(&config, dispatcher, &lasting, &mut signals).await?;
+        let (pass, next) = session(&config, dispatcher, &across_reloads, &mut signals).await?;
         if let Some(refusal) = pass.refused {
             return Err(refusal.into());
         }
@@ -52,11 +52,11 @@ pub async fn run(_: &Args, mut config: Config, logs: &Logs, level: Option<&str>)
 async fn session(
     config: &Config,
     dispatcher: Dispatcher,
-    lasting: &Lasting,
+    across_reloads: &AcrossReloads,
     signals: &mut Signals,
 ) -> anyhow::Result<(Pass, Option<Box<Config>>)> {
     let handle = dispatcher.handle();
-    let observers = daemon::observe(config, &handle, lasting).await?;
+    let observers = daemon::observe(config, &handle, across_reloads).await?;
     let mut next = None;
     let mut ending = false;
     let mut running = std::pin::pin!(dispatcher.run());

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use super::ending::Usage;
 use crate::config::Config;
 use crate::mail::{Capabilities, Columns, Mail, MailId, RecordId};
-use crate::observe::snapshot::Snapshot;
+use crate::observe::status_file::StatusFile;
 use crate::outcome::{Reason, State};
 use crate::queue::{self, Content, Listed, Queue};
 use crate::translate;
@@ -176,7 +176,7 @@ impl Decoded {
 
 /// What the smarthost announced to this host's dispatcher last; `None` where none has noted it.
 pub fn announced_wire(config: &Config) -> Option<Capabilities> {
-    Snapshot::read(&config.state_dir).ok()??.capabilities
+    StatusFile::read(&config.state_dir).ok()??.capabilities
 }
 
 /// The row as it would go out. A row without a record has no Message-ID of ours yet, and gets one that is all zeros.

@@ -10,9 +10,9 @@ use super::output::{Colour, Out, ago, count, or_dash, safe, span};
 use super::select;
 use crate::config::Config;
 use crate::observe::checkmk::{self, Levels};
-use crate::observe::health::{Health, Queue, Relay, RelayState, Rows};
-use crate::observe::outside::{self, Daemon};
-use crate::observe::snapshot::Pace;
+use crate::observe::health::{self, Daemon, Health, Queue, Rows};
+use crate::observe::relay::{Relay, RelayStatus};
+use crate::observe::status_file::Pace;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Works while the daemon runs and while it does not.\n\
@@ -31,7 +31,7 @@ pub async fn run(args: &Args, config: &Config, out: &mut Out) -> anyhow::Result<
     let now = Timestamp::now();
     let queues: Vec<_> =
         config.queues.iter().map(|queue| select::open(&queue.settings)).collect::<anyhow::Result<_>>()?;
-    let (health, daemon) = outside::look(&queues, &config.state_dir, now).await;
+    let (health, daemon) = health::look(&queues, &config.state_dir, now).await;
     if args.checkmk {
         write!(out, "{}", checkmk::lines(&health, &daemon, &Levels::new(config.poll_interval), now))?;
         return Ok(Ending::Done);
@@ -64,7 +64,7 @@ fn tell(health: &Health, daemon: &Daemon, now: Timestamp, out: &mut Out) -> anyh
 
 /// The state, why and until when, and how busy it is.
 fn relay(relay: &Relay, daemon: &Daemon, now: Timestamp, out: &Out) -> String {
-    let colour = if relay.state == RelayState::Up { Colour::Green } else { Colour::Red };
+    let colour = if relay.state == RelayStatus::Up { Colour::Green } else { Colour::Red };
     let mut text = out.coloured(colour, relay.state.as_str());
     if let Some(reason) = &relay.reason {
         text += &format!(" ({})", safe(reason));

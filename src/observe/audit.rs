@@ -14,8 +14,8 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, interval};
 use tracing_subscriber::prelude::*;
 
-use super::journal::Journal;
-use super::snapshot::replace;
+use super::journald::Journal;
+use super::status_file::replace;
 use crate::mail::MailId;
 
 /// Below `state_dir`: one [`Change`] a line, as JSON.

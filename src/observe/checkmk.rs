@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::health::{Health, Queue, Relay, RelayState, Rows, grouped, span};
-use super::outside::Daemon;
+use super::health::{Daemon, Health, Queue, Rows};
+use super::relay::{Relay, RelayStatus};
+use super::words::{grouped, span};
 use crate::visible;
 
 /// From where on a number is WARN and CRIT.
@@ -71,7 +72,7 @@ fn daemon_line(health: &Health, daemon: &Daemon, levels: &Levels, now: Timestamp
     let poll_age = health.last_poll.map(|at| age(at, now));
     let polled = poll_age.map_or("no table looked at yet".to_owned(), |age| format!("last poll {} ago", span(age)));
     let verdict = match (daemon, health.relay.state) {
-        (Daemon::Running { .. }, RelayState::Up) => poll_age.map_or(Verdict::Ok, |age| levels.last_poll.judge(age)),
+        (Daemon::Running { .. }, RelayStatus::Up) => poll_age.map_or(Verdict::Ok, |age| levels.last_poll.judge(age)),
         // A relay that is paused is looked to by its own line; the tables have to wait for it.
         (Daemon::Running { .. }, _) => Verdict::Ok,
         (Daemon::Silent { .. } | Daemon::Stopped { .. } | Daemon::Died { .. }, _) => Verdict::Crit,
@@ -93,8 +94,8 @@ fn relay_line(health: &Health, daemon: &Daemon, now: Timestamp) -> String {
         accepted.map_or("no mail accepted yet".to_owned(), |age| format!("last mail accepted {} ago", span(age)));
     let reason = health.relay.reason.as_deref().unwrap_or("in trouble");
     let (verdict, text) = match (health.relay.state, daemon) {
-        (RelayState::Up, Daemon::Running { .. }) => (Verdict::Ok, format!("up, {last}")),
-        (RelayState::Paused, Daemon::Running { .. }) => (Verdict::Crit, format!("paused: {reason}; {last}")),
+        (RelayStatus::Up, Daemon::Running { .. }) => (Verdict::Ok, format!("up, {last}")),
+        (RelayStatus::Paused, Daemon::Running { .. }) => (Verdict::Crit, format!("paused: {reason}; {last}")),
         _ if health.relay.reason == Relay::stopped().reason => {
             (Verdict::Warn, format!("stopped by an operator, `mailqueue resume relay` lets it go on; {last}"))
         }

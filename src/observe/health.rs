@@ -1,12 +1,18 @@
 //! One picture of health: what `status --json` prints, and what the other files turn into text.
 
+use std::path::Path;
+use std::time::Duration;
+
+use futures_util::future::join_all;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use tokio::time::Instant;
 
+use super::relay::Relay;
+use super::status_file::{Pace, StatusFile};
+use super::words::span;
+use crate::ledger::{self, Tracer};
 use crate::outcome::State;
-use crate::queue::{Counts, Paused};
-use crate::telemetry::{self, Sample};
+use crate::queue::{self, Counts, Paused};
 
 /// How mail flows. Its JSON form is a contract with monitoring.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -47,78 +53,6 @@ pub struct Rows {
     /// `waiting` is an estimate.
     #[serde(skip)]
     pub about: bool,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Relay {
-    pub state: RelayState,
-    /// When a relay in trouble is tried again.
-    pub until: Option<Timestamp>,
-    pub reason: Option<String>,
-    /// The number of connections that may be in use: fewer than configured where the smarthost takes no more, or throttles. `None`
-    /// where no dispatcher runs.
-    #[serde(default)]
-    pub connections_cap: Option<usize>,
-    /// The form of pipelining in use: `full`, `commands` or `off`. `None` before the first connection.
-    #[serde(default)]
-    pub pipelining: Option<String>,
-    /// Why it is this form.
-    #[serde(default)]
-    pub pipelining_reason: Option<String>,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum RelayState {
-    #[default]
-    Up,
-    /// In trouble that is no mail's; tried again by itself.
-    Paused,
-    /// An operator's emergency stop; or no dispatcher runs.
-    Stopped,
-}
-
-impl RelayState {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Up => "up",
-            Self::Paused => "paused",
-            Self::Stopped => "stopped",
-        }
-    }
-}
-
-impl Relay {
-    /// The relay as a running dispatcher sees it now.
-    pub fn of(sample: &Sample) -> Self {
-        let relay = match &sample.relay.state {
-            telemetry::RelayState::Up => Self::default(),
-            telemetry::RelayState::Paused => Self::stopped(),
-            telemetry::RelayState::Down { until, reason } => Self {
-                state: RelayState::Paused,
-                until: Timestamp::now().checked_add(until.saturating_duration_since(Instant::now())).ok(),
-                reason: Some(reason.clone()),
-                ..Self::default()
-            },
-        };
-        Self {
-            connections_cap: Some(sample.relay.cap),
-            pipelining: sample.pipelining.as_ref().map(|(mode, _)| (*mode).to_owned()),
-            pipelining_reason: sample.pipelining.as_ref().map(|(_, reason)| reason.clone()),
-            ..relay
-        }
-    }
-
-    /// An operator's emergency stop.
-    pub fn stopped() -> Self {
-        Self { state: RelayState::Stopped, reason: Some("operator".to_owned()), ..Self::default() }
-    }
-
-    /// Nobody is there to offer it anything.
-    pub fn unused() -> Self {
-        let reason = Some("no dispatcher runs here".to_owned());
-        Self { state: RelayState::Stopped, reason, ..Self::default() }
-    }
 }
 
 impl Queue {
@@ -163,25 +97,142 @@ impl Rows {
     }
 }
 
-/// `1,204`: digits in threes, for people.
-pub fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::with_capacity(digits.len() * 4 / 3);
-    for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
+/// A file that is older than the time in which it should have been written anew, and so much more, is of a dispatcher
+/// that hangs.
+const GRACE: Duration = Duration::from_secs(120);
+
+/// The dispatcher of this `state_dir`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Daemon {
+    Running {
+        pid: u32,
+        pace: Option<Pace>,
+    },
+    /// The process is there, and does nothing.
+    Silent {
+        pid: u32,
+        since: Timestamp,
+    },
+    /// It ended in good order, or has never run here.
+    Stopped {
+        since: Option<Timestamp>,
+    },
+    /// It ended without saying so.
+    Died {
+        since: Timestamp,
+    },
+    /// `state_dir` cannot be read.
+    Unknown {
+        why: String,
+    },
 }
 
-/// `12 s`, `5 min`, `3 h`, `9 days`: one unit is enough for a person.
-pub fn span(seconds: u64) -> String {
-    match seconds {
-        0..120 => format!("{seconds} s"),
-        120..7_200 => format!("{} min", seconds / 60),
-        7_200..172_800 => format!("{} h", seconds / 3_600),
-        _ => format!("{} days", seconds / 86_400),
+impl Daemon {
+    /// In words, without a capital letter or a full stop.
+    pub fn sentence(&self, now: Timestamp) -> String {
+        let ago = |at: &Timestamp| span(u64::try_from(now.duration_since(*at).as_secs()).unwrap_or(0));
+        match self {
+            Self::Running { pid, .. } => format!("running as process {pid}"),
+            Self::Silent { pid, since } => {
+                format!("process {pid} shows no signs of life for {}; restart it", ago(since))
+            }
+            Self::Stopped { since: Some(since) } => format!("not running, stopped {} ago; nothing is sent", ago(since)),
+            Self::Stopped { since: None } => "not running on this host; nothing is sent".to_owned(),
+            Self::Died { since } => {
+                format!("not running, died without a word; last sign of life {} ago; nothing is sent", ago(since))
+            }
+            Self::Unknown { why } => format!("cannot be told: {why}"),
+        }
+    }
+}
+
+/// Looks at everything. A database that is out of reach is part of the answer.
+pub async fn look(queues: &[queue::Queue], state_dir: &Path, now: Timestamp) -> (Health, Daemon) {
+    let counted = counts(queues, now).await;
+    let snapshot = StatusFile::read(state_dir);
+    let daemon = match &snapshot {
+        Ok(snapshot) => daemon(snapshot.as_ref(), now, is_alive),
+        Err(error) => Daemon::Unknown { why: format!("{}: {error}", state_dir.display()) },
+    };
+    let snapshot = snapshot.ok().flatten();
+    let (ledger_open, accepted) = match ledger(state_dir) {
+        Some((open, accepted)) => (Some(open), accepted),
+        None => (None, None),
+    };
+    let relay = match (&snapshot, &daemon) {
+        _ if counted.relay_stopped => Relay::stopped(),
+        (Some(snapshot), Daemon::Running { .. } | Daemon::Silent { .. }) => snapshot.relay.clone(),
+        _ => Relay::unused(),
+    };
+    let health = Health {
+        queues: counted.queues,
+        relay,
+        last_poll: snapshot.as_ref().and_then(|snapshot| snapshot.last_poll),
+        last_accepted: accepted.max(snapshot.as_ref().and_then(|snapshot| snapshot.last_accepted)),
+        ledger_open,
+    };
+    (health, daemon)
+}
+
+/// What the databases say.
+#[derive(Debug, Default)]
+pub struct Counted {
+    pub queues: Vec<Queue>,
+    /// An operator stopped the relay in one of them.
+    pub relay_stopped: bool,
+}
+
+/// Counts the rows of all queues, side by side.
+pub async fn counts(queues: &[queue::Queue], now: Timestamp) -> Counted {
+    let one = |queue: &queue::Queue| {
+        let queue = queue.clone();
+        async move {
+            let counted = async { Ok::<_, queue::Error>((queue.counts(now).await?, queue.paused().await?)) };
+            match counted.await {
+                Ok((counts, paused)) => (Queue::of(queue.name(), &counts, paused), paused.relay),
+                Err(error) => (Queue::out_of_reach(queue.name(), error.to_string()), false),
+            }
+        }
+    };
+    let (queues, stops): (Vec<_>, Vec<_>) = join_all(queues.iter().map(one)).await.into_iter().unzip();
+    Counted { queues, relay_stopped: stops.contains(&true) }
+}
+
+/// What the file says of the dispatcher's life.
+pub fn daemon(snapshot: Option<&StatusFile>, now: Timestamp, is_alive: impl Fn(u32) -> bool) -> Daemon {
+    let Some(snapshot) = snapshot else { return Daemon::Stopped { since: None } };
+    let StatusFile { pid, written, .. } = *snapshot;
+    let age = Duration::try_from(now.duration_since(written)).unwrap_or_default();
+    match (snapshot.stopped, is_alive(pid)) {
+        (true, _) => Daemon::Stopped { since: Some(written) },
+        (false, false) => Daemon::Died { since: written },
+        (false, true) if age > Duration::from_secs(snapshot.every_seconds) + GRACE => {
+            Daemon::Silent { pid, since: written }
+        }
+        (false, true) => Daemon::Running { pid, pace: snapshot.pace },
+    }
+}
+
+/// Whether there is a process of that number, and it is a mailqueue.
+fn is_alive(pid: u32) -> bool {
+    let name = |pid: &str| std::fs::read_to_string(format!("/proc/{pid}/comm")).ok();
+    match name("self") {
+        Some(own) => name(&pid.to_string()) == Some(own),
+        // No /proc to look at: the file's age has to tell.
+        None => true,
+    }
+}
+
+/// Entries that are open and the last acceptance, where there is a ledger that can be read.
+fn ledger(state_dir: &Path) -> Option<(u64, Option<Timestamp>)> {
+    if !ledger::exists(state_dir) {
+        return None;
+    }
+    match Tracer::open(state_dir).and_then(|ledger| ledger.summary()) {
+        Ok(summary) => Some(summary),
+        Err(error) => {
+            tracing::warn!(target: "mailqueue::ledger", %error, "the ledger cannot be read");
+            None
+        }
     }
 }

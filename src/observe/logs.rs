@@ -9,7 +9,7 @@ use tracing_subscriber::layer::Layered;
 use tracing_subscriber::prelude::*;
 use tracing_subscriber::{Layer, Registry, reload};
 
-use super::journal::Journal;
+use super::journald::Journal;
 use crate::{ledger, visible};
 
 /// `[log]` of the configuration, checked.

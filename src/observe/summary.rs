@@ -28,11 +28,11 @@ impl Summary {
 }
 
 /// Logs until it is dropped. Whoever goes on with the same `summary` goes on in the middle of the hour.
-pub async fn run(subject: impl Observed, summary: Arc<Mutex<Summary>>) {
+pub async fn run(dispatcher: impl Observed, summary: Arc<Mutex<Summary>>) {
     let mut summary = summary.lock().await;
     loop {
         sleep_until(summary.begun + EVERY).await;
-        let now = subject.sample().tally;
+        let now = dispatcher.sample().tally;
         log(now.since(summary.before), "the last hour");
         // A machine that slept, or was held up, does not make up for the hours.
         *summary = Summary { begun: Instant::now(), before: now };

@@ -8,7 +8,9 @@ use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::watch;
 use tokio::time::interval;
 
-use super::health::{Health, Queue, Relay, RelayState, grouped};
+use super::health::{Health, Queue};
+use super::relay::{Relay, RelayStatus};
+use super::words::grouped;
 use crate::telemetry::Observed;
 use crate::visible;
 
@@ -50,10 +52,10 @@ fn queue_text(queue: &Queue) -> String {
 
 fn relay_text(relay: &Relay) -> String {
     match (relay.state, relay.until, relay.reason.as_deref()) {
-        (RelayState::Up, ..) => "relay up".to_owned(),
-        (RelayState::Stopped, ..) => "relay stopped by an operator".to_owned(),
-        (RelayState::Paused, None, reason) => format!("relay paused: {}", reason.unwrap_or("in trouble")),
-        (RelayState::Paused, Some(until), reason) => {
+        (RelayStatus::Up, ..) => "relay up".to_owned(),
+        (RelayStatus::Stopped, ..) => "relay stopped by an operator".to_owned(),
+        (RelayStatus::Paused, None, reason) => format!("relay paused: {}", reason.unwrap_or("in trouble")),
+        (RelayStatus::Paused, Some(until), reason) => {
             format!("relay paused until {}: {}", moment(until), reason.unwrap_or("in trouble"))
         }
     }
@@ -65,22 +67,22 @@ fn moment(at: Timestamp) -> String {
 }
 
 /// Tells the service manager until it is dropped. `health` is the newest picture.
-pub async fn run(subject: impl Observed, health: watch::Receiver<Health>) {
+pub async fn run(dispatcher: impl Observed, health: watch::Receiver<Health>) {
     if std::env::var_os("NOTIFY_SOCKET").is_some() {
-        tell_all(subject, health, daemon::watchdog_enabled(false), tell).await;
+        tell_all(dispatcher, health, daemon::watchdog_enabled(false), tell).await;
     }
 }
 
 /// The same with everything from outside as an argument: READY once every lane has been seen to, STATUS whenever it
 /// changes, WATCHDOG while all loops make progress and the service manager wants to know at all.
 pub async fn tell_all(
-    subject: impl Observed,
+    dispatcher: impl Observed,
     mut health: watch::Receiver<Health>,
     watchdog: Option<Duration>,
     mut tell: impl FnMut(&[NotifyState]),
 ) {
     let mut starting = interval(WHILE_STARTING);
-    while !subject.sample().started() {
+    while !dispatcher.sample().started() {
         starting.tick().await;
     }
     tell(&[NotifyState::Ready]);
@@ -92,7 +94,7 @@ pub async fn tell_all(
             _ = looks.tick() => {}
             Ok(()) = health.changed() => {}
         }
-        let sample = subject.sample();
+        let sample = dispatcher.sample();
         let counted = health.borrow_and_update().clone();
         let text = status_text(&Health { relay: Relay::of(&sample), ..counted });
         if text != told {

@@ -337,7 +337,7 @@ async fn status_follows_a_running_dispatcher() {
     let installation = installation().await;
     let daemon = installation.start(&["run"]);
     daemon.wait_for_line("\"started\"").await;
-    let shown = installation.path().join("state").join(mailqueue::observe::snapshot::FILE);
+    let shown = installation.path().join("state").join(mailqueue::observe::status_file::FILE);
     eventually("the dispatcher shows its health", || shown.exists().then_some(())).await;
     let seen = objects(&installation.run(&["status", "--json"]).await).remove(0);
     let keys: Vec<&String> = seen.as_object().expect("an object").keys().collect();

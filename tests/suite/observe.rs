@@ -5,7 +5,7 @@ mod audit;
 mod daemon;
 mod digest;
 mod fake;
-mod monitor;
+mod http;
 mod reload;
 mod repairs;
 mod rules;

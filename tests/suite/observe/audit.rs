@@ -39,7 +39,7 @@ async fn run_as(house: &House, user: &str, arguments: &[&str]) {
 async fn each_change_by_an_operator_is_in_the_daemons_log_with_who_what_and_which_row_at_every_level() {
     let house = house().await;
     let daemon = house.installation.start(&["--log-level", "error", "run"]);
-    let state = house.installation.path().join("state").join(mailqueue::observe::snapshot::FILE);
+    let state = house.installation.path().join("state").join(mailqueue::observe::status_file::FILE);
     eventually("the daemon runs", || state.exists().then_some(())).await;
     run_as(&house, "lukas", &["pause", "newsletter", "relay"]).await;
     daemon.wait_for_line("\"relay\"").await;

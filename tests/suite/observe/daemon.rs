@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use rustix::process::Signal;
 use tokio::net::UnixDatagram;
 
-use super::monitor::get;
+use super::http::get;
 use crate::support::binary::Running;
 use crate::support::catcher::{Catcher, Step};
 use crate::support::database;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use mailqueue::mail::MailId;
-use mailqueue::observe::notify::{self, Pace, Settings};
+use mailqueue::observe::digest::{self, Pace, Settings};
 use mailqueue::outcome::{Reason, State};
 use mailqueue::telemetry::{FailedRow, FailureReport, SendError};
 use tokio::time::sleep;
@@ -38,7 +38,7 @@ fn the_digest_names_rows_and_reasons_and_what_to_do() {
     };
     let report = FailureReport { rows: vec![unreadable, failed(12)], omitted: 1300 };
     assert_eq!(
-        notify::text(&report),
+        digest::text(&report),
         "These rows stay in their tables until somebody deals with them.\n\
          \n\
          Failed: the smarthost refused them, or they grew too old.\n\
@@ -64,7 +64,7 @@ fn the_digest_names_rows_and_reasons_and_what_to_do() {
 
 #[test]
 fn the_digest_is_a_mail_that_every_smarthost_takes_and_no_vacation_message_answers() {
-    let mail = notify::digest(&settings(), &failures([12])).unwrap();
+    let mail = digest::digest(&settings(), &failures([12])).unwrap();
     let text = String::from_utf8(mail.content.to_vec()).unwrap();
     let (head, body) = text.split_once("\r\n\r\n").unwrap();
     for line in [
@@ -97,7 +97,7 @@ async fn what_fails_together_is_told_together_and_the_rest_an_hour_later() {
     let fake = Fake::default();
     // The stamp of the last digest is wall-clock time, which is not simulated: an hour later is a restart later here.
     let pace = Pace { between: Duration::from_secs(3600), ..Pace::default() };
-    let running = tokio::spawn(notify::run(fake.clone(), Settings { pace, ..settings() }, directory.path().to_owned()));
+    let running = tokio::spawn(digest::run(fake.clone(), Settings { pace, ..settings() }, directory.path().to_owned()));
     minutes(10).await;
     assert!(fake.posted().is_empty(), "nothing to tell");
     fake.happens(failures([1, 2]));
@@ -121,7 +121,7 @@ async fn a_relay_that_is_down_puts_the_digest_off_and_a_refusal_ends_it() {
     let directory = tempfile::tempdir().unwrap();
     let fake = Fake::default();
     let pace = Pace { between: Duration::ZERO, ..Pace::default() };
-    let running = tokio::spawn(notify::run(fake.clone(), Settings { pace, ..settings() }, directory.path().to_owned()));
+    let running = tokio::spawn(digest::run(fake.clone(), Settings { pace, ..settings() }, directory.path().to_owned()));
     fake.refuse([SendError::Temporary("the relay is paused".to_owned())]);
     fake.happens(failures([1]));
     minutes(2).await;
@@ -142,7 +142,7 @@ async fn a_relay_that_is_down_puts_the_digest_off_and_a_refusal_ends_it() {
 async fn a_restart_neither_forgets_news_nor_sends_a_digest_too_soon() {
     let directory = tempfile::tempdir().unwrap();
     let fake = Fake::default();
-    let start = || tokio::spawn(notify::run(fake.clone(), settings(), directory.path().to_owned()));
+    let start = || tokio::spawn(digest::run(fake.clone(), settings(), directory.path().to_owned()));
     let running = start();
     fake.happens(failures([1]));
     minutes(2).await;
@@ -150,7 +150,7 @@ async fn a_restart_neither_forgets_news_nor_sends_a_digest_too_soon() {
     fake.happens(failures([2]));
     minutes(1).await;
     running.abort();
-    notify::put_by(failures([3]), directory.path());
+    digest::put_by(failures([3]), directory.path());
 
     let running = start();
     minutes(30).await;
@@ -166,7 +166,7 @@ async fn a_restart_neither_forgets_news_nor_sends_a_digest_too_soon() {
 async fn a_flood_of_failures_makes_a_digest_of_bounded_length() {
     let directory = tempfile::tempdir().unwrap();
     let fake = Fake::default();
-    let running = tokio::spawn(notify::run(fake.clone(), settings(), directory.path().to_owned()));
+    let running = tokio::spawn(digest::run(fake.clone(), settings(), directory.path().to_owned()));
     fake.happens(failures(0..20_000));
     minutes(10).await;
     let [digest] = fake.posted().try_into().unwrap();

@@ -2,9 +2,9 @@
 
 use jiff::Timestamp;
 use mailqueue::observe::checkmk::{self, Levels};
-use mailqueue::observe::health::{Health, Queue, Relay, RelayState, Rows};
-use mailqueue::observe::outside::{self, Daemon};
-use mailqueue::observe::snapshot::Snapshot;
+use mailqueue::observe::health::{self, Daemon, Health, Queue, Rows};
+use mailqueue::observe::relay::{Relay, RelayStatus};
+use mailqueue::observe::status_file::StatusFile;
 use mailqueue::observe::systemd::status_text;
 use std::time::Duration;
 
@@ -35,7 +35,7 @@ fn health() -> Health {
 fn paused() -> Relay {
     let reason = "454 4.7.0 no\nlogin".to_owned();
     Relay {
-        state: RelayState::Paused,
+        state: RelayStatus::Paused,
         until: Some(at("2026-03-01T12:01:30Z")),
         reason: Some(reason),
         ..Relay::default()
@@ -155,7 +155,7 @@ fn a_loop_that_does_not_poll_is_seen_unless_the_relay_keeps_it_waiting() {
 #[test]
 fn the_file_of_a_dispatcher_tells_running_silent_stopped_and_dead_apart() {
     let written = at("2026-03-01T11:58:00Z");
-    let snapshot = Snapshot {
+    let snapshot = StatusFile {
         pid: 77,
         written,
         every_seconds: 30,
@@ -166,18 +166,18 @@ fn the_file_of_a_dispatcher_tells_running_silent_stopped_and_dead_apart() {
         last_poll: None,
         last_accepted: None,
     };
-    let of = |snapshot: &Snapshot, alive| outside::daemon(Some(snapshot), now(), |_| alive);
+    let of = |snapshot: &StatusFile, alive| health::daemon(Some(snapshot), now(), |_| alive);
     assert_eq!(of(&snapshot, true), Daemon::Running { pid: 77, pace: None });
     assert_eq!(of(&snapshot, false), Daemon::Died { since: written });
-    let old = Snapshot { written: at("2026-03-01T11:57:00Z"), ..snapshot.clone() };
+    let old = StatusFile { written: at("2026-03-01T11:57:00Z"), ..snapshot.clone() };
     assert_eq!(of(&old, true), Daemon::Silent { pid: 77, since: old.written });
     // The number may belong to somebody else by now.
-    let stopped = Snapshot { stopped: true, ..snapshot };
+    let stopped = StatusFile { stopped: true, ..snapshot };
     assert_eq!(of(&stopped, true), Daemon::Stopped { since: Some(written) });
-    assert_eq!(outside::daemon(None, now(), |_| true), Daemon::Stopped { since: None });
+    assert_eq!(health::daemon(None, now(), |_| true), Daemon::Stopped { since: None });
 
     let directory = tempfile::tempdir().unwrap();
-    assert_eq!(Snapshot::read(directory.path()).unwrap(), None);
+    assert_eq!(StatusFile::read(directory.path()).unwrap(), None);
     stopped.write(directory.path()).unwrap();
-    assert_eq!(Snapshot::read(directory.path()).unwrap(), Some(stopped));
+    assert_eq!(StatusFile::read(directory.path()).unwrap(), Some(stopped));
 }

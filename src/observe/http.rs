@@ -18,8 +18,8 @@ use serde::Serialize;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
-use super::health::Relay;
 use super::metrics::{self, Metrics};
+use super::relay::Relay;
 use crate::telemetry::{Observed, Sample};
 
 /// Connections at the same time; further ones wait to be accepted.
@@ -34,11 +34,11 @@ const LONGEST_HEAD: usize = 8192;
 
 /// A port that answers.
 #[derive(Debug)]
-pub struct Monitor {
+pub struct Server {
     listener: TcpListener,
 }
 
-impl Monitor {
+impl Server {
     pub async fn bind(address: SocketAddr) -> anyhow::Result<Self> {
         let listener = TcpListener::bind(address).await.with_context(|| {
             format!("[monitor] listen = \"{address}\" cannot be had: choose a free port of an address of this host")
@@ -52,16 +52,16 @@ impl Monitor {
     }
 
     /// Answers until it is dropped.
-    pub async fn serve(self, subject: impl Observed, metrics: Arc<Metrics>) {
+    pub async fn serve(self, dispatcher: impl Observed, metrics: Arc<Metrics>) {
         let room = Arc::new(Semaphore::new(CONNECTIONS));
         loop {
             let Ok(place) = room.clone().acquire_owned().await else { return };
             match self.listener.accept().await {
                 Ok((stream, _)) => {
-                    let (subject, metrics) = (subject.clone(), metrics.clone());
+                    let (dispatcher, metrics) = (dispatcher.clone(), metrics.clone());
                     tokio::spawn(async move {
                         // Whoever asks and does not wait for the answer is nobody's trouble.
-                        let _ = tokio::time::timeout(TIMEOUT, converse(stream, subject, metrics)).await;
+                        let _ = tokio::time::timeout(TIMEOUT, converse(stream, dispatcher, metrics)).await;
                         drop(place);
                     });
                 }
@@ -74,9 +74,9 @@ impl Monitor {
     }
 }
 
-async fn converse(stream: TcpStream, subject: impl Observed, metrics: Arc<Metrics>) -> Result<(), hyper::Error> {
+async fn converse(stream: TcpStream, dispatcher: impl Observed, metrics: Arc<Metrics>) -> Result<(), hyper::Error> {
     let service = service_fn(|request: Request<Incoming>| {
-        let answer = answer(&request, &subject, &metrics);
+        let answer = answer(&request, &dispatcher, &metrics);
         async move { Ok::<_, Infallible>(answer) }
     });
     http1::Builder::new()
@@ -88,18 +88,18 @@ async fn converse(stream: TcpStream, subject: impl Observed, metrics: Arc<Metric
         .await
 }
 
-fn answer(request: &Request<Incoming>, subject: &impl Observed, metrics: &Metrics) -> Response<Full<Bytes>> {
+fn answer(request: &Request<Incoming>, dispatcher: &impl Observed, metrics: &Metrics) -> Response<Full<Bytes>> {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n");
         answer.headers_mut().insert(ALLOW, hyper::header::HeaderValue::from_static("GET, HEAD"));
         return answer;
     }
     match request.uri().path() {
-        "/metrics" => match metrics.text(&subject.sample()) {
+        "/metrics" => match metrics.text(&dispatcher.sample()) {
             Ok(body) => reply(StatusCode::OK, metrics::CONTENT_TYPE, body),
             Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
         },
-        "/healthz" => healthz(&subject.sample()),
+        "/healthz" => healthz(&dispatcher.sample()),
         _ => text(StatusCode::NOT_FOUND, "/metrics and /healthz are here\n"),
     }
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use mailqueue::observe::health::{Health, Queue, Rows};
+use mailqueue::observe::http::Server;
 use mailqueue::observe::metrics::Metrics;
-use mailqueue::observe::monitor::Monitor;
 use mailqueue::telemetry::RelayState;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -33,7 +33,7 @@ pub async fn get(port: u16, path: &str) -> (String, String) {
 
 async fn serve(fake: &Fake) -> (u16, Arc<Metrics>) {
     let metrics = Arc::new(Metrics::new(vec![], Timestamp::UNIX_EPOCH).expect("metrics"));
-    let monitor = Monitor::bind(([127, 0, 0, 1], 0).into()).await.expect("bind");
+    let monitor = Server::bind(([127, 0, 0, 1], 0).into()).await.expect("bind");
     let port = monitor.address().expect("address").port();
     tokio::spawn(monitor.serve(fake.clone(), metrics.clone()));
     (port, metrics)
@@ -140,9 +140,9 @@ async fn those_who_connect_and_say_nothing_do_not_keep_others_waiting() {
 
 #[tokio::test]
 async fn a_port_that_is_taken_is_an_error_with_a_remedy() {
-    let taken = Monitor::bind(([127, 0, 0, 1], 0).into()).await.unwrap();
+    let taken = Server::bind(([127, 0, 0, 1], 0).into()).await.unwrap();
     let address = taken.address().unwrap();
-    let error = Monitor::bind(address).await.unwrap_err().to_string();
+    let error = Server::bind(address).await.unwrap_err().to_string();
     assert_eq!(
         error,
         format!("[monitor] listen = \"{address}\" cannot be had: choose a free port of an address of this host")

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, interval};
 
-use super::health::{Relay, RelayState};
+use super::relay::{Relay, RelayStatus};
 use crate::mail::Capabilities;
 use crate::telemetry::Observed;
 
@@ -19,7 +19,7 @@ pub const FILE: &str = "status.json";
 
 /// What stands in the file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Snapshot {
+pub struct StatusFile {
     pub pid: u32,
     /// At least every `every_seconds`, while the loops make progress.
     pub written: Timestamp,
@@ -46,7 +46,7 @@ pub struct Pace {
     pub mails_per_minute: u64,
 }
 
-impl Snapshot {
+impl StatusFile {
     /// `None` where no dispatcher has written one.
     pub fn read(state_dir: &Path) -> io::Result<Option<Self>> {
         match std::fs::read(state_dir.join(FILE)) {
@@ -88,25 +88,25 @@ const CHANGED: Duration = Duration::from_secs(10);
 const ALIVE: Duration = Duration::from_secs(30);
 
 /// Keeps the file of a running dispatcher until it is dropped.
-pub async fn keep(subject: impl Observed, state_dir: PathBuf) {
+pub async fn keep(dispatcher: impl Observed, state_dir: PathBuf) {
     let mut looks = interval(LOOK);
-    let mut shown: Option<(Snapshot, Instant)> = None;
+    let mut shown: Option<(StatusFile, Instant)> = None;
     let mut failing = false;
     let mut minute = Minute::default();
     loop {
         looks.tick().await;
-        let sample = subject.sample();
+        let sample = dispatcher.sample();
         let mails_per_minute = minute.passes(Instant::now(), sample.tally.delivered);
         if !sample.alive() {
             // Whoever reads the file sees it grow old.
             continue;
         }
-        let now = Snapshot {
+        let now = StatusFile {
             pace: Some(Pace { connections: sample.relay.cap, mails_per_minute }),
-            ..Snapshot::of(&subject, false)
+            ..StatusFile::of(&dispatcher, false)
         };
         if let Some((before, at)) = &shown {
-            let changed = Snapshot { written: before.written, ..now.clone() } != *before;
+            let changed = StatusFile { written: before.written, ..now.clone() } != *before;
             // The first poll is what somebody who has just started it waits to see.
             let calm = now.relay.state == before.relay.state
                 && now.relay.pipelining == before.relay.pipelining
@@ -148,14 +148,14 @@ impl Minute {
 }
 
 /// The last one.
-pub fn close(subject: &impl Observed, state_dir: &Path) -> io::Result<()> {
-    Snapshot { relay: Relay { state: RelayState::Up, ..Relay::default() }, ..Snapshot::of(subject, true) }
+pub fn close(dispatcher: &impl Observed, state_dir: &Path) -> io::Result<()> {
+    StatusFile { relay: Relay { state: RelayStatus::Up, ..Relay::default() }, ..StatusFile::of(dispatcher, true) }
         .write(state_dir)
 }
 
-impl Snapshot {
-    fn of(subject: &impl Observed, stopped: bool) -> Self {
-        let sample = subject.sample();
+impl StatusFile {
+    fn of(dispatcher: &impl Observed, stopped: bool) -> Self {
+        let sample = dispatcher.sample();
         Self {
             pid: std::process::id(),
             written: Timestamp::now(),

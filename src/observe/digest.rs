@@ -1,18 +1,20 @@
 //! When mail fails for good, somebody is told: a digest by mail, at most one an hour, never about itself.
 
 use std::fmt::Write as _;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jiff::Timestamp;
 use lettre::message::header::{ContentType, HeaderName, HeaderValue, MIME_VERSION_1_0};
 use lettre::message::{Mailbox, Message};
+use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep};
 
-use super::health::grouped;
-use super::pending::Pending;
+use super::status_file::replace;
+use super::words::grouped;
 use crate::mail::{Address, Capabilities, Envelope, Mail};
-use crate::outcome::State;
+use crate::outcome::{Reason, State};
 use crate::telemetry::{FailedRow, FailureReport, Observed, SendError};
 use crate::visible;
 
@@ -51,11 +53,11 @@ impl Default for Pace {
 const LOOK: Duration = Duration::from_secs(2);
 
 /// Sends digests until it is dropped.
-pub async fn run(subject: impl Observed, settings: Settings, state_dir: PathBuf) {
+pub async fn run(dispatcher: impl Observed, settings: Settings, state_dir: PathBuf) {
     let pace = settings.pace;
     let mut pending = Pending::read(&state_dir);
     loop {
-        gather(&subject, &mut pending, pace, &state_dir).await;
+        gather(&dispatcher, &mut pending, pace, &state_dir).await;
         let mail = match digest(&settings, &pending.failures) {
             Ok(mail) => mail,
             Err(error) => {
@@ -64,13 +66,13 @@ pub async fn run(subject: impl Observed, settings: Settings, state_dir: PathBuf)
             }
         };
         let rows = pending.failures.len();
-        match subject.send_notice(&mail).await {
+        match dispatcher.send_notice(&mail).await {
             Ok(()) => {
                 tracing::info!(target: "mailqueue::notify", message_id = mail.message_id, rows, "digest sent");
             }
             Err(SendError::Temporary(why)) => {
                 tracing::warn!(target: "mailqueue::notify", reason = why, "digest put off");
-                wait(&subject, &mut pending, pace.again, &state_dir).await;
+                wait(&dispatcher, &mut pending, pace.again, &state_dir).await;
                 continue;
             }
             // Not offered again, and the next one not before its time: a digest must not become a flood.
@@ -84,14 +86,14 @@ pub async fn run(subject: impl Observed, settings: Settings, state_dir: PathBuf)
 }
 
 /// Until there is something to tell, all of it has happened, and the last digest is old enough.
-async fn gather(subject: &impl Observed, pending: &mut Pending, pace: Pace, state_dir: &Path) {
+async fn gather(dispatcher: &impl Observed, pending: &mut Pending, pace: Pace, state_dir: &Path) {
     while pending.failures.is_empty() {
-        wait(subject, pending, LOOK.min(pace.quiet), state_dir).await;
+        wait(dispatcher, pending, LOOK.min(pace.quiet), state_dir).await;
     }
     let begun = Instant::now();
     loop {
         let before = pending.failures.len();
-        wait(subject, pending, pace.quiet, state_dir).await;
+        wait(dispatcher, pending, pace.quiet, state_dir).await;
         if pending.failures.len() == before || begun.elapsed() >= pace.patience {
             break;
         }
@@ -99,16 +101,16 @@ async fn gather(subject: &impl Observed, pending: &mut Pending, pace: Pace, stat
     // Clocks are compared over restarts here; nothing but a digest's time hangs on it.
     let age = pending.sent.and_then(|sent| Duration::try_from(Timestamp::now().duration_since(sent)).ok());
     let rest = age.map_or(Duration::ZERO, |age| pace.between.saturating_sub(age));
-    wait(subject, pending, rest, state_dir).await;
+    wait(dispatcher, pending, rest, state_dir).await;
 }
 
 /// Takes in news meanwhile, so that not many are lost with the process.
-async fn wait(subject: &impl Observed, pending: &mut Pending, how_long: Duration, state_dir: &Path) {
+async fn wait(dispatcher: &impl Observed, pending: &mut Pending, how_long: Duration, state_dir: &Path) {
     let until = Instant::now() + how_long;
     loop {
         let left = until.saturating_duration_since(Instant::now());
         sleep(left.min(LOOK)).await;
-        let newer = subject.take_failures();
+        let newer = dispatcher.take_failures();
         if !newer.is_empty() {
             pending.failures.append(newer);
             keep(pending, state_dir);
@@ -209,4 +211,55 @@ pub fn text(report: &FailureReport) -> String {
          \x20 mailqueue delete ID                        gives it up\n",
     );
     text
+}
+
+/// Below `state_dir`.
+const FILE: &str = "digest.json";
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Pending {
+    pub sent: Option<Timestamp>,
+    pub failures: FailureReport,
+}
+
+/// The file's form.
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    sent: Option<Timestamp>,
+    rows: Vec<Row>,
+    omitted: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Row {
+    id: String,
+    state: String,
+    reason: String,
+    detail: Option<String>,
+}
+
+impl Pending {
+    /// What is on file; nothing where that cannot be read.
+    pub fn read(state_dir: &Path) -> Self {
+        let bytes = std::fs::read(state_dir.join(FILE)).unwrap_or_default();
+        let Ok(Stored { sent, rows, omitted }) = serde_json::from_slice(&bytes) else { return Self::default() };
+        Self { sent, failures: FailureReport { rows: rows.into_iter().filter_map(failed).collect(), omitted } }
+    }
+
+    pub fn write(&self, state_dir: &Path) -> io::Result<()> {
+        let row = |failed: &FailedRow| Row {
+            id: failed.id.to_string(),
+            state: failed.state.to_string(),
+            reason: failed.reason.to_string(),
+            detail: failed.detail.clone(),
+        };
+        let FailureReport { rows, omitted } = &self.failures;
+        let stored = Stored { sent: self.sent, rows: rows.iter().map(row).collect(), omitted: *omitted };
+        replace(state_dir, FILE, &serde_json::to_vec(&stored)?)
+    }
+}
+
+fn failed(row: Row) -> Option<FailedRow> {
+    let Row { id, state, reason, detail } = row;
+    Some(FailedRow { id: id.parse().ok()?, state: State::parse(&state)?, reason: Reason::parse(&reason)?, detail })
 }

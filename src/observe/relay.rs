@@ -1,0 +1,79 @@
+//! The relay as `status` and the status file show it.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+use crate::telemetry::{RelayState, Sample};
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Relay {
+    pub state: RelayStatus,
+    /// When a relay in trouble is tried again.
+    pub until: Option<Timestamp>,
+    pub reason: Option<String>,
+    /// The number of connections that may be in use: fewer than configured where the smarthost takes no more, or throttles. `None`
+    /// where no dispatcher runs.
+    #[serde(default)]
+    pub connections_cap: Option<usize>,
+    /// The form of pipelining in use: `full`, `commands` or `off`. `None` before the first connection.
+    #[serde(default)]
+    pub pipelining: Option<String>,
+    /// Why it is this form.
+    #[serde(default)]
+    pub pipelining_reason: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RelayStatus {
+    #[default]
+    Up,
+    /// In trouble that is no mail's; tried again by itself.
+    Paused,
+    /// An operator's emergency stop; or no dispatcher runs.
+    Stopped,
+}
+
+impl RelayStatus {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Up => "up",
+            Self::Paused => "paused",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+impl Relay {
+    /// The relay as a running dispatcher sees it now.
+    pub fn of(sample: &Sample) -> Self {
+        let relay = match &sample.relay.state {
+            RelayState::Up => Self::default(),
+            RelayState::Paused => Self::stopped(),
+            RelayState::Down { until, reason } => Self {
+                state: RelayStatus::Paused,
+                until: Timestamp::now().checked_add(until.saturating_duration_since(Instant::now())).ok(),
+                reason: Some(reason.clone()),
+                ..Self::default()
+            },
+        };
+        Self {
+            connections_cap: Some(sample.relay.cap),
+            pipelining: sample.pipelining.as_ref().map(|(mode, _)| (*mode).to_owned()),
+            pipelining_reason: sample.pipelining.as_ref().map(|(_, reason)| reason.clone()),
+            ..relay
+        }
+    }
+
+    /// An operator's emergency stop.
+    pub fn stopped() -> Self {
+        Self { state: RelayStatus::Stopped, reason: Some("operator".to_owned()), ..Self::default() }
+    }
+
+    /// Nobody is there to offer it anything.
+    pub fn unused() -> Self {
+        let reason = Some("no dispatcher runs here".to_owned());
+        Self { state: RelayStatus::Stopped, reason, ..Self::default() }
+    }
+}
