@@ -80,7 +80,7 @@ pub enum RelayState {
     Up,
     /// In trouble that is no single mail's; tried again at `until`.
     Down { until: Instant, reason: String },
-    /// Stopped by an operator.
+    /// Paused by an operator.
     Paused,
 }
 
@@ -193,7 +193,7 @@ impl Sample {
             }
         }
         if let RelayState::Down { reason, .. } = &self.relay.state {
-            troubles.push(format!("relay paused: {reason}"));
+            troubles.push(format!("relay down: {reason}"));
         }
         troubles
     }

@@ -167,11 +167,11 @@ pub fn attempted(shared: &Shared, job: &Job, attempt: &Attempt, took: Duration) 
             }
             RecipientOutcome::Refused(trouble) => {
                 info!(target: MAIL, queue = %id.queue, mid = id.mid, %id, message_id, recipient = recipient(),
-                    reply = redact(&trouble.to_string()), attempt = number, duration_ms, "refused");
+                    reply = redact(&trouble.to_string()), attempt = number, duration_ms, "recipient refused");
             }
             RecipientOutcome::Deferred(trouble) => {
                 info!(target: MAIL, queue = %id.queue, mid = id.mid, %id, message_id, recipient = recipient(),
-                    reply = redact(&trouble.to_string()), attempt = number, duration_ms, "put off");
+                    reply = redact(&trouble.to_string()), attempt = number, duration_ms, "recipient deferred");
             }
             RecipientOutcome::Unknown(trouble) => {
                 warn!(target: MAIL, queue = %id.queue, mid = id.mid, %id, message_id, recipient = recipient(),
@@ -185,7 +185,7 @@ pub fn attempted(shared: &Shared, job: &Job, attempt: &Attempt, took: Duration) 
         *lock(&shared.progress.last_accepted) = Some(Timestamp::now());
         let recipients = || accepted.iter().map(|address| redact(address.as_ref())).collect::<Vec<_>>().join(" ");
         info!(target: MAIL, queue = %id.queue, mid = id.mid, %id, message_id, recipients = recipients(),
-            reply = redact(&reply.to_string()), attempt = number, duration_ms, "accepted");
+            reply = redact(&reply.to_string()), attempt = number, duration_ms, "recipient accepted");
     }
 }
 

@@ -1,5 +1,5 @@
 //! Keeps a lane's claims alive, obeys the operators' stop, takes over from dispatchers that show no signs of life, and
-//! tries a relay that is paused.
+//! tries a relay that is down.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -111,7 +111,7 @@ pub async fn look(shared: &Shared, lane: &Lane) -> Result<(), queue::Error> {
         shared.poll.notify_waiters();
     }
     if shared.health.stop(lane.index, paused.relay) {
-        let word = if paused.relay { "relay stopped by an operator" } else { "relay resumed by an operator" };
+        let word = if paused.relay { "relay paused by an operator" } else { "relay resumed by an operator" };
         tracing::info!(target: events::RELAY, "{word}");
         shared.poll.notify_waiters();
     }
@@ -133,7 +133,7 @@ pub async fn expire(shared: Arc<Shared>) {
 /// connection with a mail under way may stay.
 const CLOSING: Duration = Duration::from_secs(2);
 
-/// Tries a relay that is paused, at the times that its health says. Runs until it is dropped.
+/// Tries a relay that is down, at the times that its health says. Runs until it is dropped.
 pub async fn probe(shared: Arc<Shared>) {
     let mut view = shared.health.watch();
     loop {

@@ -9,7 +9,7 @@ use crate::telemetry::SendError;
 /// Offers a mail of our own on a connection of its own, while the relay is up. Trouble with it opens no breaker.
 pub async fn send_notice(shared: &Shared, mail: &Mail) -> Result<(), SendError> {
     if !shared.health.is_up() {
-        return Err(SendError::Temporary("the relay is paused".to_owned()));
+        return Err(SendError::Temporary("the relay is down or paused".to_owned()));
     }
     shared.bucket.take().await;
     let mut worker = shared.relay.worker();

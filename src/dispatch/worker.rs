@@ -300,14 +300,14 @@ pub fn with_remedy(trouble: &Trouble) -> String {
 
 /// Pauses the relay, or ends the pass.
 pub fn relay_trouble(shared: &Shared, reason: &str) {
-    pause(shared, reason, "relay paused", "relay in trouble: the pass ends here");
+    pause(shared, reason, "relay down", "relay in trouble: the pass ends here");
 }
 
 /// Likewise, because of our own disk: nothing is sent that cannot be written down.
 pub fn ledger_trouble(shared: &Shared, error: &ledger::Error) {
     let reason =
         format!("{error}: make room on its disk, or mend its rights; until then nothing is sent, and nothing is lost");
-    pause(shared, &reason, "sending paused", "the ledger cannot be written: the pass ends here");
+    pause(shared, &reason, "sending suspended", "the ledger cannot be written: the pass ends here");
 }
 
 fn pause(shared: &Shared, reason: &str, paused: &str, ended: &str) {

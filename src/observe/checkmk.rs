@@ -8,7 +8,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::health::{Daemon, Health, Queue, Rows};
-use super::relay::{Relay, RelayStatus};
+use super::relay::RelayStatus;
 use super::words::{grouped, span};
 use crate::visible;
 
@@ -73,7 +73,7 @@ fn daemon_line(health: &Health, daemon: &Daemon, levels: &Levels, now: Timestamp
     let polled = poll_age.map_or("no table looked at yet".to_owned(), |age| format!("last poll {} ago", span(age)));
     let verdict = match (daemon, health.relay.state) {
         (Daemon::Running { .. }, RelayStatus::Up) => poll_age.map_or(Verdict::Ok, |age| levels.last_poll.judge(age)),
-        // A relay that is paused is looked to by its own line; the tables have to wait for it.
+        // The relay's line reports a relay that is down or paused; meanwhile no table is polled.
         (Daemon::Running { .. }, _) => Verdict::Ok,
         (Daemon::Silent { .. } | Daemon::Stopped { .. } | Daemon::Died { .. }, _) => Verdict::Crit,
         (Daemon::Unknown { .. }, _) => Verdict::Unknown,
@@ -95,9 +95,9 @@ fn relay_line(health: &Health, daemon: &Daemon, now: Timestamp) -> String {
     let reason = health.relay.reason.as_deref().unwrap_or("in trouble");
     let (verdict, text) = match (health.relay.state, daemon) {
         (RelayStatus::Up, Daemon::Running { .. }) => (Verdict::Ok, format!("up, {last}")),
-        (RelayStatus::Paused, Daemon::Running { .. }) => (Verdict::Crit, format!("paused: {reason}; {last}")),
-        _ if health.relay.reason == Relay::stopped().reason => {
-            (Verdict::Warn, format!("stopped by an operator, `mailqueue resume relay` lets it go on; {last}"))
+        (RelayStatus::Down, Daemon::Running { .. }) => (Verdict::Crit, format!("down: {reason}; {last}")),
+        (RelayStatus::Paused, _) => {
+            (Verdict::Warn, format!("paused by an operator, `mailqueue resume relay` lets it go on; {last}"))
         }
         // One trouble, one alarm: the dispatcher's line has it.
         _ => (Verdict::Unknown, format!("no dispatcher that could tell; {last}")),

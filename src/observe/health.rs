@@ -160,7 +160,7 @@ pub async fn look(queues: &[queue::Queue], state_dir: &Path, now: Timestamp) -> 
         None => (None, None),
     };
     let relay = match (&snapshot, &daemon) {
-        _ if counted.relay_stopped => Relay::stopped(),
+        _ if counted.relay_paused => Relay::paused(),
         (Some(snapshot), Daemon::Running { .. } | Daemon::Silent { .. }) => snapshot.relay.clone(),
         _ => Relay::unused(),
     };
@@ -178,8 +178,8 @@ pub async fn look(queues: &[queue::Queue], state_dir: &Path, now: Timestamp) -> 
 #[derive(Debug, Default)]
 pub struct Counted {
     pub queues: Vec<Queue>,
-    /// An operator stopped the relay in one of them.
-    pub relay_stopped: bool,
+    /// An operator paused the relay in one of them.
+    pub relay_paused: bool,
 }
 
 /// Counts the rows of all queues, side by side.
@@ -195,7 +195,7 @@ pub async fn counts(queues: &[queue::Queue], now: Timestamp) -> Counted {
         }
     };
     let (queues, stops): (Vec<_>, Vec<_>) = join_all(queues.iter().map(one)).await.into_iter().unzip();
-    Counted { queues, relay_stopped: stops.contains(&true) }
+    Counted { queues, relay_paused: stops.contains(&true) }
 }
 
 /// What the file says of the dispatcher's life.

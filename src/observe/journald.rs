@@ -66,7 +66,7 @@ struct Fields {
 }
 
 impl Fields {
-    /// As in `newsletter/1234 put off: recipient=…@example.org reply="450 4.2.1 later" attempt=1`.
+    /// As in `newsletter/1234 recipient deferred: recipient=…@example.org reply="450 4.2.1 later" attempt=1`.
     fn message(&self) -> String {
         let id = self.others.iter().find(|(name, _)| *name == "id").map(|(_, id)| id);
         let mut message = id.map_or_else(String::new, |id| format!("{id} ")) + &self.message;

@@ -19,7 +19,7 @@ pub struct Metrics {
     paused: IntGaugeVec,
     database_up: IntGaugeVec,
     relay_up: IntGauge,
-    relay_stopped: IntGauge,
+    relay_paused: IntGauge,
     connections: IntGauge,
     ledger_open: IntGauge,
     in_flight: IntGauge,
@@ -68,9 +68,9 @@ impl Metrics {
             relay_up: integer(
                 r,
                 "mailqueue_relay_up",
-                "Whether mails may be offered to the relay: 0 if paused or stopped.",
+                "Whether mails may be offered to the relay: 0 if down or paused.",
             )?,
-            relay_stopped: integer(r, "mailqueue_relay_stopped", "Whether an operator stopped the relay.")?,
+            relay_paused: integer(r, "mailqueue_relay_paused", "Whether an operator paused the relay.")?,
             connections: integer(
                 r,
                 "mailqueue_relay_connections_cap",
@@ -131,7 +131,7 @@ impl Metrics {
     /// Everything, as it is now.
     pub fn text(&self, sample: &Sample) -> Result<Vec<u8>, prometheus::Error> {
         self.relay_up.set(i64::from(sample.relay.state == RelayState::Up));
-        self.relay_stopped.set(i64::from(sample.relay.state == RelayState::Paused));
+        self.relay_paused.set(i64::from(sample.relay.state == RelayState::Paused));
         self.connections.set(whole(sample.relay.cap as u64));
         self.ledger_open.set(whole(sample.ledger_open));
         self.in_flight.set(whole(sample.in_flight_bytes));

@@ -29,18 +29,21 @@ pub struct Relay {
 pub enum RelayStatus {
     #[default]
     Up,
-    /// In trouble that is no mail's; tried again by itself.
+    /// In trouble that is no single mail's; tried again by itself.
+    Down,
+    /// Paused by an operator.
     Paused,
-    /// An operator's emergency stop; or no dispatcher runs.
-    Stopped,
+    /// No dispatcher runs that could offer it anything.
+    Unused,
 }
 
 impl RelayStatus {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Up => "up",
+            Self::Down => "down",
             Self::Paused => "paused",
-            Self::Stopped => "stopped",
+            Self::Unused => "unused",
         }
     }
 }
@@ -50,9 +53,9 @@ impl Relay {
     pub fn of(sample: &Sample) -> Self {
         let relay = match &sample.relay.state {
             RelayState::Up => Self::default(),
-            RelayState::Paused => Self::stopped(),
+            RelayState::Paused => Self::paused(),
             RelayState::Down { until, reason } => Self {
-                state: RelayStatus::Paused,
+                state: RelayStatus::Down,
                 until: Timestamp::now().checked_add(until.saturating_duration_since(Instant::now())).ok(),
                 reason: Some(reason.clone()),
                 ..Self::default()
@@ -66,14 +69,14 @@ impl Relay {
         }
     }
 
-    /// An operator's emergency stop.
-    pub fn stopped() -> Self {
-        Self { state: RelayStatus::Stopped, reason: Some("operator".to_owned()), ..Self::default() }
+    /// The relay while an operator's pause lasts.
+    pub fn paused() -> Self {
+        Self { state: RelayStatus::Paused, reason: Some("operator".to_owned()), ..Self::default() }
     }
 
-    /// Nobody is there to offer it anything.
+    /// The relay while no dispatcher runs.
     pub fn unused() -> Self {
         let reason = Some("no dispatcher runs here".to_owned());
-        Self { state: RelayStatus::Stopped, reason, ..Self::default() }
+        Self { state: RelayStatus::Unused, reason, ..Self::default() }
     }
 }

@@ -53,10 +53,11 @@ fn queue_text(queue: &Queue) -> String {
 fn relay_text(relay: &Relay) -> String {
     match (relay.state, relay.until, relay.reason.as_deref()) {
         (RelayStatus::Up, ..) => "relay up".to_owned(),
-        (RelayStatus::Stopped, ..) => "relay stopped by an operator".to_owned(),
-        (RelayStatus::Paused, None, reason) => format!("relay paused: {}", reason.unwrap_or("in trouble")),
-        (RelayStatus::Paused, Some(until), reason) => {
-            format!("relay paused until {}: {}", moment(until), reason.unwrap_or("in trouble"))
+        (RelayStatus::Paused, ..) => "relay paused by an operator".to_owned(),
+        (RelayStatus::Unused, ..) => "relay unused".to_owned(),
+        (RelayStatus::Down, None, reason) => format!("relay down: {}", reason.unwrap_or("in trouble")),
+        (RelayStatus::Down, Some(until), reason) => {
+            format!("relay down until {}: {}", moment(until), reason.unwrap_or("in trouble"))
         }
     }
 }

@@ -185,7 +185,7 @@ async fn pause_and_resume_are_seen_in_status() {
     let relay = &seen["relay"];
     assert_eq!(
         [&relay["state"], &relay["until"], &relay["reason"]],
-        [&json!("stopped"), &json!(null), &json!("operator")]
+        [&json!("paused"), &json!(null), &json!("operator")]
     );
     installation.run(&["resume", "newsletter", "relay"]).await;
     let seen = status().await;

@@ -166,7 +166,7 @@ async fn a_smarthost_that_is_down_uses_up_no_attempt_and_gets_everything_when_it
     assert!(rows.iter().all(|row| row.state == State::Waiting && row.history.attempts == 0), "{rows:?}");
 
     let daemon = house.start();
-    daemon.wait_for_line("relay paused").await;
+    daemon.wait_for_line("relay down").await;
     catcher.start_again().await;
     catcher.wait_for(30).await;
     until_empty(&house.newsletter).await;

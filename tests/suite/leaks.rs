@@ -123,7 +123,7 @@ async fn logs_of_a_run(database: TestDatabase, addresses: &str) -> String {
     let mut logs = Logs { house, text: String::new() };
 
     let daemon = logs.daemon();
-    daemon.wait_for_line("relay paused").await;
+    daemon.wait_for_line("relay down").await;
     logs.of(&["status"]).await;
     open.store(true, Ordering::SeqCst);
     // Five of ten rows are mails of which somebody gets one.

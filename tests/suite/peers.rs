@@ -262,7 +262,7 @@ async fn a_wrong_password_is_the_relays_trouble_until_it_is_right_without_a_rest
     town.assert_untouched().await;
 
     let daemon = town.house.start();
-    daemon.wait_for_line("relay paused").await;
+    daemon.wait_for_line("relay down").await;
     write_secret(&password, &std::fs::read_to_string(smarthost.password_file()).unwrap());
     daemon.wait_for_line("relay up").await;
     town.smarthost.delivered_to(&town.domain, 30).await;
@@ -351,7 +351,7 @@ async fn a_link_that_is_cut_under_way_loses_nothing_and_repeats_only_what_it_say
     for progress in [20, 60] {
         town.smarthost.delivered_to(&town.domain, progress).await;
         link.cut().await;
-        daemon.wait_for_line("relay paused").await;
+        daemon.wait_for_line("relay down").await;
         link.restore().await;
         daemon.wait_for_line("relay up").await;
     }

@@ -25,7 +25,7 @@ async fn an_expired_certificate_pauses_the_relay_until_it_is_renewed() {
     mails.fill(&mut session, "n", 20).await;
 
     let daemon = house.start();
-    let line = daemon.wait_for_line("relay paused").await;
+    let line = daemon.wait_for_line("relay down").await;
     assert!(line.contains("certificate") && line.contains("expired"), "{line}");
     // The file that `status` reads is written within a second.
     let status = async || house.run(&["status"]).await.stdout;

@@ -75,8 +75,12 @@ async fn a_daemon_keeps_to_the_connections_that_it_may_have_and_says_so() {
     until_said(&house, &["status", "--json"], "\"connections_cap\":3").await;
     let lines = stop(daemon).await;
     assert_eq!(mails.audit(&catcher.received(), &lines), 0);
-    assert!(!lines.iter().any(|line| line.contains("relay paused")), "{}", lines.join("\n"));
-    assert!(!lines.iter().any(|line| line.contains("put off")), "no mail used an attempt: {}", lines.join("\n"));
+    assert!(!lines.iter().any(|line| line.contains("relay down")), "{}", lines.join("\n"));
+    assert!(
+        !lines.iter().any(|line| line.contains("recipient deferred")),
+        "no mail used an attempt: {}",
+        lines.join("\n")
+    );
     assert!(catcher.turned_away() < 10, "{} were turned away", catcher.turned_away());
 }
 
@@ -111,11 +115,11 @@ async fn a_probe_is_not_refused_because_of_connections_of_our_own_that_are_idle(
     let mut session = Session::on(&house.database.url).await;
     Mails::default().flood(&mut session, "mail_queue", "n", 30).await;
     let daemon = house.start();
-    daemon.wait_for_line("relay paused").await;
+    daemon.wait_for_line("relay down").await;
     daemon.wait_for_line("relay up again").await;
     let seen = eventually("a second pause", || {
         let lines = daemon.lines();
-        (lines.iter().filter(|line| line.contains("relay paused")).count() > 1).then_some(lines)
+        (lines.iter().filter(|line| line.contains("relay down")).count() > 1).then_some(lines)
     });
     let lines = seen.await;
     assert_eq!(catcher.turned_away(), 0, "{}", lines.join("\n"));

@@ -72,11 +72,11 @@ async fn an_outage_in_which_the_daemon_dies_does_not_count() {
     let daemon = house.start();
     daemon.wait_for_line("\"deferred\"").await;
     catcher.stop().await;
-    daemon.wait_for_line("relay paused").await;
+    daemon.wait_for_line("relay down").await;
     kill(daemon).await;
     longer_than_expiry().await;
     let daemon = house.start();
-    daemon.wait_for_line("relay paused").await;
+    daemon.wait_for_line("relay down").await;
     catcher.start_again().await;
     daemon.wait_for_line("relay up again").await;
     daemon.wait_for_line("\"deferred\"").await;
@@ -104,7 +104,7 @@ async fn an_outage_that_two_dispatchers_see_is_excused_once() {
     let gone = Instant::now();
     catcher.stop().await;
     for daemon in &daemons {
-        daemon.wait_for_line("relay paused").await;
+        daemon.wait_for_line("relay down").await;
     }
     tokio::time::sleep(EXPIRE).await;
     catcher.start_again().await;

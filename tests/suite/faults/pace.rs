@@ -68,7 +68,7 @@ async fn refusals_that_come_one_by_one_are_a_streak_too() {
         house.newsletter.insert(&mail(&format!("n{n}@example.org"), "x")).await.unwrap();
     }
     let daemon = house.start();
-    let line = daemon.wait_for_line("relay paused").await;
+    let line = daemon.wait_for_line("relay down").await;
     assert!(line.contains("mails in a row are refused with 554 5.7.1"), "{line}");
     let rows = house.rows(&house.newsletter).await;
     assert!(rows.iter().filter(|row| row.state == State::Failed).count() < 10, "{rows:?}");

@@ -196,7 +196,7 @@ async fn a_quota_is_the_accounts(refusal: &'static str, senders: &[&str]) {
         house.newsletter.insert(&columns).await.expect("INSERT");
     }
     let daemon = house.start();
-    let line = daemon.wait_for_line("relay paused").await;
+    let line = daemon.wait_for_line("relay down").await;
     assert!(line.contains("mails in a row are refused with"), "{line}");
     let rows = house.rows(&house.newsletter).await;
     assert!(rows.iter().all(|row| row.state != State::Failed), "{rows:?}");

@@ -86,7 +86,7 @@ async fn thousands_of_mails_and_lost_rights_end_with_a_paused_relay_and_come_thr
     let mut session = Session::on(&house.database.url).await;
     Mails::default().flood(&mut session, "mail_queue", "n", count).await;
     let daemon = house.start();
-    daemon.wait_for_line("relay paused").await;
+    daemon.wait_for_line("relay down").await;
     // Probes succeed, and one more mail each time shows that nothing has changed.
     tokio::time::sleep(Duration::from_secs(3)).await;
     let rows = house.rows(&house.newsletter).await;
@@ -94,7 +94,7 @@ async fn thousands_of_mails_and_lost_rights_end_with_a_paused_relay_and_come_thr
     assert_eq!((rows.len(), failed), (count, 0));
     let tried = rows.iter().filter(|row| row.history.attempts > 0).count();
     assert!((10..=20).contains(&tried), "{tried} were tried");
-    let said = daemon.lines().iter().filter(|line| line.contains("relay paused")).count();
+    let said = daemon.lines().iter().filter(|line| line.contains("relay down")).count();
     assert!(said <= 5, "{said} pauses");
     refuses.store(false, Ordering::SeqCst);
     until_empty(&house.newsletter).await;
@@ -162,7 +162,7 @@ async fn a_refused_login_is_the_relays_trouble_and_no_mails() {
     let mut mails = Mails::default();
     mails.fill(&mut session, "n", 100).await;
     let daemon = house.start();
-    let line = daemon.wait_for_line("relay paused").await;
+    let line = daemon.wait_for_line("relay down").await;
     assert!(line.contains("535"), "{line}");
     let rows = house.rows(&house.newsletter).await;
     assert!(rows.iter().all(|row| row.history.attempts == 0), "{rows:?}");

@@ -43,15 +43,15 @@ async fn a_full_disk_under_the_ledger_stops_sending_and_loses_nothing(database: 
     std::fs::create_dir(house.installation.path().join("state/status.json.new")).expect("in the way");
     let unlimited = prlimit(pid, Resource::Fsize, Rlimit { current: Some(1024), maximum: None }).expect("prlimit");
     mails.fill(&mut session, "full", 100).await;
-    let line = daemon.wait_for_line("sending paused").await;
+    let line = daemon.wait_for_line("sending suspended").await;
     for word in ["the ledger cannot be written", "ledger.", "make room on its disk"] {
         assert!(line.contains(word) && !line.contains("final-dot"), "no `{word}` in: {line}");
     }
     until_said(&house, &["status"], "the ledger cannot be written").await;
     tokio::time::sleep(Duration::from_secs(3)).await;
     let lines = daemon.lines();
-    assert!(!lines.iter().any(|line| line.contains("relay paused")), "{}", lines.join("\n"));
-    let after = lines.iter().rev().take_while(|line| !line.contains("sending paused")).count();
+    assert!(!lines.iter().any(|line| line.contains("relay down")), "{}", lines.join("\n"));
+    let after = lines.iter().rev().take_while(|line| !line.contains("sending suspended")).count();
     assert!(after < 400, "{after} lines: it spins");
     let rows = house.rows(&house.newsletter).await;
     assert!(rows.iter().all(|row| row.history.attempts == 0), "the disk is no mail's trouble: {rows:?}");
@@ -77,7 +77,7 @@ async fn settled_entries_that_cannot_be_written_stop_sending_and_are_written_lat
     let other = rusqlite::Connection::open(house.installation.path().join("state/ledger.sqlite")).unwrap();
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
     mails.fill(&mut session, "locked", 5).await;
-    let line = daemon.wait_for_line("sending paused").await;
+    let line = daemon.wait_for_line("sending suspended").await;
     assert!(line.contains("ledger.sqlite: database is locked"), "{line}");
     until_empty(&house.newsletter).await;
     assert!(house.ledger_open() >= 5, "they were sent, and their rows deleted");
@@ -216,13 +216,13 @@ async fn a_smarthost_whose_name_is_not_known_is_waited_for_without_haste() {
     let mut session = Session::on(&house.database.url).await;
     Mails::default().fill(&mut session, "n", 20).await;
     let daemon = house.start();
-    let line = daemon.wait_for_line("relay paused").await;
+    let line = daemon.wait_for_line("relay down").await;
     assert!(line.contains("no-such-host.invalid"), "{line}");
     tokio::time::sleep(Duration::from_secs(3)).await;
     let rows = house.rows(&house.newsletter).await;
     assert!(rows.len() == 20 && rows.iter().all(|row| row.history.attempts == 0), "{rows:?}");
     let lines = stop(daemon).await;
-    assert!(lines.iter().filter(|line| line.contains("relay paused")).count() <= 4, "{}", lines.join("\n"));
+    assert!(lines.iter().filter(|line| line.contains("relay down")).count() <= 4, "{}", lines.join("\n"));
     assert!(lines.len() < 100, "{} lines: it spins", lines.len());
 }
 

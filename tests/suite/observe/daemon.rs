@@ -125,7 +125,7 @@ async fn a_smarthost_that_is_away_shows_in_health_metrics_and_status() {
     let running = house.start();
     let port = port(&running).await;
     let health = page_with(port, "/healthz", "503 ").await;
-    assert!(health.contains("\"status\":\"trouble\"") && health.contains("relay paused: "), "{health}");
+    assert!(health.contains("\"status\":\"trouble\"") && health.contains("relay down: "), "{health}");
     page_with(port, "/metrics", "mailqueue_relay_up 0").await;
     page_with(port, "/metrics", "mailqueue_transactions_total{reply_class=\"closed\",stage=\"connect\"}").await;
 
@@ -133,7 +133,7 @@ async fn a_smarthost_that_is_away_shows_in_health_metrics_and_status() {
         loop {
             let output = house.run(&["status", "--json"]).await;
             let status: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
-            if status["relay"]["state"] == "paused" {
+            if status["relay"]["state"] == "down" {
                 return status;
             }
         }
@@ -144,7 +144,7 @@ async fn a_smarthost_that_is_away_shows_in_health_metrics_and_status() {
 
     let stopped = house.run(&["pause", "relay"]).await;
     assert!(stopped.status.success(), "{}", said(&stopped));
-    page_with(port, "/metrics", "mailqueue_relay_stopped 1").await;
+    page_with(port, "/metrics", "mailqueue_relay_paused 1").await;
 }
 
 #[tokio::test]

@@ -59,18 +59,18 @@ async fn healthz_is_200_while_all_is_well_and_503_with_the_reasons_otherwise() {
     let reasons = [
         "queue newsletter: no progress for 301 s",
         "database of queue admidio is out of reach: refused",
-        "relay paused: no route",
+        "relay down: no route",
     ];
     assert_eq!((&body["status"], &body["reasons"]), (&"trouble".into(), &reasons.as_slice().into()));
 }
 
 #[tokio::test]
-async fn an_operators_stop_is_no_trouble() {
+async fn an_operators_pause_is_no_trouble() {
     let fake = Fake::default();
     fake.set(|sample| sample.relay.state = RelayState::Paused);
     let (port, _) = serve(&fake).await;
     let (head, body) = get(port, "/healthz").await;
-    assert!(head.starts_with("HTTP/1.1 200 ") && body.contains("\"relay\":\"stopped\""), "{head}\n{body}");
+    assert!(head.starts_with("HTTP/1.1 200 ") && body.contains("\"relay\":\"paused\""), "{head}\n{body}");
 }
 
 #[tokio::test]

@@ -93,7 +93,7 @@ async fn a_hash_in_the_log_is_the_one_that_trace_shows_and_finds() {
     house.newsletter.insert(&mail("Anna@example.org", "x")).await.expect("INSERT");
     let output = house.run(&["--log-level", "info", "once"]).await;
     let log = String::from_utf8(output.stderr).expect("UTF-8");
-    let accepted = log.lines().find(|line| line.contains("\"accepted\"")).expect("an event");
+    let accepted = log.lines().find(|line| line.contains("\"recipient accepted\"")).expect("an event");
     let accepted: serde_json::Value = serde_json::from_str(accepted).expect("JSON");
     let hash = accepted["recipients"].as_str().expect("recipients");
     assert_eq!(hash.len(), 32, "{hash}");

@@ -52,7 +52,7 @@ async fn ready_comes_once_every_lane_was_seen_to_and_the_status_when_it_changes(
     assert_eq!(told.after(1).await, ["STATUS=newsletter 1,204 waiting, 3 failed; relay up"]);
     assert_eq!(told.after(60).await, [""; 0]);
     told.fake.set(|sample| sample.relay.state = RelayState::Paused);
-    assert_eq!(told.after(10).await, ["STATUS=newsletter 1,204 waiting, 3 failed; relay stopped by an operator"]);
+    assert_eq!(told.after(10).await, ["STATUS=newsletter 1,204 waiting, 3 failed; relay paused by an operator"]);
 }
 
 #[tokio::test(start_paused = true)]

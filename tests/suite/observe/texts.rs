@@ -32,10 +32,10 @@ fn health() -> Health {
     }
 }
 
-fn paused() -> Relay {
+fn down() -> Relay {
     let reason = "454 4.7.0 no\nlogin".to_owned();
     Relay {
-        state: RelayStatus::Paused,
+        state: RelayStatus::Down,
         until: Some(at("2026-03-01T12:01:30Z")),
         reason: Some(reason),
         ..Relay::default()
@@ -75,15 +75,15 @@ fn a_queue_that_cannot_be_counted_has_no_counts_rather_than_noughts() {
 fn the_line_for_systemd_says_on_one_line_what_waits_and_how_the_relay_is() {
     let one = Health { queues: health().queues[..1].to_vec(), ..health() };
     assert_eq!(status_text(&one), "newsletter 1,204 waiting, 4 sending, 3 failed; relay up");
-    let mut bad = Health { relay: paused(), ..health() };
+    let mut bad = Health { relay: down(), ..health() };
     bad.queues[0] = Queue::out_of_reach("newsletter", "no route to host");
     assert_eq!(
         status_text(&bad),
         "newsletter out of reach; admidio 0 waiting, 1 deferred, paused; \
-         relay paused until 12:01:30Z: 454 4.7.0 no login"
+         relay down until 12:01:30Z: 454 4.7.0 no login"
     );
-    let stopped = Health { queues: vec![], relay: Relay::stopped(), ..health() };
-    assert_eq!(status_text(&stopped), "relay stopped by an operator");
+    let paused = Health { queues: vec![], relay: Relay::paused(), ..health() };
+    assert_eq!(status_text(&paused), "relay paused by an operator");
 }
 
 fn checkmk(health: &Health, daemon: &Daemon) -> Vec<String> {
@@ -128,19 +128,19 @@ fn checkmk_hears_of_a_dead_dispatcher_once_and_of_its_queues_all_the_same() {
 
 #[test]
 fn checkmk_lines_stay_lines_whatever_a_server_says() {
-    let mut bad = Health { relay: paused(), ..health() };
+    let mut bad = Health { relay: down(), ..health() };
     bad.queues = vec![Queue::out_of_reach("admidio", "no\n0 \"all well\" - C:\\new")];
     let lines = checkmk(&bad, &Daemon::Running { pid: 77, pace: None });
     assert_eq!(
         lines[1..],
         [
-            "2 \"mailqueue relay\" last_accepted_age=2 paused: 454 4.7.0 no login; last mail accepted 2 s ago",
+            "2 \"mailqueue relay\" last_accepted_age=2 down: 454 4.7.0 no login; last mail accepted 2 s ago",
             "2 \"mailqueue admidio\" - no 0 \"all well\" - C:/new",
         ]
     );
-    let stopped = Health { relay: Relay::stopped(), ..health() };
-    let line = &checkmk(&stopped, &Daemon::Running { pid: 77, pace: None })[1];
-    assert!(line.starts_with("1 \"mailqueue relay\" last_accepted_age=2 stopped by an operator"), "{line}");
+    let paused = Health { relay: Relay::paused(), ..health() };
+    let line = &checkmk(&paused, &Daemon::Running { pid: 77, pace: None })[1];
+    assert!(line.starts_with("1 \"mailqueue relay\" last_accepted_age=2 paused by an operator"), "{line}");
 }
 
 #[test]
@@ -148,7 +148,7 @@ fn a_loop_that_does_not_poll_is_seen_unless_the_relay_keeps_it_waiting() {
     let late = Health { last_poll: Some(at("2026-03-01T11:30:00Z")), ..health() };
     let running = Daemon::Running { pid: 77, pace: None };
     assert!(checkmk(&late, &running)[0].starts_with("2 \"mailqueue daemon\" last_poll_age=1800;480;1500|"));
-    let waiting = Health { relay: paused(), ..late };
+    let waiting = Health { relay: down(), ..late };
     assert!(checkmk(&waiting, &running)[0].starts_with("0 \"mailqueue daemon\" last_poll_age=1800;480;1500|"));
 }
 

@@ -109,7 +109,7 @@ async fn three_connections_of_four_are_enough(town: Town) {
     let words = town.once(0).await;
     note_rate(&town, count, begun);
     assert!(words.contains("takes no more connections"), "{words}");
-    assert!(!words.contains("put off"), "no attempt is used: {words}");
+    assert!(!words.contains("recipient deferred"), "no attempt is used: {words}");
     town.assert_once_each(numbered("n", count)).await;
 }
 
