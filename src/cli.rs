@@ -23,12 +23,14 @@ mod trace;
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::config::{Config, DEFAULT_FILE, Invalid};
-use crate::observe::logs;
-use crate::queue;
+use crate::observe::log_writer::{Entry, LogWriter};
+use crate::observe::logs::{self, Redactor};
+use crate::{panics, queue};
 use ending::{Ending, UNAVAILABLE, USAGE, exit_status};
 use output::Out;
 
@@ -37,7 +39,7 @@ use output::Out;
 #[command(name = "mailqueue", version, propagate_version = true, max_term_width = 100)]
 #[command(after_help = "Begin with `mailqueue demo`. Mail ids are QUEUE/NUMBER, as in newsletter/1234.\n\
     Exit status: 0 done; 1 something is left over or was not done; 2 the command line or the configuration is wrong; \
-    69 a database or the smarthost is out of reach; 75 another dispatcher holds state_dir.\n\
+    69 a database or the smarthost is out of reach; 70 an internal error; 75 another dispatcher holds state_dir.\n\
     Examples:\n  mailqueue demo\n  mailqueue check\n  mailqueue status\n  mailqueue list --state failed,unreadable\n  \
     mailqueue help enqueue")]
 pub struct Cli {
@@ -117,8 +119,22 @@ enum Command {
     Man(packaging::ManArgs),
 }
 
+/// The longest wait at the end of a daemon for a reader of its log, so that a stop is not held up.
+const LAST_LINES: Duration = Duration::from_secs(2);
+
 /// Parses the command line, runs the command, and says how it ended.
 pub fn main() -> ExitCode {
+    let log = match LogWriter::start() {
+        Ok(log) => log,
+        Err(error) => {
+            output::tell(&format!("mailqueue: no thread can be started: {error}; raise the limit of tasks (TasksMax)"));
+            return ExitCode::from(1);
+        }
+    };
+    panics::end_process({
+        let log = log.clone();
+        move |text| report_panic(text, &log)
+    });
     let parsed = command_line().try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches));
     let Cli { global, command } = match parsed {
         Ok(cli) => cli,
@@ -128,18 +144,39 @@ pub fn main() -> ExitCode {
     if !command.only_tells() {
         out.work_to_the_end();
     }
-    let ended = run(&global, command, &mut out);
+    // A person at a terminal may have stopped it, and will read on.
+    let patience = if command.sends() { LAST_LINES } else { Duration::MAX };
+    let ended = run(&global, command, &mut out, &log);
     let written = out.finish();
-    match ended.and_then(|ending| Ok(written.map(|()| ending)?)) {
-        Ok(Ending::Done) => ExitCode::SUCCESS,
-        Ok(Ending::LeftOver) => ExitCode::from(1),
-        Ok(Ending::OutOfReach) => ExitCode::from(UNAVAILABLE),
+    let ended = ended.and_then(|ending| Ok(written.map(|()| ending)?));
+    let (status, complaint) = match ended {
+        Ok(Ending::Done) => (0, None),
+        Ok(Ending::LeftOver) => (1, None),
+        Ok(Ending::OutOfReach) => (UNAVAILABLE, None),
         // The reader closed the pipe, as `head` does. That is no error.
-        Err(error) if error.downcast_ref().is_some_and(output::is_closed_pipe) => ExitCode::SUCCESS,
-        Err(error) => {
-            complain(&error);
-            ExitCode::from(exit_status(&error))
-        }
+        Err(error) if error.downcast_ref().is_some_and(output::is_closed_pipe) => (0, None),
+        Err(error) => (exit_status(&error), Some(complaint(&error))),
+    };
+    if let Some(complaint) = complaint {
+        log.push(Entry::Line(complaint.into_bytes()));
+    }
+    log.flush(patience);
+    ExitCode::from(status)
+}
+
+/// Logs a panic; before the log has a form, says it as other errors are said.
+fn report_panic(text: &str, log: &LogWriter) {
+    // A panic about a text quotes the text, which can be a row's.
+    let text = Redactor::new(logs::Addresses::Domain, [0; 32]).text(text);
+    if tracing::enabled!(target: logs::PANICS, tracing::Level::ERROR) {
+        tracing::error!(target: logs::PANICS, panic = text,
+            "internal error: the process ends, and the next start recovers what was under way; please report this");
+    } else {
+        let line = format!("mailqueue: internal error: {}; please report this\n", output::safe(&text));
+        log.push(Entry::Line(line.into_bytes()));
+    }
+    if !log.flush(LAST_LINES / 2) {
+        log.write_last_lines();
     }
 }
 
@@ -154,7 +191,7 @@ fn usage(answer: &clap::Error) -> ExitCode {
     let printed = answer.print().and_then(|()| io::stdout().flush());
     match printed {
         Err(error) if !answer.use_stderr() && error.kind() != io::ErrorKind::BrokenPipe => {
-            complain(&anyhow::anyhow!("standard output cannot be written: {error}"));
+            output::tell(&format!("mailqueue: standard output cannot be written: {error}"));
             ExitCode::from(1)
         }
         // 0 or USAGE.
@@ -162,7 +199,7 @@ fn usage(answer: &clap::Error) -> ExitCode {
     }
 }
 
-fn run(global: &Global, command: Command, out: &mut Out) -> anyhow::Result<Ending> {
+fn run(global: &Global, command: Command, out: &mut Out, log: &LogWriter) -> anyhow::Result<Ending> {
     match command {
         Command::Completions(args) => return packaging::completions(&args, Cli::command(), out),
         Command::Man(args) => return packaging::man(&args, Cli::command(), out),
@@ -170,11 +207,11 @@ fn run(global: &Global, command: Command, out: &mut Out) -> anyhow::Result<Endin
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     if let Command::Demo(args) = command {
-        logs::start(&global.logs("off"))?;
+        logs::start(&global.logs("off"), log)?;
         return runtime.block_on(demo::run(&args, out));
     }
     let config = Config::load(&global.config)?;
-    let logs = logs::start(&match &command {
+    let settings = match &command {
         Command::Run(_) => logs::Settings { level: global.level(&config.log.level), ..config.log.clone() },
         // Beside the progress on a terminal there is room for what went wrong only.
         Command::Once(_) if !io::stderr().is_terminal() => {
@@ -182,7 +219,8 @@ fn run(global: &Global, command: Command, out: &mut Out) -> anyhow::Result<Endin
         }
         Command::Once(_) => global.logs("error"),
         _ => global.logs("warn,sqlx=error"),
-    })?;
+    };
+    let logs = logs::start(&settings, log)?;
     runtime.block_on(async {
         match command {
             Command::Run(args) => run::run(&args, config, &logs, global.log_level.as_deref()).await,
@@ -207,6 +245,11 @@ fn run(global: &Global, command: Command, out: &mut Out) -> anyhow::Result<Endin
 }
 
 impl Command {
+    /// True for a dispatcher, which must end within a limit when it is told to.
+    fn sends(&self) -> bool {
+        matches!(self, Self::Run(_) | Self::Once(_) | Self::Demo(_))
+    }
+
     /// True where the output is all that the command is for: it stops when its reader does.
     fn only_tells(&self) -> bool {
         matches!(
@@ -239,11 +282,11 @@ fn level(text: &str) -> Result<String, String> {
     logs::check_level(text).map(|()| text.to_owned())
 }
 
-fn complain(error: &anyhow::Error) {
-    let mut stderr = io::stderr().lock();
+/// The line that standard error gets of an error.
+fn complaint(error: &anyhow::Error) -> String {
     // A configuration's problems begin with file and line, as editors and people know it from compilers.
-    let _ = match error.downcast_ref::<Invalid>() {
-        Some(invalid) => writeln!(stderr, "{invalid}"),
-        None => writeln!(stderr, "mailqueue: {}", output::safe(&format!("{error:#}"))),
-    };
+    match error.downcast_ref::<Invalid>() {
+        Some(invalid) => format!("{invalid}\n"),
+        None => format!("mailqueue: {}\n", output::safe(&format!("{error:#}"))),
+    }
 }

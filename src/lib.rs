@@ -11,8 +11,8 @@
 //!
 //! Imports run one way: `main → cli → {config, dispatch, observe} → {queue, ledger, relay, translate, retry} → outcome
 //! → mail`, and `translate → decode`; `dispatch` fills `telemetry` and `observe` shows it; below all are `secret`,
-//! `visible` and `failpoint`. The five in the middle never import each other, each owns its `Settings`, and nothing below
-//! `cli` imports `config`. `tests/suite/layers.rs` holds this rule.
+//! `visible`, `failpoint` and `panics`. The five in the middle never import each other, each owns its `Settings`, and
+//! nothing below `cli` imports `config`. `tests/suite/layers.rs` holds this rule.
 
 pub mod cli;
 pub mod config;
@@ -23,6 +23,7 @@ pub mod ledger;
 pub mod mail;
 pub mod observe;
 pub mod outcome;
+pub mod panics;
 pub mod queue;
 pub mod relay;
 pub mod retry;

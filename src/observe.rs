@@ -9,6 +9,7 @@ pub mod digest;
 pub mod health;
 pub mod http;
 mod journald;
+pub mod log_writer;
 pub mod logs;
 pub mod metrics;
 pub mod relay;
@@ -28,6 +29,7 @@ use tokio::sync::{Mutex, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
+use crate::failpoint;
 use crate::queue::Queue;
 use crate::telemetry::Observed;
 use health::Health;
@@ -137,6 +139,7 @@ async fn count(
 ) {
     loop {
         let begun = Instant::now();
+        failpoint::hit("in-count");
         let counted = health::counts(&queues, Timestamp::now()).await;
         let took = begun.elapsed();
         metrics.counting_took(took);

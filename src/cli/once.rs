@@ -16,7 +16,7 @@ use crate::telemetry::Tally;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Exit status: 0 nothing is left over from the pass; 1 some rows were deferred, failed or \
-    unreadable; 69 a database or the smarthost is out of reach; 75 another dispatcher holds state_dir.")]
+    unreadable; 69 a database or the smarthost is out of reach; 70 an internal error; 75 another dispatcher holds state_dir.")]
 pub struct Args {}
 
 pub async fn run(_: &Args, config: &Config, out: &mut Out) -> anyhow::Result<Ending> {
@@ -52,7 +52,17 @@ pub async fn drive(dispatcher: Dispatcher) -> anyhow::Result<Pass> {
         }
     };
     bar.finish_and_clear();
+    end_by_signals();
     Ok(pass)
+}
+
+/// Lets SIGTERM and SIGINT end the process at once again: what is left to do is to write a few lines, and their reader
+/// may have stopped.
+fn end_by_signals() {
+    for signal in [libc::SIGTERM, libc::SIGINT] {
+        // SAFETY: the default action runs no code of this program.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
 }
 
 pub fn sentence(tally: &Tally) -> String {

@@ -14,7 +14,9 @@ use crate::relay::Relay;
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "SIGTERM and SIGINT finish what is in flight and end with 0; SIGHUP reads the configuration again; \
-    SIGUSR1 looks at the tables at once."
+    SIGUSR1 looks at the tables at once.\n\
+    Exit status: 0 it was told to end; 1 it could not start; 2 the command line or the configuration is wrong; \
+    70 an internal error, which the log has; 75 another dispatcher holds state_dir."
 )]
 pub struct Args {}
 

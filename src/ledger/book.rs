@@ -6,6 +6,7 @@ use rusqlite::Connection;
 use tokio::sync::oneshot;
 
 use super::entry::{Error, FILE};
+use crate::failpoint;
 
 /// Different statements that are kept prepared: more than there are here.
 const STATEMENTS: usize = 32;
@@ -51,6 +52,7 @@ impl Book {
         let (answer, answered) = oneshot::channel();
         // Where the thread is gone, the answer's end goes with the job.
         let _ = self.jobs.send(Box::new(move |connection| {
+            failpoint::hit("in-ledger");
             // Whoever asked may have been cancelled.
             let _ = answer.send(work(connection).map_err(|error| failed(connection, &error)));
             None

@@ -15,7 +15,9 @@ use tokio::time::{Instant, interval};
 use tracing_subscriber::prelude::*;
 
 use super::journald::Journal;
+use super::log_writer::LogWriter;
 use super::status_file::replace;
+use crate::failpoint;
 use crate::mail::MailId;
 
 /// Below `state_dir`: one [`Change`] a line, as JSON.
@@ -29,6 +31,9 @@ pub const AUDIT: &str = "mailqueue::audit";
 
 /// The last part of a change is in the log so soon.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// The longest wait for a journal that does not take a change.
+const JOURNAL_LIMIT: Duration = Duration::from_secs(2);
 
 const DAY: Duration = Duration::from_secs(86_400);
 
@@ -71,10 +76,11 @@ pub fn record(state_dir: &Path, change: &Change) {
     if append(state_dir, change).is_ok() {
         return;
     }
-    match Journal::new() {
-        Ok(journal) => {
+    match LogWriter::start().and_then(|log| Ok((Journal::new(log.clone())?, log))) {
+        Ok((journal, log)) => {
             let subscriber = tracing_subscriber::registry().with(journal);
             tracing::subscriber::with_default(subscriber, || change.log());
+            log.flush(JOURNAL_LIMIT);
         }
         Err(_) => change.log(),
     }
@@ -120,6 +126,7 @@ pub async fn follow(state_dir: PathBuf, keep: Duration) {
     let mut failing = false;
     loop {
         looks.tick().await;
+        failpoint::hit("in-audit");
         let mut looked = log_news(&state_dir);
         if expired.is_none_or(|at| at.elapsed() > DAY) {
             looked = looked.and_then(|()| expire(&state_dir, Timestamp::now(), keep));

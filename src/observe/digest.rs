@@ -13,6 +13,7 @@ use tokio::time::{Instant, sleep};
 
 use super::status_file::replace;
 use super::words::grouped;
+use crate::failpoint;
 use crate::mail::{Address, Capabilities, Envelope, Mail};
 use crate::outcome::{Reason, State};
 use crate::telemetry::{FailedRow, FailureReport, Observed, SendError};
@@ -57,6 +58,7 @@ pub async fn run(dispatcher: impl Observed, settings: Settings, state_dir: PathB
     let pace = settings.pace;
     let mut pending = Pending::read(&state_dir);
     loop {
+        failpoint::hit("in-digest");
         gather(&dispatcher, &mut pending, pace, &state_dir).await;
         let mail = match digest(&settings, &pending.failures) {
             Ok(mail) => mail,

@@ -20,6 +20,7 @@ use tokio::sync::Semaphore;
 
 use super::metrics::{self, Metrics};
 use super::relay::Relay;
+use crate::failpoint;
 use crate::telemetry::{Observed, Sample};
 
 /// Connections at the same time; further ones wait to be accepted.
@@ -89,6 +90,7 @@ async fn converse(stream: TcpStream, dispatcher: impl Observed, metrics: Arc<Met
 }
 
 fn answer(request: &Request<Incoming>, dispatcher: &impl Observed, metrics: &Metrics) -> Response<Full<Bytes>> {
+    failpoint::hit("in-http");
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n");
         answer.headers_mut().insert(ALLOW, hyper::header::HeaderValue::from_static("GET, HEAD"));

@@ -11,6 +11,7 @@ use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 
+use super::log_writer::{Entry, LogWriter};
 use crate::visible;
 
 const SOCKET: &str = "/run/systemd/journal/socket";
@@ -18,14 +19,17 @@ const SOCKET: &str = "/run/systemd/journal/socket";
 /// What the id of a mail says already.
 const IN_ID: [&str; 3] = ["id", "queue", "mid"];
 
-/// The way to the journal of this host.
+/// The layer that sends events to the journal of this host.
 #[derive(Debug)]
-pub struct Journal(());
+pub struct Journal {
+    log: LogWriter,
+}
 
 impl Journal {
-    /// An error where there is no journal.
-    pub fn new() -> io::Result<Self> {
-        UnixDatagram::unbound()?.connect(SOCKET).map(Self)
+    /// Checks that there is a journal. Fails where there is none.
+    pub fn new(log: LogWriter) -> io::Result<Self> {
+        UnixDatagram::unbound()?.connect(SOCKET)?;
+        Ok(Self { log })
     }
 }
 
@@ -34,16 +38,36 @@ impl<S: Subscriber> Layer<S> for Journal {
         let mut fields = Fields::default();
         event.record(&mut fields);
         let message = fields.message();
-        let own = fields.others.iter().map(|(name, value)| {
+        let own = fields.others.into_iter().map(|(name, value)| {
             // `journalctl MAILQUEUE_ID=newsletter/1234`
-            let name = format!("MAILQUEUE_{}", name.to_ascii_uppercase().replace('.', "_"));
-            (name, value.clone())
+            (format!("MAILQUEUE_{}", name.to_ascii_uppercase().replace('.', "_")), value)
         });
         let target = ("TARGET".to_owned(), event.metadata().target().to_owned());
         let program = ("SYSLOG_IDENTIFIER".to_owned(), "mailqueue".to_owned());
-        if let Err(error) = journal_send(priority(event.metadata().level()), &message, own.chain([target, program])) {
-            // The journal is being started anew, or is full: systemd keeps what stands on standard error. Where that is
-            // closed too, nobody can be told, and a log that cannot be written must not end the daemon.
+        let fields = own.chain([target, program]).collect();
+        self.log.push(Entry::Record(Record { priority: priority(event.metadata().level()), message, fields }));
+    }
+}
+
+/// An event as the journal takes it.
+#[derive(Debug)]
+pub struct Record {
+    priority: Priority,
+    message: String,
+    fields: Vec<(String, String)>,
+}
+
+impl Record {
+    /// Bytes of its texts.
+    pub fn len(&self) -> usize {
+        self.fields.iter().fold(self.message.len(), |sum, (name, value)| sum + name.len() + value.len())
+    }
+
+    /// Sends it, and waits for the journal to take it. What the journal does not take goes to standard error, which
+    /// systemd keeps. Where that is closed too, the record is lost.
+    pub fn send(self) {
+        let Self { priority, message, fields } = self;
+        if let Err(error) = journal_send(priority, &message, fields.into_iter()) {
             let _ = writeln!(io::stderr(), "{message} (not in the journal: {error})");
         }
     }

@@ -10,7 +10,11 @@ use tracing_subscriber::prelude::*;
 use tracing_subscriber::{Layer, Registry, reload};
 
 use super::journald::Journal;
+use super::log_writer::{Entry, LOG, LogWriter};
 use crate::{ledger, visible};
+
+/// The target of the report of a panic. It is logged at every level.
+pub const PANICS: &str = "mailqueue::panic";
 
 /// `[log]` of the configuration, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,48 +76,49 @@ pub fn check_level(level: &str) -> Result<(), String> {
 pub struct Logs {
     filter: reload::Handle<EnvFilter, Registry>,
     form: reload::Handle<Form, Filtered>,
+    writer: LogWriter,
 }
 
 type Filtered = Layered<reload::Layer<EnvFilter, Registry>, Registry>;
 type Form = Box<dyn Layer<Filtered> + Send + Sync>;
 
-/// Starts logging for the whole process. The first call counts.
-pub fn start(settings: &Settings) -> anyhow::Result<Logs> {
+/// Starts logging for the whole process, by way of `writer`. The first call counts.
+pub fn start(settings: &Settings, writer: &LogWriter) -> anyhow::Result<Logs> {
     let (filter, filter_handle) = reload::Layer::new(filter(&settings.level)?);
-    let (form, form_handle) = reload::Layer::new(form(settings.format)?);
+    let (form, form_handle) = reload::Layer::new(form(settings.format, writer)?);
     // A second start (a test in the same process) changes nothing, and is no failure.
     let _ = tracing_subscriber::registry().with(filter).with(form).try_init();
-    Ok(Logs { filter: filter_handle, form: form_handle })
+    Ok(Logs { filter: filter_handle, form: form_handle, writer: writer.clone() })
 }
 
 impl Logs {
     /// Goes on with other settings. Where these cannot be used, nothing changes.
     pub fn change(&self, settings: &Settings) -> anyhow::Result<()> {
-        let (filter, form) = (filter(&settings.level)?, form(settings.format)?);
+        let (filter, form) = (filter(&settings.level)?, form(settings.format, &self.writer)?);
         self.filter.reload(filter)?;
         Ok(self.form.reload(form)?)
     }
 }
 
-/// What operators do is logged at every level, unless it is named itself.
+/// Changes by operators, lost lines and panics are logged at every level, unless they are named themselves.
 fn filter(level: &str) -> anyhow::Result<EnvFilter> {
-    Ok(EnvFilter::try_new(format!("{}=info,{level}", super::audit::AUDIT))?)
+    Ok(EnvFilter::try_new(format!("{}=info,{LOG}=warn,{PANICS}=error,{level}", super::audit::AUDIT))?)
 }
 
-fn form(format: Format) -> anyhow::Result<Form> {
-    // A standard error that is full or closed must not end the program: by default the layer reports it with
-    // `eprintln!`, which panics.
+fn form(format: Format, writer: &LogWriter) -> anyhow::Result<Form> {
+    // By default the layer reports an error of its own with `eprintln!`, which panics where standard error is closed.
     let lines = tracing_subscriber::fmt::layer().log_internal_errors(false);
+    let log = writer.clone();
     Ok(match format {
         Format::Json => {
-            let lines = lines.with_writer(|| Lines { escape: visible::escaped_json });
+            let lines = lines.with_writer(move || Lines { escape: visible::escaped_json, log: log.clone() });
             lines.json().flatten_event(true).with_current_span(false).boxed()
         }
         Format::Text => {
             let ansi = io::stderr().is_terminal() && colours_wanted();
-            lines.with_writer(|| Lines { escape: escaped_text }).with_ansi(ansi).boxed()
+            lines.with_writer(move || Lines { escape: escaped_text, log: log.clone() }).with_ansi(ansi).boxed()
         }
-        Format::Journald => Journal::new()
+        Format::Journald => Journal::new(log)
             .context("[log] format = \"journald\": there is no journal here; write \"text\" or \"json\" instead")?
             .boxed(),
     })
@@ -125,23 +130,25 @@ pub fn colours_wanted() -> bool {
     wanted && std::env::var_os("TERM").is_some_and(|term| term != "dumb")
 }
 
-/// Standard error, to which the layer writes one line at a time. Characters that a reader would not see are escaped,
+/// The writer to which the layer gives one line at a time. Characters that a reader would not see are escaped,
 /// wherever in the line they come from.
 struct Lines {
     escape: fn(&str) -> Cow<'_, str>,
+    log: LogWriter,
 }
 
 impl Write for Lines {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        match std::str::from_utf8(line) {
-            Ok(text) => io::stderr().write_all((self.escape)(text).as_bytes())?,
-            Err(_) => io::stderr().write_all(line)?,
-        }
+        let escaped = match std::str::from_utf8(line) {
+            Ok(text) => (self.escape)(text).into_owned().into_bytes(),
+            Err(_) => line.to_vec(),
+        };
+        self.log.push(Entry::Line(escaped));
         Ok(line.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        io::stderr().flush()
+        Ok(())
     }
 }
 

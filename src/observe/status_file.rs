@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, interval};
 
 use super::relay::{Relay, RelayStatus};
+use crate::failpoint;
 use crate::mail::Capabilities;
 use crate::telemetry::Observed;
 
@@ -95,6 +96,7 @@ pub async fn keep(dispatcher: impl Observed, state_dir: PathBuf) {
     let mut minute = Minute::default();
     loop {
         looks.tick().await;
+        failpoint::hit("in-status-file");
         let sample = dispatcher.sample();
         let mails_per_minute = minute.passes(Instant::now(), sample.tally.delivered);
         if !sample.alive() {

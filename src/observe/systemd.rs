@@ -12,7 +12,7 @@ use super::health::{Health, Queue};
 use super::relay::{Relay, RelayStatus};
 use super::words::grouped;
 use crate::telemetry::Observed;
-use crate::visible;
+use crate::{failpoint, visible};
 
 /// How often a dispatcher that is starting is looked at.
 const WHILE_STARTING: Duration = Duration::from_millis(100);
@@ -95,6 +95,7 @@ pub async fn tell_all(
             _ = looks.tick() => {}
             Ok(()) = health.changed() => {}
         }
+        failpoint::hit("in-systemd");
         let sample = dispatcher.sample();
         let counted = health.borrow_and_update().clone();
         let text = status_text(&Health { relay: Relay::of(&sample), ..counted });

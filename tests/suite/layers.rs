@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use proc_macro2::{Delimiter, TokenStream, TokenTree, token_stream::IntoIter};
 
 /// Each module with those that it may import. What is not listed here may import nothing of ours.
-const MAY_IMPORT: [(&str, &[&str]); 18] = [
+const MAY_IMPORT: [(&str, &[&str]); 19] = [
     ("main", &["cli"]),
     (
         "cli",
@@ -26,6 +26,7 @@ const MAY_IMPORT: [(&str, &[&str]); 18] = [
             "mail",
             "secret",
             "visible",
+            "panics",
         ],
     ),
     // It fills the settings of its neighbours; nothing but `cli` imports it.
@@ -45,12 +46,18 @@ const MAY_IMPORT: [(&str, &[&str]); 18] = [
             "visible",
         ],
     ),
-    ("dispatch", &["telemetry", "queue", "ledger", "relay", "translate", "retry", "outcome", "mail", "failpoint"]),
-    ("observe", &["telemetry", "queue", "ledger", "relay", "translate", "retry", "outcome", "mail", "visible"]),
+    (
+        "dispatch",
+        &["telemetry", "queue", "ledger", "relay", "translate", "retry", "outcome", "mail", "failpoint", "panics"],
+    ),
+    (
+        "observe",
+        &["telemetry", "queue", "ledger", "relay", "translate", "retry", "outcome", "mail", "visible", "failpoint"],
+    ),
     // Plain data of a running dispatcher: dispatch fills it, observe shows it.
     ("telemetry", &["outcome", "mail"]),
     ("queue", &["outcome", "mail", "secret", "failpoint"]),
-    ("ledger", &["outcome", "mail"]),
+    ("ledger", &["outcome", "mail", "failpoint"]),
     ("relay", &["outcome", "mail", "secret", "visible", "failpoint"]),
     ("translate", &["decode", "outcome", "mail", "visible"]),
     ("retry", &["outcome", "mail"]),
@@ -60,6 +67,7 @@ const MAY_IMPORT: [(&str, &[&str]); 18] = [
     ("secret", &[]),
     ("visible", &[]),
     ("failpoint", &[]),
+    ("panics", &[]),
     ("lib", &[]),
 ];
 
