@@ -3,24 +3,18 @@
 mod check;
 mod claim;
 mod claiming;
-mod connect;
-mod dialect;
-mod error;
+mod cleanup;
+mod db;
 mod finding;
 mod leases;
-mod link;
 mod listing;
-mod mysql;
+mod migrate;
 mod oversize;
-mod postgres;
-mod record;
+mod records;
 mod rights;
 mod schema;
 mod settings;
-mod settling;
-mod setup;
-mod sqlite;
-mod sweep;
+mod settle;
 mod view;
 mod wishes;
 
@@ -32,7 +26,7 @@ use tokio_util::task::TaskTracker;
 
 pub use self::check::clock_ahead;
 pub use self::claim::{Claim, Found, Recovered, Row, Settled, Settlement};
-pub use self::error::Error;
+pub use self::db::error::Error;
 pub use self::oversize::{Oversize, Unread};
 pub use self::settings::{Database, Password, Settings};
 pub use self::view::{Chosen, Content, Counts, Filter, Finding, Granted, Level, Listed, Paused, Wish};
@@ -52,11 +46,11 @@ pub struct Queue {
 struct Inner {
     settings: Settings,
     dispatcher: DispatcherId,
-    connections: connect::Connections,
+    connections: db::pool::Connections,
     schema: RwLock<Option<Arc<schema::Schema>>>,
     doubts: Mutex<Doubts>,
     head: std::sync::Mutex<Option<finding::Head>>,
-    sweep: Mutex<sweep::Position>,
+    sweep: Mutex<cleanup::Position>,
     /// Claims that are in somebody's hands.
     claims: TaskTracker,
 }
@@ -69,16 +63,16 @@ impl Inner {
         &self.settings.name
     }
 
-    fn dialect(&self) -> &'static dialect::Dialect {
+    fn dialect(&self) -> &'static db::dialect::Dialect {
         self.connections.dialect
     }
 
     /// The producers' table as our records name it. `public` is where PostgreSQL looks unasked.
-    fn key(&self) -> link::Value<'_> {
+    fn key(&self) -> db::connection::Value<'_> {
         self.settings.table.strip_prefix("public.").unwrap_or(&self.settings.table).into()
     }
 
-    fn owner(&self) -> link::Value<'_> {
+    fn owner(&self) -> db::connection::Value<'_> {
         self.dispatcher.as_str().into()
     }
 }
@@ -92,7 +86,7 @@ impl Queue {
         if !settings.table.split('.').all(part) || settings.table.split('.').count() > 2 {
             return Err(refused(format!("`{}` is no table name", settings.table.escape_debug())));
         }
-        let connections = connect::Connections::new(settings.database.clone()).map_err(refused)?;
+        let connections = db::pool::Connections::new(settings.database.clone()).map_err(refused)?;
         let (schema, doubts, sweep) = (RwLock::default(), Mutex::default(), Mutex::default());
         let claims = TaskTracker::new();
         claims.close();

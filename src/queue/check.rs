@@ -2,12 +2,12 @@
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::error::{Error, Failure};
-use super::link::{Line, Link};
+use super::db::connection::{Line, Link};
+use super::db::error::{Error, Failure};
 use super::rights::Rights;
 use super::schema::Schema;
 use super::view::{Finding, Level};
-use super::{Inner, mysql, postgres, sqlite};
+use super::{Inner, db::mysql, db::postgres, db::sqlite};
 use crate::mail::ColumnLimits;
 
 /// Seconds.

@@ -7,10 +7,10 @@ use jiff::Timestamp;
 
 use super::Inner;
 use super::claim::{Claim, Found, Row};
-use super::dialect::{GROUP, padded, tuples};
-use super::error::{Error, Failure, persist};
-use super::link::{Line, Link, Value};
-use super::record::{Key, RECORD, RECORD_COLUMNS, Record, histories, keys_of};
+use super::db::connection::{Line, Link, Value};
+use super::db::dialect::{GROUP, padded, tuples};
+use super::db::error::{Error, Failure, persist};
+use super::records::{Key, RECORD, RECORD_COLUMNS, Record, histories, keys_of};
 use crate::mail::{Columns, Fingerprint, MailId, RecordId};
 use crate::outcome::History;
 
@@ -164,7 +164,7 @@ impl Inner {
             "SELECT MIN(d.next_attempt) FROM mailqueue_delivery d WHERE d.queue_table = ? AND d.state = 'deferred'";
         let lines = self.link().await?.fetch(sql, vec![self.key()]).await?;
         let first = lines.first().map(|line| line.int(0)).transpose()?.flatten();
-        first.map(super::record::time).transpose()
+        first.map(super::records::time).transpose()
     }
 
     pub(super) async fn load(&self, claims: Vec<Claim>) -> Result<Vec<Row>, (Error, Vec<Claim>)> {

@@ -7,8 +7,8 @@ use tokio::time::Instant;
 
 use super::Inner;
 use super::claim::Found;
-use super::error::{Error, Failure, persist};
-use super::link::Line;
+use super::db::connection::Line;
+use super::db::error::{Error, Failure, persist};
 use crate::mail::Fingerprint;
 
 /// A look at the head of the table that takes longer is one at very many records.

@@ -8,10 +8,10 @@ use tokio::sync::MutexGuard;
 
 use super::claim::{Claim, Recovered, TAKEN_OVER};
 use super::claiming::token;
-use super::dialect::GROUP;
-use super::error::{Error, Failure, persist};
-use super::link::{Link, Value};
-use super::record::{RECORD, RECORD_COLUMNS, Record, borrowed, histories, keys_of};
+use super::db::connection::{Link, Value};
+use super::db::dialect::GROUP;
+use super::db::error::{Error, Failure, persist};
+use super::records::{RECORD, RECORD_COLUMNS, Record, borrowed, histories, keys_of};
 use super::view::Paused;
 use super::{DispatcherId, Doubts, Inner};
 use crate::mail::RecordId;

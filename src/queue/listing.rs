@@ -7,10 +7,10 @@ use jiff::Timestamp;
 
 use super::Inner;
 use super::claiming::columns;
-use super::error::{Error, Failure, persist};
-use super::link::{Line, Link, Value};
+use super::db::connection::{Line, Link, Value};
+use super::db::error::{Error, Failure, persist};
 use super::oversize::lengths;
-use super::record::{RECORD, RECORD_COLUMNS, Record, histories, time};
+use super::records::{RECORD, RECORD_COLUMNS, Record, histories, time};
 use super::schema::{NAMES, Schema};
 use super::view::{Content, Counts, Filter, Listed};
 use crate::mail::{ColumnLimits, Fingerprint, MailId};

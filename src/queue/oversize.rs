@@ -7,9 +7,9 @@ use std::fmt;
 use super::Inner;
 use super::claim::Claim;
 use super::claiming::{Lengths, fingerprinted};
-use super::dialect::GROUP;
-use super::error::{Error, Failure, persist};
-use super::link::{Line, Link, Value};
+use super::db::connection::{Line, Link, Value};
+use super::db::dialect::GROUP;
+use super::db::error::{Error, Failure, persist};
 use super::schema::NAMES;
 use crate::mail::{Fingerprint, RecordId};
 

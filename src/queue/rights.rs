@@ -1,8 +1,8 @@
 //! What we may do in a database, as the database says it.
 
-use super::error::Failure;
-use super::link::Link;
-use super::{mysql, postgres};
+use super::db::connection::Link;
+use super::db::error::Failure;
+use super::db::{mysql, postgres};
 
 /// Rights on tables.
 pub(super) struct Rights {

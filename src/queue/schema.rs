@@ -6,9 +6,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Inner;
-use super::dialect::Dialect;
-use super::error::Failure;
-use super::link::Link;
+use super::db::connection::Link;
+use super::db::dialect::Dialect;
+use super::db::error::Failure;
 use crate::mail::ColumnLimits;
 
 /// How long a table's definition is taken for granted. An error of a statement ends it at once.

@@ -5,10 +5,10 @@ use std::collections::HashMap;
 use jiff::Timestamp;
 
 use super::Inner;
-use super::dialect::tuples;
-use super::error::{Error, Failure, persist};
-use super::link::{Link, Value};
-use super::record::{RECORD, Record};
+use super::db::connection::{Link, Value};
+use super::db::dialect::tuples;
+use super::db::error::{Error, Failure, persist};
+use super::records::{RECORD, Record};
 use super::view::{Chosen, Granted, Listed, Seen, Wish};
 use crate::mail::{Fingerprint, RecordId};
 use crate::outcome::State;

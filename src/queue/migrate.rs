@@ -3,8 +3,8 @@
 use sqlx::migrate::{MigrateError, Migrator};
 
 use super::Inner;
-use super::error::{Error, Failure, persist};
-use super::link::{Link, Raw, Value};
+use super::db::connection::{Link, Raw, Value};
+use super::db::error::{Error, Failure, persist};
 use crate::mail::Columns;
 
 const OURS: &str = "mailqueue_delivery, mailqueue_recipient, mailqueue_dispatcher";

@@ -18,10 +18,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout};
 use url::Url;
 
+use super::super::settings::{Database, Password};
+use super::connection::{Link, Raw};
 use super::dialect::Dialect;
 use super::error::Failure;
-use super::link::{Link, Raw};
-use super::settings::{Database, Password};
 use super::{mysql, postgres, sqlite};
 
 /// A dispatcher keeps one for claims, two for what is claimed, one for settling, one for heartbeat and stop flag, one to
@@ -32,9 +32,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const FRESH: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
-pub(super) struct Connections {
+pub(crate) struct Connections {
     database: Database,
-    pub(super) dialect: &'static Dialect,
+    pub(crate) dialect: &'static Dialect,
     permits: Arc<Semaphore>,
     idle: Arc<Idle>,
 }
@@ -55,25 +55,25 @@ impl Idle {
 }
 
 /// A connection that is in use; when it is dropped it goes back if it is `reusable`, and is closed if not.
-pub(super) struct Lent {
+pub(crate) struct Lent {
     raw: Option<Raw>,
-    pub(super) reusable: bool,
+    pub(crate) reusable: bool,
     idle: Arc<Idle>,
     _permit: OwnedSemaphorePermit,
 }
 
 impl Lent {
-    pub(super) fn raw(&mut self) -> &mut Raw {
+    pub(crate) fn raw(&mut self) -> &mut Raw {
         // `None` only inside `drop`.
         self.raw.as_mut().unwrap_or_else(|| unreachable!("a connection that was given back"))
     }
 
-    pub(super) fn take(&mut self) -> Raw {
+    pub(crate) fn take(&mut self) -> Raw {
         self.raw.take().unwrap_or_else(|| unreachable!("a connection that was given back"))
     }
 
     /// One connection broke: the server was restarted or is away, and the idle ones are as dead.
-    pub(super) fn distrust_others(&self) {
+    pub(crate) fn distrust_others(&self) {
         self.idle.lock().clear();
     }
 }
@@ -89,7 +89,7 @@ impl Drop for Lent {
 
 impl Connections {
     /// Opens nothing yet. The text says why the URL cannot be used.
-    pub(super) fn new(database: Database) -> Result<Self, String> {
+    pub(crate) fn new(database: Database) -> Result<Self, String> {
         let dialect = match database.url.scheme() {
             "mysql" | "mariadb" => &mysql::DIALECT,
             "postgres" | "postgresql" => &postgres::DIALECT,
@@ -99,7 +99,7 @@ impl Connections {
         Ok(Self { database, dialect, permits: Arc::new(Semaphore::new(CONNECTIONS)), idle: Arc::default() })
     }
 
-    pub(super) async fn link(&self) -> Result<Link, Failure> {
+    pub(crate) async fn link(&self) -> Result<Link, Failure> {
         let permit = timeout(CONNECT_TIMEOUT, Arc::clone(&self.permits).acquire_owned())
             .await
             .map_err(|_| Failure::Stalled("all connections are busy and none came free".to_owned()))?
@@ -160,7 +160,7 @@ impl Connections {
 
     /// Creates the file of an SQLite database that does not exist yet; answers whether it did. WAL is a property of
     /// the file, and files that others made keep what they have.
-    pub(super) async fn create_file(&self) -> Result<bool, Failure> {
+    pub(crate) async fn create_file(&self) -> Result<bool, Failure> {
         if self.dialect.name != "sqlite" || file(&self.database.url).exists() {
             return Ok(false);
         }

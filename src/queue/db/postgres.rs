@@ -2,7 +2,7 @@
 
 use super::dialect::Dialect;
 
-pub(super) const DIALECT: Dialect = Dialect {
+pub(crate) const DIALECT: Dialect = Dialect {
     name: "postgres",
     // A transaction that a stopped process left open ends by itself. A plan that knows nothing of the values takes a
     // LIMIT for a tenth of the table, and reads all of it.
@@ -64,20 +64,20 @@ pub(super) const DIALECT: Dialect = Dialect {
         "bytea" => "convert_to(?, 'UTF8')",
         _ => "?",
     },
-    producers: include_str!("../../migrations/postgres/producers/table.sql"),
+    producers: include_str!("../../../migrations/postgres/producers/table.sql"),
     producers_mparams: ",\n  mparams TEXT NULL",
     last_number: None,
 };
 
-pub(super) const VERSION: &str = "SELECT 'PostgreSQL ' || current_setting('server_version')";
+pub(crate) const VERSION: &str = "SELECT 'PostgreSQL ' || current_setting('server_version')";
 /// Who we are, and each right that we have on a table.
-pub(super) const GRANTS: &str = "SELECT r.name FROM (VALUES ('SELECT'), ('INSERT'), ('UPDATE'), \
+pub(crate) const GRANTS: &str = "SELECT r.name FROM (VALUES ('SELECT'), ('INSERT'), ('UPDATE'), \
      ('DELETE'), ('TRUNCATE'), ('TRIGGER')) AS r (name) WHERE has_table_privilege(to_regclass(?)::oid, r.name) \
      UNION ALL SELECT 'OWNER' FROM pg_catalog.pg_class c \
      WHERE c.oid = to_regclass(?) AND pg_has_role(c.relowner, 'USAGE')";
 /// How many unique keys there are of the number alone.
-pub(super) const UNIQUE: &str = "SELECT COUNT(*) FROM pg_catalog.pg_index i JOIN pg_catalog.pg_attribute a \
+pub(crate) const UNIQUE: &str = "SELECT COUNT(*) FROM pg_catalog.pg_index i JOIN pg_catalog.pg_attribute a \
      ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0] WHERE i.indrelid = to_regclass(?) AND i.indisunique \
      AND i.indisvalid AND i.indnkeyatts = 1 AND i.indpred IS NULL AND a.attname = 'mid'";
 /// Milliseconds since 1970.
-pub(super) const CLOCK: &str = "SELECT CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)";
+pub(crate) const CLOCK: &str = "SELECT CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)";

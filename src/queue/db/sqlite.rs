@@ -2,7 +2,7 @@
 
 use super::dialect::Dialect;
 
-pub(super) const DIALECT: Dialect = Dialect {
+pub(crate) const DIALECT: Dialect = Dialect {
     name: "sqlite",
     // The lock wait is the connection's busy time-out; SQLite knows neither clock nor isolation level.
     session: "PRAGMA synchronous = FULL",
@@ -43,14 +43,14 @@ pub(super) const DIALECT: Dialect = Dialect {
     fingerprint: None,
     pair: |_| String::new(),
     place: |_| "?",
-    producers: include_str!("../../migrations/sqlite/producers/table.sql"),
+    producers: include_str!("../../../migrations/sqlite/producers/table.sql"),
     producers_mparams: ",\n  mparams TEXT NULL",
     last_number: None,
 };
 
-pub(super) const VERSION: &str = "SELECT 'SQLite ' || sqlite_version()";
+pub(crate) const VERSION: &str = "SELECT 'SQLite ' || sqlite_version()";
 /// Whether the number is the primary key, or how many unique keys there are of it alone.
-pub(super) const UNIQUE: &str = "SELECT (SELECT COUNT(*) FROM pragma_table_info(?1) t WHERE t.name = 'mid' AND t.pk = 1 \
+pub(crate) const UNIQUE: &str = "SELECT (SELECT COUNT(*) FROM pragma_table_info(?1) t WHERE t.name = 'mid' AND t.pk = 1 \
      AND (SELECT COUNT(*) FROM pragma_table_info(?1) p WHERE p.pk > 0) = 1) + \
      (SELECT COUNT(*) FROM pragma_index_list(?1) l WHERE l.\"unique\" = 1 AND l.partial = 0 \
      AND (SELECT COUNT(*) FROM pragma_index_info(l.name)) = 1 \

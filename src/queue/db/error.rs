@@ -20,7 +20,7 @@ pub enum Error {
 
 /// An [`Error`] before it is known whether another try helps.
 #[derive(Debug)]
-pub(super) enum Failure {
+pub(crate) enum Failure {
     /// The connection broke: a fresh one may do.
     Broken(String),
     /// Nothing came for longer than we wait; a further try would only wait again.
@@ -36,7 +36,7 @@ pub(super) enum Failure {
 }
 
 impl Failure {
-    pub(super) fn told(self, queue: &Arc<str>) -> Error {
+    pub(crate) fn told(self, queue: &Arc<str>) -> Error {
         let queue = Arc::clone(queue);
         match self {
             Self::Broken(what) | Self::Stalled(what) | Self::NoSecret(what) => Error::Unreachable { queue, what },
@@ -123,7 +123,7 @@ fn sqlite(code: u32, what: String) -> Failure {
 
 /// How often an operation was tried. A lock that does not come free costs seconds each time, a deadlock nothing.
 #[derive(Default)]
-pub(super) struct Tries {
+pub(crate) struct Tries {
     broken: u32,
     missing: u32,
     busy: u32,
@@ -136,7 +136,7 @@ const BUSY_TIME: Duration = Duration::from_secs(12);
 impl Tries {
     /// Whether the same again is worth a try, and after which pause. Everything that is tried again is harmless to
     /// repeat, even where the first try did all of its work and only its answer was lost.
-    pub(super) fn again(&mut self, failure: &Failure) -> Option<Duration> {
+    pub(crate) fn again(&mut self, failure: &Failure) -> Option<Duration> {
         let since = *self.since.get_or_insert_with(tokio::time::Instant::now);
         match failure {
             Failure::Broken(_) if self.broken == 0 => {
@@ -159,12 +159,12 @@ impl Tries {
 /// Runs an operation anew as long as [`Tries::again`] sees hope in it.
 macro_rules! persist {
     ($inner:expr, $once:expr) => {{
-        let mut tries = $crate::queue::error::Tries::default();
+        let mut tries = $crate::queue::db::error::Tries::default();
         loop {
             match $once.await {
                 Ok(value) => break Ok(value),
                 Err(failure) => {
-                    if let $crate::queue::error::Failure::Missing(_) = failure {
+                    if let $crate::queue::db::error::Failure::Missing(_) = failure {
                         $inner.forget_schema().await;
                     }
                     match tries.again(&failure) {
@@ -176,4 +176,4 @@ macro_rules! persist {
         }
     }};
 }
-pub(super) use persist;
+pub(crate) use persist;

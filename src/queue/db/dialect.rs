@@ -1,10 +1,10 @@
 //! What the databases say differently. Each has its own [`Dialect`]; everything else is said alike, with `?` for values.
 
 /// Makes SQL from the SQL for the bytes of each column, `None` being a column that the table lacks.
-pub(super) type FromColumns = fn(&[Option<String>; 5]) -> String;
+pub(crate) type FromColumns = fn(&[Option<String>; 5]) -> String;
 
 /// The words of one database.
-pub(super) struct Dialect {
+pub(crate) struct Dialect {
     pub name: &'static str,
     /// READ COMMITTED, lock waits of 5 s, UTC.
     pub session: &'static str,
@@ -105,21 +105,21 @@ impl Dialect {
 const STRETCHES: usize = 8;
 
 /// `?, ?, ?`
-pub(super) fn places(count: usize) -> String {
+pub(crate) fn places(count: usize) -> String {
     vec!["?"; count].join(", ")
 }
 
 /// `(?, ?), (?, ?)`
-pub(super) fn tuples(count: usize, places: &str) -> String {
+pub(crate) fn tuples(count: usize, places: &str) -> String {
     vec![format!("({places})"); count].join(", ")
 }
 
 /// How many rows one statement concerns at most.
-pub(super) const GROUP: usize = 256;
+pub(crate) const GROUP: usize = 256;
 
 /// Repeats the last item until the number is a power of two, so that few different statements are prepared. Only for
 /// statements to which a repeated item says nothing new.
-pub(super) fn padded<T: Clone>(mut items: Vec<T>) -> Vec<T> {
+pub(crate) fn padded<T: Clone>(mut items: Vec<T>) -> Vec<T> {
     if let Some(last) = items.last().cloned() {
         items.resize(items.len().next_power_of_two(), last);
     }

@@ -8,10 +8,10 @@ use sha2::{Digest, Sha256};
 use tokio_util::task::TaskTracker;
 
 use super::claim::Claim;
-use super::dialect::{GROUP, padded, places, tuples};
-use super::error::Failure;
-use super::link::{Line, Link, Value};
-use super::{Inner, dialect::Dialect};
+use super::db::connection::{Line, Link, Value};
+use super::db::dialect::{GROUP, padded, places, tuples};
+use super::db::error::Failure;
+use super::{Inner, db::dialect::Dialect};
 use crate::mail::{Fingerprint, MailId, RecordId, hex};
 use crate::outcome::{History, Reason, RecipientRecord, RecipientState, State};
 

@@ -2,7 +2,7 @@
 
 use super::dialect::Dialect;
 
-pub(super) const DIALECT: Dialect = Dialect {
+pub(crate) const DIALECT: Dialect = Dialect {
     name: "mysql",
     // Strict, so that nothing of ours is cut without a word. The metadata lock is what ALTER TABLE holds. Columns come
     // as they are stored, whatever their character set; and texts are compared byte by byte, which is what is meant and
@@ -60,19 +60,19 @@ pub(super) const DIALECT: Dialect = Dialect {
     }),
     pair: |fingerprint| format!("CONCAT(q.mid, ':', {fingerprint})"),
     place: |_| "?",
-    producers: include_str!("../../migrations/mysql/producers/table.sql"),
+    producers: include_str!("../../../migrations/mysql/producers/table.sql"),
     producers_mparams: ",\n  mparams LONGTEXT NULL",
     last_number: Some("SELECT CAST(LAST_INSERT_ID() AS SIGNED)"),
 };
 
-pub(super) const VERSION: &str = "SELECT CONCAT(IF(VERSION() LIKE '%MariaDB%', 'MariaDB ', 'MySQL '), VERSION())";
-pub(super) const GRANTS: &str = "SHOW GRANTS FOR CURRENT_USER()";
-pub(super) const ENGINE: &str =
+pub(crate) const VERSION: &str = "SELECT CONCAT(IF(VERSION() LIKE '%MariaDB%', 'MariaDB ', 'MySQL '), VERSION())";
+pub(crate) const GRANTS: &str = "SHOW GRANTS FOR CURRENT_USER()";
+pub(crate) const ENGINE: &str =
     "SELECT engine FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = ?";
 /// How many unique keys there are of the number alone.
-pub(super) const UNIQUE: &str = "SELECT COUNT(*) FROM (SELECT index_name FROM information_schema.statistics \
+pub(crate) const UNIQUE: &str = "SELECT COUNT(*) FROM (SELECT index_name FROM information_schema.statistics \
      WHERE table_schema = DATABASE() AND table_name = ? AND non_unique = 0 GROUP BY index_name \
      HAVING COUNT(*) = 1 AND MIN(column_name) = 'mid') k";
 /// Milliseconds since 1970.
-pub(super) const CLOCK: &str = "SELECT CAST(UNIX_TIMESTAMP(SYSDATE(3)) * 1000 AS SIGNED)";
-pub(super) const LONGEST_PACKET: &str = "SELECT CAST(@@max_allowed_packet AS SIGNED)";
+pub(crate) const CLOCK: &str = "SELECT CAST(UNIX_TIMESTAMP(SYSDATE(3)) * 1000 AS SIGNED)";
+pub(crate) const LONGEST_PACKET: &str = "SELECT CAST(@@max_allowed_packet AS SIGNED)";

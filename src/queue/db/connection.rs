@@ -10,8 +10,8 @@ use sqlx::sqlite::{Sqlite, SqliteConnection, SqliteRow};
 use sqlx::{AssertSqlSafe, Connection, Row};
 use tokio::time::timeout;
 
-use super::connect::Lent;
 use super::error::Failure;
+use super::pool::Lent;
 use crate::mail::Fingerprint;
 
 /// How long we wait for a statement's answer, or for its next line. Longer than any lock wait.
@@ -19,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a statement takes in place of a `?`. Texts are borrowed: a batch has thousands.
 #[derive(Clone, Debug)]
-pub(super) enum Value<'a> {
+pub(crate) enum Value<'a> {
     Int(Option<i64>),
     Text(Option<Cow<'a, str>>),
 }
@@ -63,7 +63,7 @@ fn storable(text: &str) -> Cow<'_, str> {
 }
 
 /// A native connection.
-pub(super) enum Raw {
+pub(crate) enum Raw {
     MySql(Box<MySqlConnection>),
     Postgres(Box<PgConnection>),
     Sqlite(Box<SqliteConnection>),
@@ -71,7 +71,7 @@ pub(super) enum Raw {
 
 impl Raw {
     /// Gives memory back that a large row has taken.
-    pub(super) fn shrink(&mut self) {
+    pub(crate) fn shrink(&mut self) {
         match self {
             Self::MySql(raw) => raw.shrink_buffers(),
             Self::Postgres(raw) => raw.shrink_buffers(),
@@ -79,7 +79,7 @@ impl Raw {
         }
     }
 
-    pub(super) async fn ping(&mut self) -> Result<(), sqlx::Error> {
+    pub(crate) async fn ping(&mut self) -> Result<(), sqlx::Error> {
         match self {
             Self::MySql(raw) => raw.ping().await,
             Self::Postgres(raw) => raw.ping().await,
@@ -103,44 +103,44 @@ macro_rules! query {
 
 /// A connection on loan. It goes back to the others only when nothing is under way on it: one that is dropped inside a
 /// transaction, or while an answer is outstanding, is closed, and the server undoes what was not committed.
-pub(super) struct Link {
+pub(crate) struct Link {
     lent: Lent,
     in_transaction: bool,
 }
 
 impl Link {
-    pub(super) fn new(lent: Lent) -> Self {
+    pub(crate) fn new(lent: Lent) -> Self {
         Self { lent, in_transaction: false }
     }
 
-    pub(super) fn into_raw(mut self) -> Raw {
+    pub(crate) fn into_raw(mut self) -> Raw {
         self.lent.take()
     }
 
     /// The connection itself, for work that leaves it unusable unless [`Link::sound`] is called afterwards.
-    pub(super) fn unsound(&mut self) -> &mut Raw {
+    pub(crate) fn unsound(&mut self) -> &mut Raw {
         self.lent.reusable = false;
         self.lent.raw()
     }
 
-    pub(super) fn sound(&mut self) {
+    pub(crate) fn sound(&mut self) {
         self.lent.reusable = true;
     }
 
     /// Begins a transaction with the dialect's own words.
-    pub(super) async fn begin(&mut self, words: &'static str) -> Result<(), Failure> {
+    pub(crate) async fn begin(&mut self, words: &'static str) -> Result<(), Failure> {
         self.in_transaction = true;
         self.command(words).await
     }
 
-    pub(super) async fn commit(&mut self) -> Result<(), Failure> {
+    pub(crate) async fn commit(&mut self) -> Result<(), Failure> {
         self.command("COMMIT").await?;
         self.in_transaction = false;
         self.lent.reusable = true;
         Ok(())
     }
 
-    pub(super) async fn rollback(&mut self) -> Result<(), Failure> {
+    pub(crate) async fn rollback(&mut self) -> Result<(), Failure> {
         self.command("ROLLBACK").await?;
         self.in_transaction = false;
         self.lent.reusable = true;
@@ -148,7 +148,7 @@ impl Link {
     }
 
     /// A statement, or several, without values and without an answer.
-    pub(super) async fn command(&mut self, sql: impl Into<String>) -> Result<(), Failure> {
+    pub(crate) async fn command(&mut self, sql: impl Into<String>) -> Result<(), Failure> {
         let sql = sqlx::raw_sql(AssertSqlSafe(sql.into()));
         self.lent.reusable = false;
         let done = timeout(PATIENCE, async {
@@ -163,7 +163,7 @@ impl Link {
     }
 
     /// Answers how many rows the statement changed (on MySQL: found, changed or not).
-    pub(super) async fn execute(&mut self, sql: &str, args: Vec<Value<'_>>) -> Result<u64, Failure> {
+    pub(crate) async fn execute(&mut self, sql: &str, args: Vec<Value<'_>>) -> Result<u64, Failure> {
         self.lent.reusable = false;
         let done = timeout(PATIENCE, async {
             match self.lent.raw() {
@@ -182,7 +182,7 @@ impl Link {
         self.judge(done)
     }
 
-    pub(super) async fn fetch(&mut self, sql: &str, args: Vec<Value<'_>>) -> Result<Vec<Line>, Failure> {
+    pub(crate) async fn fetch(&mut self, sql: &str, args: Vec<Value<'_>>) -> Result<Vec<Line>, Failure> {
         self.lent.reusable = false;
         macro_rules! lines {
             ($query:expr, $raw:expr, $kind:path) => {{
@@ -246,7 +246,7 @@ fn numbered(sql: &str) -> String {
 }
 
 /// A line of an answer. Columns are counted from 0 and decoded as what the statement made of them.
-pub(super) enum Line {
+pub(crate) enum Line {
     MySql(MySqlRow),
     Postgres(PgRow),
     Sqlite(SqliteRow),
@@ -264,24 +264,24 @@ macro_rules! cell {
 }
 
 impl Line {
-    pub(super) fn int(&self, column: usize) -> Result<Option<i64>, Failure> {
+    pub(crate) fn int(&self, column: usize) -> Result<Option<i64>, Failure> {
         cell!(self, column, i64)
     }
 
-    pub(super) fn text(&self, column: usize) -> Result<Option<String>, Failure> {
+    pub(crate) fn text(&self, column: usize) -> Result<Option<String>, Failure> {
         cell!(self, column, String)
     }
 
-    pub(super) fn bytes(&self, column: usize) -> Result<Option<Vec<u8>>, Failure> {
+    pub(crate) fn bytes(&self, column: usize) -> Result<Option<Vec<u8>>, Failure> {
         cell!(self, column, Vec<u8>)
     }
 
     /// Where the table's definition rules NULL out.
-    pub(super) fn some_int(&self, column: usize) -> Result<i64, Failure> {
+    pub(crate) fn some_int(&self, column: usize) -> Result<i64, Failure> {
         self.int(column)?.ok_or_else(|| null(column))
     }
 
-    pub(super) fn some_text(&self, column: usize) -> Result<String, Failure> {
+    pub(crate) fn some_text(&self, column: usize) -> Result<String, Failure> {
         self.text(column)?.ok_or_else(|| null(column))
     }
 }

@@ -4,10 +4,10 @@ use std::collections::{HashMap, HashSet};
 
 use super::Inner;
 use super::claim::{Claim, Settled, Settlement};
-use super::dialect::{GROUP, padded, places, tuples};
-use super::error::{Error, Failure, persist};
-use super::link::{Link, Value};
-use super::record::write_recipients;
+use super::db::connection::{Link, Value};
+use super::db::dialect::{GROUP, padded, places, tuples};
+use super::db::error::{Error, Failure, persist};
+use super::records::write_recipients;
 use crate::failpoint;
 use crate::mail::{Fingerprint, MailId, RecordId};
 use crate::outcome::{Fate, RecipientRecord, RecipientState};

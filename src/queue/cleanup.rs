@@ -6,10 +6,10 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Inner;
-use super::dialect::{padded, places};
-use super::error::{Error, Failure, persist};
-use super::link::{Link, Value};
-use super::record::{borrowed, keys_of};
+use super::db::connection::{Link, Value};
+use super::db::dialect::{padded, places};
+use super::db::error::{Error, Failure, persist};
+use super::records::{borrowed, keys_of};
 use crate::mail::{Fingerprint, RecordId};
 
 /// Where each walk over the records goes on at the next pass: behind which number.
@@ -123,7 +123,7 @@ impl Inner {
             }
             return Ok(found);
         };
-        for group in mids.chunks(super::dialect::GROUP) {
+        for group in mids.chunks(super::db::dialect::GROUP) {
             let args: Vec<Value> = padded(group.iter().map(|&mid| mid.into()).collect());
             let sql = format!(
                 "SELECT {}, {fingerprint} FROM {} q WHERE q.mid IN ({})",
