@@ -1,5 +1,6 @@
 //! The tables: finds, claims, loads and settles rows. All SQL on the producers' tables and on our records is below here.
 
+mod apply;
 mod check;
 mod claim;
 mod claiming;
@@ -16,7 +17,6 @@ mod schema;
 mod settings;
 mod settle;
 mod view;
-mod wishes;
 
 use std::sync::Arc;
 
@@ -29,7 +29,7 @@ pub use self::claim::{Claim, Found, Recovered, Row, Settled, Settlement};
 pub use self::db::error::Error;
 pub use self::oversize::{Oversize, Unread};
 pub use self::settings::{Database, Password, Settings};
-pub use self::view::{Chosen, Content, Counts, Filter, Finding, Granted, Level, Listed, Paused, Wish};
+pub use self::view::{Action, Content, Counts, Filter, Finding, Level, Listed, Outcome, Paused, Selected};
 use crate::mail::{ColumnLimits, Columns, Fingerprint, MailId, RecordId};
 use crate::outcome::RecipientRecord;
 
@@ -280,16 +280,21 @@ impl Queue {
         self.inner.counts(now).await
     }
 
-    /// Holds on to how these rows are now, so that [`Queue::grant`] touches none that is another by then; rows that are
+    /// Holds on to how these rows are now, so that [`Queue::apply`] touches none that is another by then; rows that are
     /// gone are left out.
-    pub async fn choose(&self, rows: &[Listed]) -> Result<Vec<Chosen>, Error> {
-        self.inner.choose(rows).await
+    pub async fn select(&self, rows: &[Listed]) -> Result<Vec<Selected>, Error> {
+        self.inner.select(rows).await
     }
 
-    /// Carries out an operator's wish, row by row, in groups. Claimed and sending rows are left alone, and so are those
-    /// that have changed since they were chosen.
-    pub async fn grant(&self, wish: &Wish, rows: &[Chosen], now: Timestamp) -> Result<Vec<(i64, Granted)>, Error> {
-        self.inner.grant(wish, rows, now).await
+    /// Carries out an operator's action, row by row, in groups. Claimed and sending rows are left alone, and so are those
+    /// that have changed since they were selected.
+    pub async fn apply(
+        &self,
+        action: &Action,
+        rows: &[Selected],
+        now: Timestamp,
+    ) -> Result<Vec<(i64, Outcome)>, Error> {
+        self.inner.apply(action, rows, now).await
     }
 
     /// Sets or lifts the emergency stop of this queue, or of the relay for every dispatcher of this database.

@@ -11,7 +11,7 @@ use super::select::{self, Filters};
 use crate::config::Config;
 use crate::mail::MailId;
 use crate::observe::audit::{self, Change};
-use crate::queue::{Chosen, Granted, Queue, Wish};
+use crate::queue::{Action, Outcome, Queue, Selected};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -37,9 +37,9 @@ pub struct DeleteArgs {
     common: Args,
 }
 
-pub async fn run(wish: Wish, args: &Args, config: &Config, out: &mut Out) -> anyhow::Result<Ending> {
+pub async fn run(action: Action, args: &Args, config: &Config, out: &mut Out) -> anyhow::Result<Ending> {
     let groups = args.groups(config).await?;
-    args.carry_out(&wish, groups, config, out).await
+    args.carry_out(&action, groups, config, out).await
 }
 
 pub async fn delete(args: &DeleteArgs, config: &Config, out: &mut Out) -> anyhow::Result<Ending> {
@@ -49,7 +49,7 @@ pub async fn delete(args: &DeleteArgs, config: &Config, out: &mut Out) -> anyhow
         writeln!(out, "nothing was deleted")?;
         return Ok(Ending::LeftOver);
     }
-    args.common.carry_out(&Wish::Delete, groups, config, out).await
+    args.common.carry_out(&Action::Delete, groups, config, out).await
 }
 
 fn confirmed(rows: usize) -> anyhow::Result<bool> {
@@ -66,10 +66,10 @@ fn confirmed(rows: usize) -> anyhow::Result<bool> {
 
 impl Args {
     /// The rows that are meant, by queue: those that a filter finds as they are now.
-    async fn groups(&self, config: &Config) -> anyhow::Result<Vec<(Queue, Vec<Chosen>)>> {
+    async fn groups(&self, config: &Config) -> anyhow::Result<Vec<(Queue, Vec<Selected>)>> {
         if !self.ids.is_empty() {
             let groups = select::by_id(config, &self.ids)?.into_iter();
-            return Ok(groups.map(|(queue, mids)| (queue, mids.into_iter().map(Chosen::from).collect())).collect());
+            return Ok(groups.map(|(queue, mids)| (queue, mids.into_iter().map(Selected::from).collect())).collect());
         }
         if self.filters.is_empty() {
             return Err(Usage("which rows? name ids, or give a filter such as --state failed".to_owned()).into());
@@ -80,7 +80,7 @@ impl Args {
             let mut walk = self.filters.walk(config, queue.clone(), now);
             let mut rows = Vec::new();
             while let Some(page) = walk.next().await? {
-                rows.extend(queue.choose(&page).await?);
+                rows.extend(queue.select(&page).await?);
             }
             groups.push((queue, rows));
         }
@@ -89,8 +89,8 @@ impl Args {
 
     async fn carry_out(
         &self,
-        wish: &Wish,
-        groups: Vec<(Queue, Vec<Chosen>)>,
+        action: &Action,
+        groups: Vec<(Queue, Vec<Selected>)>,
         config: &Config,
         out: &mut Out,
     ) -> anyhow::Result<Ending> {
@@ -98,18 +98,18 @@ impl Args {
         for (queue, rows) in groups {
             for rows in rows.chunks(500) {
                 let answers = if self.dry_run {
-                    rows.iter().map(|row| (row.mid, Granted::Done)).collect()
+                    rows.iter().map(|row| (row.mid, Outcome::Done)).collect()
                 } else {
-                    let answers = queue.grant(wish, rows, Timestamp::now()).await?;
+                    let answers = queue.apply(action, rows, Timestamp::now()).await?;
                     let done = done_of(&answers);
                     if !done.is_empty() {
-                        audit(config, past(wish), queue.name(), done);
+                        audit(config, past(action), queue.name(), done);
                     }
                     answers
                 };
-                for (mid, granted) in answers {
-                    self.tell(wish, &MailId::new(queue.name().clone(), mid), &granted, out)?;
-                    if granted == Granted::Done { done += 1 } else { left += 1 }
+                for (mid, outcome) in answers {
+                    self.tell(action, &MailId::new(queue.name().clone(), mid), &outcome, out)?;
+                    if outcome == Outcome::Done { done += 1 } else { left += 1 }
                 }
             }
         }
@@ -120,22 +120,22 @@ impl Args {
     }
 
     /// What became of one row.
-    fn tell(&self, wish: &Wish, id: &MailId, granted: &Granted, out: &mut Out) -> anyhow::Result<()> {
+    fn tell(&self, action: &Action, id: &MailId, outcome: &Outcome, out: &mut Out) -> anyhow::Result<()> {
         if self.json {
-            let (outcome, why) = match granted {
-                Granted::Done if self.dry_run => ("would-be-done", None),
-                Granted::Done => ("done", None),
-                Granted::NoSuchRow => ("no-such-row", None),
-                Granted::NotNow(why) => ("left-alone", Some(why.as_str())),
+            let (word, why) = match outcome {
+                Outcome::Done if self.dry_run => ("would-be-done", None),
+                Outcome::Done => ("done", None),
+                Outcome::NotFound => ("no-such-row", None),
+                Outcome::Rejected(why) => ("left-alone", Some(why.as_str())),
             };
-            writeln!(out, "{}", serde_json::to_string(&Line { id: id.to_string(), outcome, why })?)?;
+            writeln!(out, "{}", serde_json::to_string(&Line { id: id.to_string(), outcome: word, why })?)?;
             return Ok(());
         }
-        match granted {
-            Granted::Done if self.dry_run => writeln!(out, "{id}: would be {}", word(wish))?,
-            Granted::Done => writeln!(out, "{id}: {}", word(wish))?,
-            Granted::NoSuchRow => writeln!(out, "{id}: there is no such row")?,
-            Granted::NotNow(why) => writeln!(out, "{id}: left alone: {}", safe(why))?,
+        match outcome {
+            Outcome::Done if self.dry_run => writeln!(out, "{id}: would be {}", word(action))?,
+            Outcome::Done => writeln!(out, "{id}: {}", word(action))?,
+            Outcome::NotFound => writeln!(out, "{id}: there is no such row")?,
+            Outcome::Rejected(why) => writeln!(out, "{id}: left alone: {}", safe(why))?,
         }
         Ok(())
     }
@@ -151,22 +151,22 @@ struct Line<'a> {
     why: Option<&'a str>,
 }
 
-fn word(wish: &Wish) -> &'static str {
-    match wish {
-        Wish::Retry => "due now",
-        Wish::Hold => "held",
-        Wish::Release => "released",
-        Wish::Delete => "deleted",
+fn word(action: &Action) -> &'static str {
+    match action {
+        Action::Retry => "due now",
+        Action::Hold => "held",
+        Action::Release => "released",
+        Action::Delete => "deleted",
     }
 }
 
 /// For the log.
-fn past(wish: &Wish) -> &'static str {
-    if matches!(wish, Wish::Retry) { "retried" } else { word(wish) }
+fn past(action: &Action) -> &'static str {
+    if matches!(action, Action::Retry) { "retried" } else { word(action) }
 }
 
-fn done_of(answers: &[(i64, Granted)]) -> Vec<i64> {
-    answers.iter().filter(|(_, granted)| *granted == Granted::Done).map(|(mid, _)| *mid).collect()
+fn done_of(answers: &[(i64, Outcome)]) -> Vec<i64> {
+    answers.iter().filter(|(_, outcome)| *outcome == Outcome::Done).map(|(mid, _)| *mid).collect()
 }
 
 /// Leaves a word of what was changed where the service logs it.

@@ -82,9 +82,9 @@ impl Content {
     }
 }
 
-/// A row that an operator means, as it was when it was chosen.
+/// A row that an operator means, as it was when it was selected.
 #[derive(Clone, Debug)]
-pub struct Chosen {
+pub struct Selected {
     pub mid: i64,
     /// `None`: whatever stands under the number.
     pub(super) seen: Option<Seen>,
@@ -99,7 +99,7 @@ pub(super) struct Seen {
     pub content: Fingerprint,
 }
 
-impl From<i64> for Chosen {
+impl From<i64> for Selected {
     fn from(mid: i64) -> Self {
         Self { mid, seen: None }
     }
@@ -107,7 +107,7 @@ impl From<i64> for Chosen {
 
 /// What an operator wants of rows.
 #[derive(Clone, Debug)]
-pub enum Wish {
+pub enum Action {
     /// Due now; acceptances are kept.
     Retry,
     Hold,
@@ -117,14 +117,14 @@ pub enum Wish {
     Delete,
 }
 
-/// What became of an operator's wish for one row.
+/// What became of an operator's action for one row.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Granted {
+pub enum Outcome {
     Done,
     /// There is no such row.
-    NoSuchRow,
-    /// A dispatcher is at work on it, or it is not in a state in which the wish makes sense; the text says which.
-    NotNow(String),
+    NotFound,
+    /// A dispatcher is at work on it, or it is not in a state in which the action makes sense; the text says which.
+    Rejected(String),
 }
 
 /// One finding of `check`.

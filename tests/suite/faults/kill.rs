@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use mailqueue::outcome::State;
-use mailqueue::queue::Wish;
+use mailqueue::queue::Action;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -49,7 +49,7 @@ async fn killed_again_and_again_the_program_loses_nothing_and_repeats_only_what_
         let held: Vec<_> = house.rows(&house.newsletter).await.into_iter().collect();
         let Some(_) = held.first() else { break };
         let mids: Vec<_> = held.iter().filter(|row| row.state == State::Held).map(|row| row.id.mid.into()).collect();
-        house.newsletter.grant(&Wish::Release, &mids, Timestamp::now()).await.expect("release");
+        house.newsletter.apply(&Action::Release, &mids, Timestamp::now()).await.expect("release");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     until_empty(&house.newsletter).await;

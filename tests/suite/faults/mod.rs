@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use mailqueue::outcome::{Reason, State};
-use mailqueue::queue::{Filter, Queue, Wish};
+use mailqueue::queue::{Action, Filter, Queue};
 use rustix::process::Signal;
 
 use crate::support::DEADLINE;
@@ -79,7 +79,7 @@ async fn until_released_and_empty(queue: &Queue) {
     loop {
         let rows = queue.list(&held, i64::MIN, 1000).await.unwrap_or_default();
         let rows: Vec<_> = rows.iter().map(|row| row.id.mid.into()).collect();
-        queue.grant(&Wish::Release, &rows, Timestamp::now()).await.expect("release");
+        queue.apply(&Action::Release, &rows, Timestamp::now()).await.expect("release");
         match queue.list(&Filter::default(), i64::MIN, 1).await.as_deref() {
             Ok([]) => return,
             left => assert!(tokio::time::Instant::now() < deadline, "something is left: {left:?}"),

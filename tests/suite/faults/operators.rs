@@ -4,7 +4,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use mailqueue::outcome::State;
-use mailqueue::queue::Wish;
+use mailqueue::queue::Action;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -44,7 +44,7 @@ async fn rows_that_change_while_delete_asks_are_not_deleted() {
     }
     assert!(String::from_utf8_lossy(&asked).contains("Delete 4 rows"), "{}", String::from_utf8_lossy(&asked));
 
-    house.newsletter.grant(&Wish::Retry, &[mids[0].into()], jiff::Timestamp::now()).await.unwrap();
+    house.newsletter.apply(&Action::Retry, &[mids[0].into()], jiff::Timestamp::now()).await.unwrap();
     let mut producer = house.connect().await;
     let gone = format!("DELETE FROM mail_queue WHERE mid = {replaced}");
     sqlx::query(sqlx::AssertSqlSafe(gone)).execute(&mut producer).await.unwrap();

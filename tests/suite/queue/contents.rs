@@ -62,7 +62,7 @@ on_each_database! {
         assert_eq!(row.claim.bytes(), row.columns.len() as u64);
         settle(&queue, row, failed()).await;
         assert_eq!(queue.sweep().await.unwrap(), 0, "the database computes the same fingerprint");
-        queue.grant(&mailqueue::queue::Wish::Retry, &[7.into()], at(0)).await.unwrap();
+        queue.apply(&mailqueue::queue::Action::Retry, &[7.into()], at(0)).await.unwrap();
         let row = take_due(&queue, at(1)).await.remove(0);
         assert_eq!(row.claim.bytes(), row.columns.len() as u64);
         assert_eq!(settle(&queue, row, delivered()).await, Settled::Done);

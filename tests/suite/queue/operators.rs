@@ -1,7 +1,7 @@
 //! What operators see, and how they put things right.
 
 use mailqueue::outcome::{Fate, Reason, RecipientState, State, Verdict};
-use mailqueue::queue::{Chosen, Filter, Granted, Queue, Wish};
+use mailqueue::queue::{Action, Filter, Outcome, Queue, Selected};
 
 use super::on_each_database;
 use super::place::*;
@@ -69,16 +69,16 @@ on_each_database! {
     async fn a_hold_keeps_a_waiting_row_from_dispatchers_until_its_release(place: Place) {
         let mids = place.mails(3).await;
         let operator = place.dispatcher("");
-        assert_eq!(grant(&operator, &Wish::Hold, &mids[..2]).await, [Granted::Done, Granted::Done]);
-        assert_eq!(grant(&operator, &Wish::Hold, &mids[..1]).await, [Granted::Done]);
+        assert_eq!(apply(&operator, &Action::Hold, &mids[..2]).await, [Outcome::Done, Outcome::Done]);
+        assert_eq!(apply(&operator, &Action::Hold, &mids[..1]).await, [Outcome::Done]);
         let listed = place.listed(mids[0]).await.unwrap();
         assert_eq!((listed.state, listed.reason), (State::Held, Some(Reason::Operator)));
         let queue = place.dispatcher("a");
         assert_eq!(find(&queue, i64::MIN, 10).await, mids[2..]);
         assert_eq!(queue.sweep().await.unwrap(), 0);
-        assert_eq!(grant(&operator, &Wish::Release, &mids[..1]).await, [Granted::Done]);
+        assert_eq!(apply(&operator, &Action::Release, &mids[..1]).await, [Outcome::Done]);
         assert_eq!(take_due(&queue, at(100)).await[0].columns, mail(0));
-        assert!(matches!(grant(&operator, &Wish::Release, &mids[2..]).await[0], Granted::NotNow(_)));
+        assert!(matches!(apply(&operator, &Action::Release, &mids[2..]).await[0], Outcome::Rejected(_)));
     }
 
     async fn a_retry_offers_the_mail_to_all_but_those_who_accepted_it(place: Place) {
@@ -90,7 +90,7 @@ on_each_database! {
             recipient("b@example.org", RecipientState::Refused),
         ];
         settle(&queue, row, verdict(Fate::Failed { reason: Reason::Refused }, &recipients)).await;
-        assert_eq!(grant(&queue, &Wish::Retry, &mids).await, [Granted::Done]);
+        assert_eq!(apply(&queue, &Action::Retry, &mids).await, [Outcome::Done]);
         let row = take_due(&queue, at(100)).await.remove(0);
         assert_eq!(row.claim.history().recipients, recipients[..1]);
         assert_eq!(row.claim.history().first_deferred, None);
@@ -105,9 +105,9 @@ on_each_database! {
         for (row, fate) in queue.load(mids_taken).await.unwrap().into_iter().zip(fates) {
             settle(&queue, row, fate).await;
         }
-        let granted = grant(&queue, &Wish::Retry, &mids).await;
-        assert_eq!((&granted[0], &granted[1], &granted[3]), (&Granted::Done, &Granted::Done, &Granted::Done));
-        assert!(matches!(granted[2], Granted::NotNow(_)));
+        let outcomes = apply(&queue, &Action::Retry, &mids).await;
+        assert_eq!((&outcomes[0], &outcomes[1], &outcomes[3]), (&Outcome::Done, &Outcome::Done, &Outcome::Done));
+        assert!(matches!(outcomes[2], Outcome::Rejected(_)));
         let due: Vec<_> = take_due(&queue, at(100)).await.iter().map(|row| row.claim.id().mid).collect();
         assert_eq!(due, mids[..2]);
     }
@@ -118,9 +118,9 @@ on_each_database! {
         let claims = claim(&queue, &mids[..2], at(0)).await.unwrap();
         let row = queue.load(claims).await.unwrap().remove(0);
         settle(&queue, row, failed()).await;
-        let granted = grant(&queue, &Wish::Delete, &[mids[2], mids[0], mids[1], 9_999]).await;
-        assert_eq!((&granted[0], &granted[1], &granted[3]), (&Granted::Done, &Granted::Done, &Granted::NoSuchRow));
-        assert!(matches!(granted[2], Granted::NotNow(_)), "a claimed row is left alone");
+        let outcomes = apply(&queue, &Action::Delete, &[mids[2], mids[0], mids[1], 9_999]).await;
+        assert_eq!((&outcomes[0], &outcomes[1], &outcomes[3]), (&Outcome::Done, &Outcome::Done, &Outcome::NotFound));
+        assert!(matches!(outcomes[2], Outcome::Rejected(_)), "a claimed row is left alone");
         let states = [place.state(mids[0]).await, place.state(mids[1]).await, place.state(mids[2]).await];
         assert_eq!(states, ["gone", "claimed", "gone"]);
         assert_eq!(place.state(mids[3]).await, "waiting");
@@ -132,9 +132,9 @@ on_each_database! {
         let queue = place.dispatcher("a");
         let rows = take_all(&queue).await;
         send(&queue, &rows[..1]).await;
-        for wish in [Wish::Hold, Wish::Release, Wish::Retry, Wish::Delete] {
-            let granted = grant(&place.dispatcher(""), &wish, &mids).await;
-            assert!(granted.iter().all(|granted| matches!(granted, Granted::NotNow(_))), "{wish:?}: {granted:?}");
+        for action in [Action::Hold, Action::Release, Action::Retry, Action::Delete] {
+            let outcomes = apply(&place.dispatcher(""), &action, &mids).await;
+            assert!(outcomes.iter().all(|outcome| matches!(outcome, Outcome::Rejected(_))), "{action:?}: {outcomes:?}");
         }
         assert_eq!(send(&queue, &rows).await, [true, true]);
     }
@@ -145,48 +145,48 @@ on_each_database! {
         let row = take_all(&queue).await.remove(0);
         settle(&queue, row, failed()).await;
         place.session().await.run(&format!("UPDATE {TABLE} SET mto = 'bmV3' WHERE mid = {}", mids[0])).await.unwrap();
-        assert!(matches!(grant(&queue, &Wish::Delete, &mids).await[0], Granted::NotNow(_)));
+        assert!(matches!(apply(&queue, &Action::Delete, &mids).await[0], Outcome::Rejected(_)));
         assert_eq!(place.state(mids[0]).await, "waiting");
     }
 
     async fn a_row_that_has_changed_since_it_was_chosen_is_left_alone(place: Place) {
         let (queue, operator) = (place.dispatcher("a"), place.dispatcher(""));
-        for wish in [Wish::Retry, Wish::Hold, Wish::Release, Wish::Delete] {
-            let aside = if matches!(wish, Wish::Release) { held } else { failed };
+        for action in [Action::Retry, Action::Hold, Action::Release, Action::Delete] {
+            let aside = if matches!(action, Action::Release) { held } else { failed };
             let mids = place.mails(3).await;
             for row in take_all(&queue).await {
                 settle(&queue, row, aside()).await;
             }
             let waiting = place.mails(1).await[0];
             let rows = operator.list(&Filter::default(), mids[0] - 1, 10).await.unwrap();
-            let chosen = operator.choose(&rows).await.unwrap();
+            let selected = operator.select(&rows).await.unwrap();
 
-            let again = if matches!(wish, Wish::Release) { Wish::Release } else { Wish::Retry };
-            assert_eq!(grant(&operator, &again, &mids[..1]).await, [Granted::Done]);
+            let again = if matches!(action, Action::Release) { Action::Release } else { Action::Retry };
+            assert_eq!(apply(&operator, &again, &mids[..1]).await, [Outcome::Done]);
             let mut session = place.session().await;
             for mid in [mids[1], waiting] {
                 session.run(&format!("UPDATE {TABLE} SET msubject = 'bmV3' WHERE mid = {mid}")).await.unwrap();
             }
-            let granted = operator.grant(&wish, &chosen, at(50)).await.unwrap();
-            for (mid, state) in [(mids[0], "deferred"), (mids[1], if matches!(wish, Wish::Release) { "held" } else { "failed" }), (waiting, "waiting")] {
-                let answer = &granted.iter().find(|(answered, _)| *answered == mid).unwrap().1;
-                let Granted::NotNow(why) = answer else { panic!("{wish:?} {mid}: {answer:?}") };
+            let outcomes = operator.apply(&action, &selected, at(50)).await.unwrap();
+            for (mid, state) in [(mids[0], "deferred"), (mids[1], if matches!(action, Action::Release) { "held" } else { "failed" }), (waiting, "waiting")] {
+                let answer = &outcomes.iter().find(|(answered, _)| *answered == mid).unwrap().1;
+                let Outcome::Rejected(why) = answer else { panic!("{action:?} {mid}: {answer:?}") };
                 assert!(why.contains("changed meanwhile"), "{why}");
-                assert_eq!(place.state(mid).await, state, "{wish:?} {mid}");
+                assert_eq!(place.state(mid).await, state, "{action:?} {mid}");
             }
-            assert!(granted.contains(&(mids[2], Granted::Done)), "{wish:?}: {granted:?}");
+            assert!(outcomes.contains(&(mids[2], Outcome::Done)), "{action:?}: {outcomes:?}");
             session.run(&format!("DELETE FROM {TABLE}; DELETE FROM mailqueue_delivery")).await.unwrap();
         }
     }
 
-    async fn wishes_for_many_rows_are_granted_in_the_order_asked(place: Place) {
+    async fn actions_on_many_rows_are_applied_in_the_order_asked(place: Place) {
         super::claims::bulk(&place, 300).await;
         let queue = place.dispatcher("");
         let mut mids = find(&queue, i64::MIN, 300).await;
         mids.reverse();
-        let granted = queue.grant(&Wish::Hold, &chosen(&mids), at(0)).await.unwrap();
-        assert_eq!(granted.iter().map(|(mid, _)| *mid).collect::<Vec<_>>(), mids);
-        assert!(granted.iter().all(|(_, granted)| *granted == Granted::Done));
+        let outcomes = queue.apply(&Action::Hold, &selected(&mids), at(0)).await.unwrap();
+        assert_eq!(outcomes.iter().map(|(mid, _)| *mid).collect::<Vec<_>>(), mids);
+        assert!(outcomes.iter().all(|(_, outcome)| *outcome == Outcome::Done));
         assert_eq!(queue.counts(at(0)).await.unwrap().records, [(State::Held, 300)]);
     }
 }
@@ -202,10 +202,10 @@ async fn pages(queue: &Queue, filter: &Filter, size: u32) -> Vec<i64> {
     }
 }
 
-fn chosen(mids: &[i64]) -> Vec<Chosen> {
-    mids.iter().copied().map(Chosen::from).collect()
+fn selected(mids: &[i64]) -> Vec<Selected> {
+    mids.iter().copied().map(Selected::from).collect()
 }
 
-async fn grant(queue: &Queue, wish: &Wish, mids: &[i64]) -> Vec<Granted> {
-    queue.grant(wish, &chosen(mids), at(50)).await.unwrap().into_iter().map(|(_, granted)| granted).collect()
+async fn apply(queue: &Queue, action: &Action, mids: &[i64]) -> Vec<Outcome> {
+    queue.apply(action, &selected(mids), at(50)).await.unwrap().into_iter().map(|(_, outcome)| outcome).collect()
 }

@@ -104,7 +104,7 @@ impl House {
         let rows = self.rows(queue).await;
         let deferred: Vec<_> =
             rows.iter().filter(|row| row.next_attempt.is_some()).map(|row| row.id.mid.into()).collect();
-        queue.grant(&queue::Wish::Retry, &deferred, Timestamp::now()).await.expect("retry");
+        queue.apply(&queue::Action::Retry, &deferred, Timestamp::now()).await.expect("retry");
     }
 }
 

@@ -9,45 +9,50 @@ use super::db::connection::{Link, Value};
 use super::db::dialect::tuples;
 use super::db::error::{Error, Failure, persist};
 use super::records::{RECORD, Record};
-use super::view::{Chosen, Granted, Listed, Seen, Wish};
+use super::view::{Action, Listed, Outcome, Seen, Selected};
 use crate::mail::{Fingerprint, RecordId};
 use crate::outcome::State;
 
 const GROUP: usize = 64;
 
 impl Inner {
-    pub(super) async fn choose(&self, rows: &[Listed]) -> Result<Vec<Chosen>, Error> {
-        let mut chosen = Vec::with_capacity(rows.len());
+    pub(super) async fn select(&self, rows: &[Listed]) -> Result<Vec<Selected>, Error> {
+        let mut selected = Vec::with_capacity(rows.len());
         for group in rows.chunks(GROUP) {
             let unread = group.iter().filter(|row| row.content.is_none());
             let mids: Vec<_> = unread.map(|row| row.id.mid).collect();
             let contents = persist!(self, async { self.fingerprints(&mut self.link().await?, &mids).await })?;
-            chosen.extend(group.iter().filter_map(|row| {
+            selected.extend(group.iter().filter_map(|row| {
                 let content = row.content.or(contents.get(&row.id.mid).copied())?;
                 let seen = Seen { state: row.state, reason: row.reason, record: row.record, content };
-                Some(Chosen { mid: row.id.mid, seen: Some(seen) })
+                Some(Selected { mid: row.id.mid, seen: Some(seen) })
             }));
         }
-        Ok(chosen)
+        Ok(selected)
     }
 
-    pub(super) async fn grant(
+    pub(super) async fn apply(
         &self,
-        wish: &Wish,
-        rows: &[Chosen],
+        action: &Action,
+        rows: &[Selected],
         now: Timestamp,
-    ) -> Result<Vec<(i64, Granted)>, Error> {
-        let mut granted = HashMap::new();
+    ) -> Result<Vec<(i64, Outcome)>, Error> {
+        let mut outcomes = HashMap::new();
         let mut ascending: Vec<_> = rows.iter().collect();
         ascending.sort_by_key(|row| row.mid);
         ascending.dedup_by_key(|row| row.mid);
         for group in ascending.chunks(GROUP) {
-            granted.extend(persist!(self, self.grant_once(wish, group, now))?);
+            outcomes.extend(persist!(self, self.apply_once(action, group, now))?);
         }
-        Ok(rows.iter().filter_map(|row| Some((row.mid, granted.get(&row.mid)?.clone()))).collect())
+        Ok(rows.iter().filter_map(|row| Some((row.mid, outcomes.get(&row.mid)?.clone()))).collect())
     }
 
-    async fn grant_once(&self, wish: &Wish, rows: &[&Chosen], now: Timestamp) -> Result<Vec<(i64, Granted)>, Failure> {
+    async fn apply_once(
+        &self,
+        action: &Action,
+        rows: &[&Selected],
+        now: Timestamp,
+    ) -> Result<Vec<(i64, Outcome)>, Failure> {
         let mids: &[i64] = &rows.iter().map(|row| row.mid).collect::<Vec<_>>();
         let mut link = self.link().await?;
         // Before the transaction: hashing large rows takes its time.
@@ -61,7 +66,7 @@ impl Inner {
                 Some((row.mid, change))
             })
             .collect();
-        if matches!(wish, Wish::Hold | Wish::Delete) {
+        if matches!(action, Action::Hold | Action::Delete) {
             // A record of our own keeps dispatchers away from rows that were waiting.
             let is_waiting = |mid: &&i64| !records.contains_key(mid) && !changes.contains_key(mid);
             let fresh = mids.iter().filter(is_waiting);
@@ -71,29 +76,29 @@ impl Inner {
                 records = self.locked(&mut link, mids).await?;
             }
         }
-        let mut granted = Vec::with_capacity(mids.len());
+        let mut outcomes = Vec::with_capacity(mids.len());
         for &mid in mids {
             let answer = match (contents.get(&mid), records.get(&mid)) {
-                (None, _) => Granted::NoSuchRow,
+                (None, _) => Outcome::NotFound,
                 (Some(_), Some(record)) if matches!(record.state, State::Claimed | State::Sending) => {
-                    Granted::NotNow(format!("a dispatcher is at work on it ({})", record.state))
+                    Outcome::Rejected(format!("a dispatcher is at work on it ({})", record.state))
                 }
-                _ if changes.contains_key(&mid) => Granted::NotNow(changes[&mid].clone()),
+                _ if changes.contains_key(&mid) => Outcome::Rejected(changes[&mid].clone()),
                 (Some(content), Some(record)) if record.fingerprint.is_some_and(|made| made != *content) => {
                     self.drop_records(&mut link, &[record.key()]).await?;
                     let was_unread = record.fingerprint.is_some_and(Fingerprint::is_of_lengths);
-                    match wish {
+                    match action {
                         // Under a larger `max_size` it can be read now: as a waiting row it is tried again.
-                        Wish::Retry if was_unread => Granted::Done,
-                        _ => Granted::NotNow("the row has another content than it had; it is waiting now".to_owned()),
+                        Action::Retry if was_unread => Outcome::Done,
+                        _ => Outcome::Rejected("the row has another content than it had; it is waiting now".to_owned()),
                     }
                 }
-                (Some(content), record) => self.grant_one(&mut link, wish, mid, *content, record, now).await?,
+                (Some(content), record) => self.apply_to_row(&mut link, action, mid, *content, record, now).await?,
             };
-            granted.push((mid, answer));
+            outcomes.push((mid, answer));
         }
         link.commit().await?;
-        Ok(granted)
+        Ok(outcomes)
     }
 
     /// Locks and reads the records of these rows.
@@ -132,25 +137,25 @@ impl Inner {
     }
 
     /// `record` is of this content, and nobody's claim.
-    async fn grant_one(
+    async fn apply_to_row(
         &self,
         link: &mut Link,
-        wish: &Wish,
+        action: &Action,
         mid: i64,
         content: Fingerprint,
         record: Option<&Record>,
         now: Timestamp,
-    ) -> Result<Granted, Failure> {
-        let not_now = |what: &str| Ok(Granted::NotNow(what.to_owned()));
-        match (wish, record) {
-            (Wish::Retry, None) => Ok(Granted::Done),
-            (Wish::Release, None) => not_now("it is waiting, not held"),
-            (Wish::Hold | Wish::Delete, None) => not_now("another process has just taken it"),
-            (Wish::Retry, Some(record)) if record.state == State::Held => not_now("it is held; `release` it"),
-            (Wish::Release, Some(record)) if record.state != State::Held => {
+    ) -> Result<Outcome, Failure> {
+        let not_now = |what: &str| Ok(Outcome::Rejected(what.to_owned()));
+        match (action, record) {
+            (Action::Retry, None) => Ok(Outcome::Done),
+            (Action::Release, None) => not_now("it is waiting, not held"),
+            (Action::Hold | Action::Delete, None) => not_now("another process has just taken it"),
+            (Action::Retry, Some(record)) if record.state == State::Held => not_now("it is held; `release` it"),
+            (Action::Release, Some(record)) if record.state != State::Held => {
                 not_now(&format!("it is {}, not held", record.state))
             }
-            (Wish::Retry | Wish::Release, Some(record)) => {
+            (Action::Retry | Action::Release, Some(record)) => {
                 // Whoever asks for another try asks for those who were refused as well.
                 let sql = "DELETE FROM mailqueue_recipient WHERE record = ? AND state <> 'accepted'";
                 link.execute(sql, vec![record.id.as_str().into()]).await?;
@@ -158,26 +163,26 @@ impl Inner {
                 let sql = "UPDATE mailqueue_delivery SET state = 'deferred', reason = 'operator', detail = NULL, \
                            first_deferred = NULL, next_attempt = ?, owner = NULL WHERE queue_table = ? AND mid = ?";
                 link.execute(sql, vec![now.as_millisecond().into(), self.key(), mid.into()]).await?;
-                Ok(Granted::Done)
+                Ok(Outcome::Done)
             }
-            (Wish::Hold, Some(record)) if record.state == State::Held => Ok(Granted::Done),
-            (Wish::Hold, Some(_)) => {
+            (Action::Hold, Some(record)) if record.state == State::Held => Ok(Outcome::Done),
+            (Action::Hold, Some(_)) => {
                 let sql = "UPDATE mailqueue_delivery SET state = 'held', reason = 'operator', next_attempt = NULL, \
                            owner = NULL WHERE queue_table = ? AND mid = ?";
                 link.execute(sql, vec![self.key(), mid.into()]).await?;
-                Ok(Granted::Done)
+                Ok(Outcome::Done)
             }
-            (Wish::Delete, Some(record)) => {
+            (Action::Delete, Some(record)) => {
                 let gone = self.delete_rows(link, vec![(mid, content)], true).await?.unwrap_or_default();
                 self.drop_records(link, &[record.key()]).await?;
-                if gone.is_empty() { Ok(Granted::Done) } else { not_now("the row was changed just now") }
+                if gone.is_empty() { Ok(Outcome::Done) } else { not_now("the row was changed just now") }
             }
         }
     }
 }
 
 impl Seen {
-    /// What has changed since the row was chosen, in words; `None` where it is as it was.
+    /// What has changed since the row was selected, in words; `None` where it is as it was.
     fn change(&self, content: &Fingerprint, record: Option<&Record>) -> Option<String> {
         let state = record.map_or(State::Waiting, |record| record.state);
         if self.content != *content {
