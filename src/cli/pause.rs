@@ -6,6 +6,7 @@ use super::ending::Ending;
 use super::output::Out;
 use super::select;
 use crate::config::Config;
+use crate::queue::{self, PauseTarget, Queue};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -26,18 +27,22 @@ pub async fn run(args: &Args, stop: bool, config: &Config, out: &mut Out) -> any
             // One that is out of reach keeps no other from being told: a single flag stops a dispatcher.
             let mut failed = Ok(());
             for queue in &config.queues {
-                failed = failed.and(select::open(&queue.settings)?.pause(true, stop).await);
+                failed = failed.and(set(&select::open(&queue.settings)?, PauseTarget::Relay, stop).await);
             }
             // Where one was told, that is a change already.
             super::change::audit(config, done_word(stop), target, Vec::new());
             failed?;
         } else {
-            select::named(config, target)?.pause(false, stop).await?;
+            set(&select::named(config, target)?, PauseTarget::Queue, stop).await?;
             super::change::audit(config, done_word(stop), target, Vec::new());
         }
         writeln!(out, "{target}: {done}")?;
     }
     Ok(Ending::Done)
+}
+
+async fn set(queue: &Queue, target: PauseTarget, stop: bool) -> Result<(), queue::Error> {
+    if stop { queue.pause(target).await } else { queue.resume(target).await }
 }
 
 /// For the log.

@@ -85,7 +85,7 @@ async fn beat(shared: &Shared, lane: &Lane, sightings: &mut Sightings) -> Result
 
 async fn take_over(shared: &Shared, lane: &Lane, other: &DispatcherId, counter: i64) -> Result<(), queue::Error> {
     let now = Timestamp::now();
-    let recovered = lane.queue.take_over(other, counter, now).await?;
+    let recovered = lane.queue.take_over(other, counter).await?;
     tracing::warn!(target: events::DATABASE, queue = %lane.name(), dispatcher = other, released = recovered.released,
         unknown = recovered.unknown.len(), "took over from a dispatcher that shows no signs of life");
     for claim in recovered.unknown {

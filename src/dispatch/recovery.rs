@@ -22,7 +22,7 @@ pub async fn run(shared: &Shared, lane: &Lane) -> Result<(), Trouble> {
     keeper::look(shared, lane).await?;
 
     let now = Timestamp::now();
-    let recovered = lane.queue.recover_own(now).await?;
+    let recovered = lane.queue.recover_own().await?;
     if !recovered.unknown.is_empty() && !lane.was_recovered() && !shared.ledger.knows(lane.name()).await? {
         return Err(Trouble::Start(StartError::LedgerMissing {
             state_dir: shared.settings.state_dir.clone(),

@@ -2,12 +2,13 @@
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::db::connection::{Line, Link};
-use super::db::error::{Error, Failure};
+use super::db::connection::{Connection, DbRow};
+use super::db::dialect::Engine;
+use super::db::error::Failure;
+use super::error::Error;
 use super::rights::Rights;
 use super::schema::Schema;
-use super::view::{Finding, Level};
-use super::{Inner, db::mysql, db::postgres, db::sqlite};
+use super::{db::mysql, db::postgres, db::sqlite, handle::Queue};
 use crate::mail::ColumnLimits;
 
 /// Seconds.
@@ -17,8 +18,26 @@ const OURS: [&str; 3] = ["mailqueue_delivery", "mailqueue_recipient", "mailqueue
 const ON_OURS: [&str; 4] = ["SELECT", "INSERT", "UPDATE", "DELETE"];
 const ON_THEIRS: [&str; 2] = ["SELECT", "DELETE"];
 
-impl Inner {
-    pub(super) async fn check(&self) -> Vec<Finding> {
+/// One finding of `check`.
+#[derive(Clone, Debug)]
+pub struct Finding {
+    pub level: Level,
+    /// What was looked at, in a few words.
+    pub what: String,
+    /// What was found, and on a warning or failure what to do.
+    pub found: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    Ok,
+    Warning,
+    Failed,
+}
+
+impl Queue {
+    /// Whether database, rights and schema are fit for the job. The first finding that fails may end the list.
+    pub async fn check(&self) -> Vec<Finding> {
         let mut findings = Vec::new();
         if let Err(failure) = self.probe(&mut findings).await {
             let what = if findings.is_empty() { "database" } else { "looking further" };
@@ -29,7 +48,7 @@ impl Inner {
                 }
                 failure => failure,
             };
-            let found = match found.told(self.name()) {
+            let found = match found.into_error(self.name()) {
                 Error::Unreachable { what, .. } => {
                     format!("out of reach: {what}; check `database` and whether the server is up")
                 }
@@ -40,50 +59,45 @@ impl Inner {
         findings
     }
 
-    pub(super) async fn longest_packet(&self) -> Result<Option<u64>, Error> {
-        if self.dialect().name != "mysql" {
+    /// The longest statement or row that the server takes or gives; `None` where there is no such limit.
+    pub async fn longest_packet(&self) -> Result<Option<u64>, Error> {
+        if self.engine() != Engine::MySql {
             return Ok(None);
         }
         let packet = async {
-            let lines = self.link().await?.fetch(mysql::LONGEST_PACKET, Vec::new()).await?;
-            lines.first().map(|line| line.some_int(0)).transpose()
+            let lines = self.connection().await?.fetch(mysql::LONGEST_PACKET, Vec::new()).await?;
+            lines.first().map(|line| line.required_i64(0)).transpose()
         };
         let packet: Result<_, Failure> = packet.await;
-        Ok(packet.map_err(|failure| failure.told(self.name()))?.and_then(|bytes| u64::try_from(bytes).ok()))
-    }
-
-    pub(super) async fn has_params(&self) -> Result<bool, Error> {
-        let schema = async { self.schema(&mut self.link().await?).await };
-        let schema = schema.await.map_err(|failure: Failure| failure.told(self.name()))?;
-        Ok(schema.columns.iter().any(|(name, _)| *name == "mparams"))
+        Ok(packet.map_err(|failure| failure.into_error(self.name()))?.and_then(|bytes| u64::try_from(bytes).ok()))
     }
 
     async fn probe(&self, findings: &mut Vec<Finding>) -> Result<(), Failure> {
         let mut tell =
             |level, what: &str, found: String| findings.push(Finding { level, what: what.to_owned(), found });
-        let mut link = self.link().await?;
-        let version = match self.dialect().name {
-            "mysql" => mysql::VERSION,
-            "postgres" => postgres::VERSION,
-            _ => sqlite::VERSION,
+        let mut connection = self.connection().await?;
+        let version = match self.engine() {
+            Engine::MySql => mysql::VERSION,
+            Engine::Postgres => postgres::VERSION,
+            Engine::Sqlite => sqlite::VERSION,
         };
-        let version = link.fetch(version, Vec::new()).await?;
-        let version = version.first().map(|line| line.some_text(0)).transpose()?.unwrap_or_default();
+        let version = connection.fetch(version, Vec::new()).await?;
+        let version = version.first().map(|line| line.required_text(0)).transpose()?.unwrap_or_default();
         tell(Level::Ok, "database", version);
-        for (level, what, found) in self.server(&mut link).await? {
+        for (level, what, found) in self.server(&mut connection).await? {
             tell(level, what, found);
         }
 
         self.forget_schema().await;
-        let schema = match self.schema(&mut link).await {
+        let schema = match self.schema(&mut connection).await {
             Ok(schema) => {
                 let without = if schema.columns.len() < 5 { "; no mparams, so senders come from headers" } else { "" };
-                tell(Level::Ok, "table", format!("{} has the columns{without}", self.settings.table));
+                tell(Level::Ok, "table", format!("{} has the columns{without}", self.settings().table));
                 Some(schema)
             }
             Err(failure @ (Failure::Broken(_) | Failure::Stalled(_))) => return Err(failure),
             Err(failure) => {
-                tell(Level::Failed, "table", failure.told(self.name()).to_string());
+                tell(Level::Failed, "table", failure.into_error(self.name()).to_string());
                 None
             }
         };
@@ -97,21 +111,21 @@ impl Inner {
                 _ => "kind, id, heartbeat",
             };
             let sql = format!("SELECT {columns} FROM {table} WHERE 1 = 0");
-            ours = ours.and(link.fetch(&sql, Vec::new()).await.map(drop));
+            ours = ours.and(connection.fetch(&sql, Vec::new()).await.map(drop));
         }
         let migrated = !matches!(ours, Err(Failure::Missing(_) | Failure::NotMigrated(_)));
         match ours {
             Ok(()) => tell(Level::Ok, "our tables", "there".to_owned()),
-            Err(failure) => tell(Level::Failed, "our tables", failure.told(self.name()).to_string()),
+            Err(failure) => tell(Level::Failed, "our tables", failure.into_error(self.name()).to_string()),
         }
 
         let Some(schema) = schema else { return Ok(()) };
-        for (level, what, found) in self.rights(&mut link, migrated).await? {
+        for (level, what, found) in self.rights(&mut connection, migrated).await? {
             tell(level, what, found);
         }
-        let (level, found) = self.numbering(&mut link, &schema).await?;
+        let (level, found) = self.numbering(&mut connection, &schema).await?;
         tell(level, "numbers", found);
-        for (level, what, found) in self.engine(&mut link).await? {
+        for (level, what, found) in self.storage_engine(&mut connection).await? {
             tell(level, what, found);
         }
         let (level, found) = sizes(&schema, self.dialect().cuts);
@@ -120,26 +134,26 @@ impl Inner {
     }
 
     /// The server's clock and character set.
-    async fn server(&self, link: &mut Link) -> Result<Vec<(Level, &'static str, String)>, Failure> {
+    async fn server(&self, connection: &mut Connection) -> Result<Vec<(Level, &'static str, String)>, Failure> {
         let mut told = Vec::new();
-        let clock = match self.dialect().name {
-            "mysql" => mysql::CLOCK,
-            "postgres" => postgres::CLOCK,
+        let clock = match self.engine() {
+            Engine::MySql => mysql::CLOCK,
+            Engine::Postgres => postgres::CLOCK,
             // A file has no clock of its own.
-            _ => return Ok(told),
+            Engine::Sqlite => return Ok(told),
         };
         let asked = Timestamp::now();
-        let lines = link.fetch(clock, Vec::new()).await?;
+        let lines = connection.fetch(clock, Vec::new()).await?;
         let answered = Timestamp::now();
         if let Some(line) = lines.first() {
             // In the middle between question and answer, as far as anybody can tell.
             let here = (asked.as_millisecond() + answered.as_millisecond()) / 2;
-            let (level, found) = clock_ahead("the database", SignedDuration::from_millis(line.some_int(0)? - here));
+            let (level, found) = clock_ahead("the database", SignedDuration::from_millis(line.required_i64(0)? - here));
             told.push((level, "clock", found));
         }
-        if self.dialect().name == "postgres" {
-            let lines = link.fetch("SELECT current_setting('server_encoding')", Vec::new()).await?;
-            let encoding = lines.first().map(|line| line.some_text(0)).transpose()?.unwrap_or_default();
+        if self.engine() == Engine::Postgres {
+            let lines = connection.fetch("SELECT current_setting('server_encoding')", Vec::new()).await?;
+            let encoding = lines.first().map(|line| line.required_text(0)).transpose()?.unwrap_or_default();
             told.push(match encoding.as_str() {
                 "UTF8" | "SQL_ASCII" => (Level::Ok, "encoding", encoding),
                 _ => {
@@ -155,21 +169,25 @@ impl Inner {
         Ok(told)
     }
 
-    async fn rights(&self, link: &mut Link, migrated: bool) -> Result<Vec<(Level, &'static str, String)>, Failure> {
-        let table = self.settings.table.as_str();
+    async fn rights(
+        &self,
+        connection: &mut Connection,
+        migrated: bool,
+    ) -> Result<Vec<(Level, &'static str, String)>, Failure> {
+        let table = self.settings().table.as_str();
         let mut told = Vec::new();
-        let rights = match self.dialect().name {
-            "mysql" => Rights::of_mysql(link).await?,
-            "postgres" => Rights::of_postgres(link, &OURS, &self.dialect().quoted(table)).await?,
-            _ => {
-                let writable = link.command("BEGIN IMMEDIATE; ROLLBACK").await;
+        let rights = match self.engine() {
+            Engine::MySql => Rights::of_mysql(connection).await?,
+            Engine::Postgres => Rights::of_postgres(connection, &OURS, &self.dialect().quoted(table)).await?,
+            Engine::Sqlite => {
+                let writable = connection.command("BEGIN IMMEDIATE; ROLLBACK").await;
                 return Ok(vec![match writable {
                     Ok(()) => (Level::Ok, "rights", "the file can be written".to_owned()),
-                    Err(failure) => (Level::Failed, "rights", failure.told(self.name()).to_string()),
+                    Err(failure) => (Level::Failed, "rights", failure.into_error(self.name()).to_string()),
                 }]);
             }
         };
-        let theirs = if self.dialect().name == "postgres" { self.dialect().quoted(table) } else { table.to_owned() };
+        let theirs = if self.engine() == Engine::Postgres { self.dialect().quoted(table) } else { table.to_owned() };
         let mut missing = Vec::new();
         for (table, wanted) in OURS
             .iter()
@@ -202,14 +220,14 @@ impl Inner {
         Ok(told)
     }
 
-    async fn numbering(&self, link: &mut Link, schema: &Schema) -> Result<(Level, String), Failure> {
-        let (sql, name) = match self.dialect().name {
-            "mysql" => (mysql::UNIQUE, self.settings.table.as_str()),
-            "postgres" => (postgres::UNIQUE, schema.table.as_str()),
-            _ => (sqlite::UNIQUE, self.settings.table.as_str()),
+    async fn numbering(&self, connection: &mut Connection, schema: &Schema) -> Result<(Level, String), Failure> {
+        let (sql, name) = match self.engine() {
+            Engine::MySql => (mysql::UNIQUE, self.settings().table.as_str()),
+            Engine::Postgres => (postgres::UNIQUE, schema.table.as_str()),
+            Engine::Sqlite => (sqlite::UNIQUE, self.settings().table.as_str()),
         };
-        let lines = link.fetch(sql, vec![name.into()]).await?;
-        if lines.first().map(|line| line.some_int(0)).transpose()?.unwrap_or(0) > 0 {
+        let lines = connection.fetch(sql, vec![name.into()]).await?;
+        if lines.first().map(|line| line.required_i64(0)).transpose()?.unwrap_or(0) > 0 {
             return Ok((Level::Ok, "mid is unique".to_owned()));
         }
         let found =
@@ -217,13 +235,13 @@ impl Inner {
         Ok((Level::Failed, found.to_owned()))
     }
 
-    async fn engine(&self, link: &mut Link) -> Result<Vec<(Level, &'static str, String)>, Failure> {
+    async fn storage_engine(&self, connection: &mut Connection) -> Result<Vec<(Level, &'static str, String)>, Failure> {
         let mut told = Vec::new();
-        if self.dialect().name != "mysql" {
+        if self.engine() != Engine::MySql {
             return Ok(told);
         }
-        let text = |lines: Vec<Line>| lines.first().map(|line| line.text(0)).transpose().map(Option::flatten);
-        let engine = text(link.fetch(mysql::ENGINE, vec![self.settings.table.as_str().into()]).await?)?;
+        let text = |lines: Vec<DbRow>| lines.first().map(|line| line.text(0)).transpose().map(Option::flatten);
+        let engine = text(connection.fetch(mysql::ENGINE, vec![self.settings().table.as_str().into()]).await?)?;
         let engine = engine.unwrap_or_else(|| "no table".to_owned());
         told.push(match engine.to_lowercase().as_str() {
             "innodb" | "rocksdb" | "tokudb" | "ndbcluster" => (Level::Ok, "engine", engine),
@@ -235,8 +253,9 @@ impl Inner {
                 (Level::Warning, "engine", found)
             }
         });
-        let log =
-            text(link.fetch("SELECT CAST(@@log_bin * (@@binlog_format = 'STATEMENT') AS CHAR)", Vec::new()).await?)?;
+        let log = text(
+            connection.fetch("SELECT CAST(@@log_bin * (@@binlog_format = 'STATEMENT') AS CHAR)", Vec::new()).await?,
+        )?;
         if log.is_some_and(|log| log != "0") {
             let found = "binlog_format is STATEMENT, with which InnoDB refuses READ COMMITTED; set MIXED or ROW";
             told.push((Level::Failed, "binary log", found.to_owned()));

@@ -7,3 +7,19 @@ pub(super) mod mysql;
 pub(super) mod pool;
 pub(super) mod postgres;
 pub(super) mod sqlite;
+
+use crate::secret::Secret as Password;
+
+/// Where a database is and who we are there. `Debug` shows no password.
+#[derive(Clone)]
+pub struct Database {
+    /// Without the password.
+    pub url: url::Url,
+    pub password: Option<Password>,
+}
+
+impl std::fmt::Debug for Database {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Database({})", self.url)
+    }
+}

@@ -1,25 +1,45 @@
 //! Heartbeats, take-over, the emergency stop, and what each pass tidies up.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
-use tokio::sync::MutexGuard;
-
-use super::claim::{Claim, Recovered, TAKEN_OVER};
-use super::claiming::token;
-use super::db::connection::{Link, Value};
+use super::claim::Claim;
+use super::db::connection::{Connection, Value};
 use super::db::dialect::GROUP;
-use super::db::error::{Error, Failure, persist};
-use super::records::{RECORD, RECORD_COLUMNS, Record, borrowed, histories, keys_of};
-use super::view::Paused;
-use super::{DispatcherId, Doubts, Inner};
-use crate::mail::RecordId;
+use super::db::error::Failure;
+use super::error::Error;
+use super::handle::{DispatcherId, Queue};
+use super::records::{ClaimToken, RECORD, RECORD_COLUMNS, Record, borrowed, histories, keys_of};
 use crate::outcome::State;
 
-impl Inner {
-    pub(super) async fn beat(&self) -> Result<(), Error> {
-        persist!(self, self.beat_once())
+/// What one pass over the own claims, or over those of a dispatcher that shows no signs of life, found.
+#[derive(Debug, Default)]
+pub struct Recovered {
+    /// Claims that had not come to a dot: given back to where they were before.
+    pub released: usize,
+    /// Rows in `sending`: nobody knows whether their dot was answered. They are claimed by us now.
+    pub unknown: Vec<Claim>,
+}
+
+/// The emergency stop, as it stands in the database.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Paused {
+    pub queue: bool,
+    pub relay: bool,
+}
+
+/// A part of the work that operators can stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PauseTarget {
+    /// This queue.
+    Queue,
+    /// The relay, for every dispatcher of this database.
+    Relay,
+}
+
+impl Queue {
+    /// Counts our heartbeat up.
+    pub async fn beat(&self) -> Result<(), Error> {
+        self.retrying(|| self.beat_once()).await
     }
 
     async fn beat_once(&self) -> Result<(), Failure> {
@@ -27,16 +47,18 @@ impl Inner {
             "INSERT INTO mailqueue_dispatcher (kind, id, heartbeat) VALUES ('dispatcher', ?, 1) {}",
             self.dialect().same_dispatcher
         );
-        self.link().await?.execute(&sql, vec![self.owner()]).await.map(drop)
+        self.connection().await?.execute(&sql, vec![self.owner()]).await.map(drop)
     }
 
-    pub(super) async fn recover_own(&self, _now: Timestamp) -> Result<Recovered, Error> {
-        let token = token();
-        persist!(self, self.recover_once(&self.dispatcher, None, &token))
+    /// Takes back what this dispatcher had claimed before it was started anew.
+    pub async fn recover_own(&self) -> Result<Recovered, Error> {
+        let token = ClaimToken::new();
+        self.retrying(|| self.recover_once(&self.inner.dispatcher, None, &token)).await
     }
 
-    pub(super) async fn others(&self) -> Result<Vec<(DispatcherId, i64)>, Error> {
-        persist!(self, self.others_once())
+    /// The other dispatchers that hold claims, with their heartbeat counters.
+    pub async fn others(&self) -> Result<Vec<(DispatcherId, i64)>, Error> {
+        self.retrying(|| self.others_once()).await
     }
 
     async fn others_once(&self) -> Result<Vec<(DispatcherId, i64)>, Failure> {
@@ -44,35 +66,31 @@ impl Inner {
             "SELECT o.owner, COALESCE(b.heartbeat, 0) FROM (SELECT DISTINCT d.owner FROM mailqueue_delivery d{} \
              WHERE d.queue_table = ? AND d.state IN ('claimed', 'sending') AND d.owner <> ?) o \
              LEFT JOIN mailqueue_dispatcher b ON b.kind = 'dispatcher' AND b.id = o.owner",
-            self.by_state()
+            self.index_hint_due()
         );
-        let lines = self.link().await?.fetch(&sql, vec![self.key(), self.owner()]).await?;
-        lines.iter().map(|line| Ok((line.some_text(0)?, line.some_int(1)?))).collect()
+        let lines = self.connection().await?.fetch(&sql, vec![self.key(), self.owner()]).await?;
+        lines.iter().map(|line| Ok((line.required_text(0)?, line.required_i64(1)?))).collect()
     }
 
-    pub(super) async fn take_over(
-        &self,
-        other: &DispatcherId,
-        counter: i64,
-        _now: Timestamp,
-    ) -> Result<Recovered, Error> {
-        let token = token();
-        persist!(self, self.recover_once(other, Some(counter), &token))
+    /// Takes over the claims of a dispatcher whose counter still stands at `counter`.
+    pub async fn take_over(&self, other: &DispatcherId, counter: i64) -> Result<Recovered, Error> {
+        let token = ClaimToken::new();
+        self.retrying(|| self.recover_once(other, Some(counter), &token)).await
     }
 
     /// Gives back what `owner` had claimed, and takes what it was sending, if its heartbeat still stands at `counter`.
     /// A try whose answer was lost has left its `token` behind.
-    async fn recover_once(&self, owner: &str, counter: Option<i64>, token: &Arc<str>) -> Result<Recovered, Failure> {
-        let mut link = self.link().await?;
-        link.begin(self.dialect().begin).await?;
+    async fn recover_once(&self, owner: &str, counter: Option<i64>, token: &ClaimToken) -> Result<Recovered, Failure> {
+        let mut connection = self.connection().await?;
+        connection.begin(self.dialect().begin).await?;
         if let Some(counter) = counter {
             let sql = format!(
                 "SELECT b.heartbeat FROM mailqueue_dispatcher b WHERE b.kind = 'dispatcher' AND b.id = ?{}",
                 self.dialect().lock
             );
-            let lines = link.fetch(&sql, vec![owner.into()]).await?;
-            if lines.first().map(|line| line.some_int(0)).transpose()?.unwrap_or(0) != counter {
-                link.commit().await?;
+            let lines = connection.fetch(&sql, vec![owner.into()]).await?;
+            if lines.first().map(|line| line.required_i64(0)).transpose()?.unwrap_or(0) != counter {
+                connection.commit().await?;
                 return Ok(Recovered::default());
             }
         }
@@ -81,26 +99,27 @@ impl Inner {
         let sql = format!(
             "SELECT d.mid, d.id FROM mailqueue_delivery d{} WHERE d.queue_table = ? \
              AND d.state IN ('claimed', 'sending') AND {theirs}",
-            self.by_state()
+            self.index_hint_due()
         );
         // Whose they were must be known also after we died before settling them.
-        let foreign: Arc<str> = format!("{TAKEN_OVER}{}", &token[1..]).into();
-        let whose: [Value; 4] = [owner.into(), self.owner(), (&**token).into(), (&*foreign).into()];
-        let mut found = keys_of(link.fetch(&sql, [self.key()].into_iter().chain(whose.clone()).collect()).await?)?;
+        let foreign = token.taken_over();
+        let whose: [Value; 4] = [owner.into(), self.owner(), token.as_str().into(), foreign.as_str().into()];
+        let mut found =
+            keys_of(connection.fetch(&sql, [self.key()].into_iter().chain(whose.clone()).collect()).await?)?;
         found.sort_unstable();
         let (mut released, mut own, mut taken) = (Vec::new(), Vec::new(), Vec::new());
         for group in borrowed(&found).chunks(GROUP) {
-            let (these, mut args) = self.these("d", group);
+            let (condition, mut args) = self.where_records("d", group);
             let sql = format!(
-                "SELECT {RECORD}, d.claim FROM mailqueue_delivery d{} WHERE {these} AND {theirs} ORDER BY d.mid{}",
-                self.by_key(),
+                "SELECT {RECORD}, d.claim FROM mailqueue_delivery d{} WHERE {condition} AND {theirs} ORDER BY d.mid{}",
+                self.index_hint_primary(),
                 self.dialect().lock
             );
             args.extend(whose.clone());
-            for line in link.fetch(&sql, args).await? {
+            for line in connection.fetch(&sql, args).await? {
                 let record = Record::read(&line, 0)?;
-                let was_foreign =
-                    counter.is_some() || line.text(RECORD_COLUMNS)?.is_some_and(|claim| claim.starts_with(TAKEN_OVER));
+                let was_foreign = counter.is_some()
+                    || line.text(RECORD_COLUMNS)?.is_some_and(|claim| ClaimToken::from(claim).is_taken_over());
                 let list = match record.state {
                     State::Sending if was_foreign => &mut taken,
                     State::Sending => &mut own,
@@ -109,64 +128,48 @@ impl Inner {
                 list.push(record);
             }
         }
-        self.give_back(&mut link, &released.iter().map(Record::key).collect::<Vec<_>>()).await?;
+        self.give_back(&mut connection, &released.iter().map(Record::key).collect::<Vec<_>>()).await?;
         let mut unknown = Vec::with_capacity(own.len() + taken.len());
         for (records, token) in [(own, token), (taken, &foreign)] {
-            unknown.extend(self.take(&mut link, records, token).await?);
+            unknown.extend(self.take(&mut connection, records, token).await?);
         }
-        link.commit().await?;
+        connection.commit().await?;
         Ok(Recovered { released: released.len(), unknown })
     }
 
     /// Makes these records, which stay `sending` until they are settled, claims of ours.
-    async fn take(&self, link: &mut Link, mut records: Vec<Record>, token: &Arc<str>) -> Result<Vec<Claim>, Failure> {
+    async fn take(
+        &self,
+        connection: &mut Connection,
+        mut records: Vec<Record>,
+        token: &ClaimToken,
+    ) -> Result<Vec<Claim>, Failure> {
         for group in records.chunks(GROUP) {
-            let (these, which) = self.these("mailqueue_delivery", &group.iter().map(Record::key).collect::<Vec<_>>());
-            let sql = format!("UPDATE mailqueue_delivery{} SET owner = ?, claim = ? WHERE {these}", self.by_key());
-            let mut args = vec![self.owner(), (&**token).into()];
+            let (condition, which) =
+                self.where_records("mailqueue_delivery", &group.iter().map(Record::key).collect::<Vec<_>>());
+            let sql = format!(
+                "UPDATE mailqueue_delivery{} SET owner = ?, claim = ? WHERE {condition}",
+                self.index_hint_primary()
+            );
+            let mut args = vec![self.owner(), token.as_str().into()];
             args.extend(which);
-            link.execute(&sql, args).await?;
+            connection.execute(&sql, args).await?;
         }
-        histories(link, &mut records).await?;
-        Ok(records.into_iter().map(|record| record.into_claim(self.name(), token, &self.claims)).collect())
+        histories(connection, &mut records).await?;
+        Ok(records.into_iter().map(|record| Claim::of(self, record, token)).collect())
     }
 
-    /// Acts of claiming whose answer was lost, after they have been undone; nobody else claims while this is held.
-    pub(super) async fn doubts(&self) -> Result<MutexGuard<'_, Doubts>, Error> {
-        let mut doubts = self.doubts.lock().await;
-        while let Some((token, keys)) = doubts.last() {
-            persist!(self, self.undo_once(token, keys))?;
-            doubts.pop();
-        }
-        Ok(doubts)
-    }
-
-    async fn undo_once(&self, token: &Arc<str>, keys: &[(i64, RecordId)]) -> Result<(), Failure> {
-        let mut link = self.link().await?;
-        link.begin(self.dialect().begin).await?;
-        let (these, mut args) = self.these("d", &borrowed(keys));
-        let sql = format!(
-            "SELECT d.mid, d.id FROM mailqueue_delivery d{} WHERE {these} AND d.claim = ? AND d.owner = ? \
-             AND d.state = 'claimed' ORDER BY d.mid{}",
-            self.by_key(),
-            self.dialect().lock
-        );
-        args.extend([(&**token).into(), self.owner()]);
-        let ours = keys_of(link.fetch(&sql, args).await?)?;
-        self.give_back(&mut link, &borrowed(&ours)).await?;
-        link.commit().await
-    }
-
-    pub(super) async fn paused(&self) -> Result<Paused, Error> {
-        persist!(self, self.paused_once())
+    /// The emergency stop.
+    pub async fn paused(&self) -> Result<Paused, Error> {
+        self.retrying(|| self.paused_once()).await
     }
 
     async fn paused_once(&self) -> Result<Paused, Failure> {
         let sql = "SELECT p.kind FROM mailqueue_dispatcher p \
                    WHERE (p.kind = 'queue' AND p.id = ?) OR (p.kind = 'relay' AND p.id = '')";
         let mut paused = Paused::default();
-        for line in self.link().await?.fetch(sql, vec![self.key()]).await? {
-            match line.some_text(0)?.as_str() {
+        for line in self.connection().await?.fetch(sql, vec![self.key()]).await? {
+            match line.required_text(0)?.as_str() {
                 "queue" => paused.queue = true,
                 _ => paused.relay = true,
             }
@@ -174,48 +177,58 @@ impl Inner {
         Ok(paused)
     }
 
-    pub(super) async fn pause(&self, relay: bool, stop: bool) -> Result<(), Error> {
-        persist!(self, self.pause_once(relay, stop))
+    /// Sets the emergency stop.
+    pub async fn pause(&self, target: PauseTarget) -> Result<(), Error> {
+        let (insert, skip) = self.dialect().skip;
+        let sql = format!("{insert} mailqueue_dispatcher (kind, id) VALUES (?, ?) {skip}");
+        self.retrying(|| self.set_pause_once(&sql, target)).await
     }
 
-    async fn pause_once(&self, relay: bool, stop: bool) -> Result<(), Failure> {
-        let args = if relay { vec!["relay".into(), "".into()] } else { vec!["queue".into(), self.key()] };
-        let sql = if stop {
-            let (insert, skip) = self.dialect().skip;
-            format!("{insert} mailqueue_dispatcher (kind, id) VALUES (?, ?) {skip}")
-        } else {
-            "DELETE FROM mailqueue_dispatcher WHERE kind = ? AND id = ?".to_owned()
+    /// Lifts the emergency stop.
+    pub async fn resume(&self, target: PauseTarget) -> Result<(), Error> {
+        let sql = "DELETE FROM mailqueue_dispatcher WHERE kind = ? AND id = ?";
+        self.retrying(|| self.set_pause_once(sql, target)).await
+    }
+
+    async fn set_pause_once(&self, sql: &str, target: PauseTarget) -> Result<(), Failure> {
+        let args = match target {
+            PauseTarget::Queue => vec!["queue".into(), self.key()],
+            PauseTarget::Relay => vec!["relay".into(), "".into()],
         };
-        self.link().await?.execute(&sql, args).await.map(drop)
+        self.connection().await?.execute(sql, args).await.map(drop)
     }
 
-    pub(super) async fn excuse(&self, outage: Duration) -> Result<(), Error> {
+    /// Expiry does not run while the relay is out of reach, for which no mail can be blamed: moves `first_deferred` of
+    /// all rows that wait later by as long as that has been so up to now, less what any dispatcher has accounted for
+    /// before. To be called with zero while the relay is up, so that nobody excuses that time.
+    pub async fn excuse(&self, outage: Duration) -> Result<(), Error> {
         let outage = i64::try_from(outage.as_millis()).unwrap_or(i64::MAX);
-        persist!(self, self.excuse_once(outage))
+        self.retrying(|| self.excuse_once(outage)).await
     }
 
     /// The line of kind `expiry` says until when somebody has accounted for expiry, by the database's clock: what was
     /// excused up to there, or had run while the relay was up, is not excused once more.
     async fn excuse_once(&self, outage: i64) -> Result<(), Failure> {
-        let mut link = self.link().await?;
+        let mut connection = self.connection().await?;
         let (insert, skip) = self.dialect().skip;
         let now = self.dialect().now;
         let line = format!("{insert} mailqueue_dispatcher (kind, id, heartbeat) VALUES ('expiry', ?, 0) {skip}");
-        link.execute(&line, vec![self.key()]).await?;
+        connection.execute(&line, vec![self.key()]).await?;
         if outage == 0 {
             // No transaction, so that a dispatcher that is stopped here keeps nobody waiting.
             let sql = format!(
                 "UPDATE mailqueue_dispatcher SET heartbeat = {now} WHERE kind = 'expiry' AND id = ? AND heartbeat < {now}"
             );
-            return link.execute(&sql, vec![self.key()]).await.map(drop);
+            return connection.execute(&sql, vec![self.key()]).await.map(drop);
         }
-        link.begin(self.dialect().begin).await?;
+        connection.begin(self.dialect().begin).await?;
         let sql = format!(
             "SELECT e.heartbeat, {now} FROM mailqueue_dispatcher e WHERE e.kind = 'expiry' AND e.id = ?{}",
             self.dialect().lock
         );
-        let lines = link.fetch(&sql, vec![self.key()]).await?;
-        let read = |column| lines.first().map(|line| line.some_int(column)).transpose().map(Option::unwrap_or_default);
+        let lines = connection.fetch(&sql, vec![self.key()]).await?;
+        let read =
+            |column| lines.first().map(|line| line.required_i64(column)).transpose().map(Option::unwrap_or_default);
         let (until, now): (i64, i64) = (read(0)?, read(1)?);
         let owed = outage.min(now.saturating_sub(until)).min(now);
         if owed > 0 {
@@ -224,28 +237,10 @@ impl Inner {
                        CASE WHEN first_deferred > ? THEN ? ELSE first_deferred + ? END WHERE queue_table = ? \
                        AND state IN ('deferred', 'claimed', 'sending') AND first_deferred < ?";
             let args = vec![(now - owed).into(), now.into(), owed.into(), self.key(), now.into()];
-            link.execute(sql, args).await?;
+            connection.execute(sql, args).await?;
         }
         let sql = "UPDATE mailqueue_dispatcher SET heartbeat = ? WHERE kind = 'expiry' AND id = ?";
-        link.execute(sql, vec![now.max(until).into(), self.key()]).await?;
-        link.commit().await
-    }
-
-    pub(super) async fn reuses_numbers(&self) -> Result<bool, Error> {
-        if self.dialect().name != "sqlite" {
-            return Ok(false);
-        }
-        persist!(self, self.reuses_numbers_once())
-    }
-
-    async fn reuses_numbers_once(&self) -> Result<bool, Failure> {
-        let sql = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND lower(name) = lower(?) \
-                   AND upper(sql) LIKE '%AUTOINCREMENT%'";
-        let lines = self.link().await?.fetch(sql, vec![self.settings.table.as_str().into()]).await?;
-        Ok(lines.is_empty())
-    }
-
-    pub(super) async fn link(&self) -> Result<Link, Failure> {
-        self.connections.link().await
+        connection.execute(sql, vec![now.max(until).into(), self.key()]).await?;
+        connection.commit().await
     }
 }

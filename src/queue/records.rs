@@ -5,15 +5,46 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
-use tokio_util::task::TaskTracker;
 
-use super::claim::Claim;
-use super::db::connection::{Line, Link, Value};
-use super::db::dialect::{GROUP, padded, places, tuples};
+use super::db::connection::{Connection, DbRow, Value};
+use super::db::dialect::{GROUP, padded, placeholders, tuples};
 use super::db::error::Failure;
-use super::{Inner, db::dialect::Dialect};
-use crate::mail::{Fingerprint, MailId, RecordId, hex};
+use super::{db::dialect::Dialect, handle::Queue};
+use crate::mail::{Fingerprint, RecordId, hex};
 use crate::outcome::{History, Reason, RecipientRecord, RecipientState, State};
+
+/// Names one act of claiming, so that its outcome can be found out when its answer was lost. 32 characters; the first is
+/// [`TAKEN_OVER`] where the claim was taken over from another dispatcher that was sending, and a hexadecimal digit
+/// otherwise. The database keeps that together with the claim: it must be known also after a restart.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct ClaimToken(Arc<str>);
+
+const TAKEN_OVER: char = 'x';
+
+impl ClaimToken {
+    pub(super) fn new() -> Self {
+        Self(RecordId::new(rand::random()).as_str().into())
+    }
+
+    /// The token for what this act takes over.
+    pub(super) fn taken_over(&self) -> Self {
+        Self(format!("{TAKEN_OVER}{}", &self.0[1..]).into())
+    }
+
+    pub(super) fn is_taken_over(&self) -> bool {
+        self.0.starts_with(TAKEN_OVER)
+    }
+
+    pub(super) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<String> for ClaimToken {
+    fn from(text: String) -> Self {
+        Self(text.into())
+    }
+}
 
 /// The columns that [`Record::read`] reads.
 pub(super) const RECORD: &str = "d.id, d.mid, d.fingerprint, d.state, d.reason, d.detail, d.attempts, d.unknowns, \
@@ -47,46 +78,31 @@ impl Record {
     }
 
     /// Reads [`RECORD`], which begins at this column of the line.
-    pub(super) fn read(line: &Line, first: usize) -> Result<Self, Failure> {
-        let id = line.some_text(first)?;
+    pub(super) fn read(line: &DbRow, first: usize) -> Result<Self, Failure> {
+        let id = line.required_text(first)?;
         let unreadable = |what: &str| Failure::Refused(format!("record {id} in mailqueue_delivery: unreadable {what}"));
-        let state = line.some_text(first + 3)?;
+        let state = line.required_text(first + 3)?;
         Ok(Self {
             id: RecordId::parse(&id).ok_or_else(|| unreadable("id"))?,
-            mid: line.some_int(first + 1)?,
+            mid: line.required_i64(first + 1)?,
             fingerprint: line.text(first + 2)?.and_then(|text| Fingerprint::from_hex(&text)),
             state: State::parse(&state).ok_or_else(|| unreadable("state"))?,
             reason: line.text(first + 4)?.and_then(|text| Reason::parse(&text)),
             detail: line.text(first + 5)?,
-            created: time(line.some_int(first + 8)?)?,
-            next_attempt: line.int(first + 10)?.map(time).transpose()?,
+            created: time(line.required_i64(first + 8)?)?,
+            next_attempt: line.i64(first + 10)?.map(time).transpose()?,
             owner: line.text(first + 11)?,
             last_reply: line.text(first + 12)?,
             message_id: line.text(first + 13)?,
             bytes: 0,
             longest: 0,
             history: History {
-                attempts: u32::try_from(line.some_int(first + 6)?).unwrap_or(u32::MAX),
-                unknowns: u32::try_from(line.some_int(first + 7)?).unwrap_or(u32::MAX),
-                first_deferred: line.int(first + 9)?.map(time).transpose()?,
+                attempts: u32::try_from(line.required_i64(first + 6)?).unwrap_or(u32::MAX),
+                unknowns: u32::try_from(line.required_i64(first + 7)?).unwrap_or(u32::MAX),
+                first_deferred: line.i64(first + 9)?.map(time).transpose()?,
                 recipients: Vec::new(),
             },
         })
-    }
-
-    pub(super) fn into_claim(self, queue: &Arc<str>, token: &Arc<str>, alive: &TaskTracker) -> Claim {
-        Claim {
-            id: MailId::new(Arc::clone(queue), self.mid),
-            record: self.id,
-            token: Arc::clone(token),
-            created: self.created,
-            fingerprint: self.fingerprint,
-            new: false,
-            history: self.history,
-            bytes: self.bytes,
-            longest: self.longest,
-            _alive: alive.token(),
-        }
     }
 }
 
@@ -96,23 +112,23 @@ pub(super) fn time(milliseconds: i64) -> Result<Timestamp, Failure> {
 }
 
 /// Reads the recipients of the records into their histories.
-pub(super) async fn histories(link: &mut Link, records: &mut [Record]) -> Result<(), Failure> {
+pub(super) async fn histories(connection: &mut Connection, records: &mut [Record]) -> Result<(), Failure> {
     for group in records.chunks_mut(GROUP) {
         let ids = padded(group.iter().map(|record| record.id.as_str().into()).collect());
         let sql = format!(
             "SELECT r.record, r.address, r.state, r.reply, r.at FROM mailqueue_recipient r WHERE r.record IN ({}) \
              ORDER BY r.record, r.position, r.address_key",
-            places(ids.len())
+            placeholders(ids.len())
         );
         let mut found: HashMap<String, Vec<RecipientRecord>> = HashMap::new();
-        for line in link.fetch(&sql, ids).await? {
-            let state = line.some_text(2)?;
-            found.entry(line.some_text(0)?).or_default().push(RecipientRecord {
-                address: line.some_text(1)?,
+        for line in connection.fetch(&sql, ids).await? {
+            let state = line.required_text(2)?;
+            found.entry(line.required_text(0)?).or_default().push(RecipientRecord {
+                address: line.required_text(1)?,
                 state: RecipientState::parse(&state)
                     .ok_or_else(|| Failure::Refused("unreadable state in mailqueue_recipient".to_owned()))?,
                 reply: line.text(3)?,
-                at: time(line.some_int(4)?)?,
+                at: time(line.required_i64(4)?)?,
             });
         }
         for record in group {
@@ -124,7 +140,7 @@ pub(super) async fn histories(link: &mut Link, records: &mut [Record]) -> Result
 
 /// Writes what became of recipients. What was accepted stays accepted.
 pub(super) async fn write_recipients(
-    link: &mut Link,
+    connection: &mut Connection,
     dialect: &Dialect,
     recipients: &[(&RecordId, usize, &RecipientRecord)],
 ) -> Result<(), Failure> {
@@ -144,7 +160,7 @@ pub(super) async fn write_recipients(
     for group in lines.chunks(GROUP) {
         let sql = format!(
             "INSERT INTO mailqueue_recipient (record, address_key, position, address, state, reply, at) VALUES {} {}",
-            tuples(group.len(), &places(7)),
+            tuples(group.len(), &placeholders(7)),
             dialect.same_recipient
         );
         let mut args: Vec<Value> = Vec::with_capacity(group.len() * 7);
@@ -157,7 +173,7 @@ pub(super) async fn write_recipients(
             args.push(recipient.reply.as_deref().into());
             args.push(recipient.at.as_millisecond().into());
         }
-        link.execute(&sql, args).await?;
+        connection.execute(&sql, args).await?;
     }
     Ok(())
 }
@@ -167,86 +183,97 @@ fn address_key(address: &str) -> String {
     hex(&Sha256::digest(address)[..16])
 }
 
-impl Inner {
+impl From<Option<Fingerprint>> for Value<'_> {
+    fn from(value: Option<Fingerprint>) -> Self {
+        Self::Text(value.map(|content| content.to_hex().into()))
+    }
+}
+
+impl Queue {
     /// Behind a table of ours in a statement that finds lines by their key and locks them.
-    pub(super) fn by_key(&self) -> String {
+    pub(super) fn index_hint_primary(&self) -> String {
         (self.dialect().by_index)("PRIMARY")
     }
 
     /// Behind a table of records in a statement that finds them by their state: few have one of those that it names.
-    pub(super) fn by_state(&self) -> String {
+    pub(super) fn index_hint_due(&self) -> String {
         (self.dialect().by_index)("mailqueue_delivery_due")
     }
 
     /// Which records, in a statement that calls their table `of`. Ids are for ever, and numbers come back.
-    pub(super) fn these<'a>(&'a self, of: &str, keys: &[Key<'a>]) -> (String, Vec<Value<'a>>) {
+    pub(super) fn where_records<'a>(&'a self, of: &str, keys: &[Key<'a>]) -> (String, Vec<Value<'a>>) {
         let ids = padded(keys.iter().map(|(_, id)| Value::from(id.as_str())).collect());
-        let by_id = format!("{of}.id IN ({})", places(ids.len()));
+        let by_id = format!("{of}.id IN ({})", placeholders(ids.len()));
         if !self.dialect().by_number {
             return (by_id, ids);
         }
-        let (by_number, mut args) = self.numbered(of, keys.iter().map(|&(mid, _)| mid));
+        let (by_number, mut args) = self.where_rows(of, keys.iter().map(|&(mid, _)| mid));
         args.extend(ids);
         (format!("{by_number} AND {by_id}"), args)
     }
 
     /// The same, where the claim that is asked for as well tells which records are meant.
-    pub(super) fn claimed<'a>(&'a self, of: &str, keys: &[Key<'a>]) -> (String, Vec<Value<'a>>) {
+    pub(super) fn where_claimed<'a>(&'a self, of: &str, keys: &[Key<'a>]) -> (String, Vec<Value<'a>>) {
         match self.dialect().by_number {
-            true => self.numbered(of, keys.iter().map(|&(mid, _)| mid)),
-            false => self.these(of, keys),
+            true => self.where_rows(of, keys.iter().map(|&(mid, _)| mid)),
+            false => self.where_records(of, keys),
         }
     }
 
     /// Whichever records stand for these rows.
-    pub(super) fn numbered(&self, of: &str, mids: impl Iterator<Item = i64>) -> (String, Vec<Value<'_>>) {
+    pub(super) fn where_rows(&self, of: &str, mids: impl Iterator<Item = i64>) -> (String, Vec<Value<'_>>) {
         let (numbers, mids) = self.dialect().among(&format!("{of}.mid"), mids);
         let sql = format!("{of}.queue_table = ? AND {numbers}");
         (sql, [self.key()].into_iter().chain(mids.into_iter().map(Value::from)).collect())
     }
 
     /// Deletes records with their recipients.
-    pub(super) async fn drop_records(&self, link: &mut Link, keys: &[Key<'_>]) -> Result<(), Failure> {
-        self.drop_recipients(link, keys).await?;
+    pub(super) async fn drop_records(&self, connection: &mut Connection, keys: &[Key<'_>]) -> Result<(), Failure> {
+        self.drop_recipients(connection, keys).await?;
         for group in keys.chunks(GROUP) {
-            let (these, args) = self.these("q", group);
-            let sql = format!("{} mailqueue_delivery AS q{} WHERE {these}", self.dialect().delete, self.by_key());
-            link.execute(&sql, args).await?;
+            let (condition, args) = self.where_records("q", group);
+            let sql = format!(
+                "{} mailqueue_delivery AS q{} WHERE {condition}",
+                self.dialect().delete,
+                self.index_hint_primary()
+            );
+            connection.execute(&sql, args).await?;
         }
         Ok(())
     }
 
-    pub(super) async fn drop_recipients(&self, link: &mut Link, keys: &[Key<'_>]) -> Result<(), Failure> {
+    pub(super) async fn drop_recipients(&self, connection: &mut Connection, keys: &[Key<'_>]) -> Result<(), Failure> {
         for group in keys.chunks(GROUP) {
             let ids = padded(group.iter().map(|(_, id)| id.as_str().into()).collect());
-            let (delete, by_key, places) = (self.dialect().delete, self.by_key(), places(ids.len()));
-            let sql = format!("{delete} mailqueue_recipient AS q{by_key} WHERE q.record IN ({places})");
-            link.execute(&sql, ids).await?;
+            let (delete, index_hint, placeholders) =
+                (self.dialect().delete, self.index_hint_primary(), placeholders(ids.len()));
+            let sql = format!("{delete} mailqueue_recipient AS q{index_hint} WHERE q.record IN ({placeholders})");
+            connection.execute(&sql, ids).await?;
         }
         Ok(())
     }
 
     /// Puts claims back to where they were: a row that was waiting is waiting again, unless a recipient of it was
     /// accepted meanwhile, and any other is deferred with its old time. Inside a transaction that has locked them.
-    pub(super) async fn give_back(&self, link: &mut Link, keys: &[Key<'_>]) -> Result<(), Failure> {
+    pub(super) async fn give_back(&self, connection: &mut Connection, keys: &[Key<'_>]) -> Result<(), Failure> {
         for group in keys.chunks(GROUP) {
-            let (these, args) = self.these("d", group);
+            let (condition, args) = self.where_records("d", group);
             let fresh = format!(
-                "SELECT d.mid, d.id FROM mailqueue_delivery d{} WHERE {these} AND d.next_attempt IS NULL AND NOT EXISTS \
+                "SELECT d.mid, d.id FROM mailqueue_delivery d{} WHERE {condition} AND d.next_attempt IS NULL AND NOT EXISTS \
                  (SELECT 1 FROM mailqueue_recipient r WHERE r.record = d.id AND r.state = 'accepted')",
-                self.by_key()
+                self.index_hint_primary()
             );
-            let fresh = keys_of(link.fetch(&fresh, args).await?)?;
-            self.drop_records(link, &borrowed(&fresh)).await?;
-            let (these, args) = self.these("mailqueue_delivery", group);
+            let fresh = keys_of(connection.fetch(&fresh, args).await?)?;
+            self.drop_records(connection, &borrowed(&fresh)).await?;
+            let (condition, args) = self.where_records("mailqueue_delivery", group);
             let rest = format!(
                 "UPDATE mailqueue_delivery{} SET state = 'deferred', owner = NULL, \
-                 next_attempt = COALESCE(next_attempt, created) WHERE {these}",
-                self.by_key()
+                 next_attempt = COALESCE(next_attempt, created) WHERE {condition}",
+                self.index_hint_primary()
             );
-            link.execute(&rest, args).await?;
+            connection.execute(&rest, args).await?;
         }
-        self.forget_head();
+        self.set_scan_start(None);
         Ok(())
     }
 }
@@ -255,9 +282,12 @@ impl Inner {
 pub(super) type Key<'a> = (i64, &'a RecordId);
 
 /// Reads numbers and ids.
-pub(super) fn keys_of(lines: Vec<Line>) -> Result<Vec<(i64, RecordId)>, Failure> {
+pub(super) fn keys_of(lines: Vec<DbRow>) -> Result<Vec<(i64, RecordId)>, Failure> {
     let bad = || Failure::Refused("unreadable id in mailqueue_delivery".to_owned());
-    lines.iter().map(|line| Ok((line.some_int(0)?, RecordId::parse(&line.some_text(1)?).ok_or_else(bad)?))).collect()
+    lines
+        .iter()
+        .map(|line| Ok((line.required_i64(0)?, RecordId::parse(&line.required_text(1)?).ok_or_else(bad)?)))
+        .collect()
 }
 
 pub(super) fn borrowed(keys: &[(i64, RecordId)]) -> Vec<Key<'_>> {

@@ -1,6 +1,6 @@
 //! What we may do in a database, as the database says it.
 
-use super::db::connection::Link;
+use super::db::connection::Connection;
 use super::db::error::Failure;
 use super::db::{mysql, postgres};
 
@@ -40,10 +40,10 @@ impl Rights {
         })
     }
 
-    pub(super) async fn of_mysql(link: &mut Link) -> Result<Self, Failure> {
-        let here = link.fetch("SELECT DATABASE(), CURRENT_USER()", Vec::new()).await?;
+    pub(super) async fn of_mysql(connection: &mut Connection) -> Result<Self, Failure> {
+        let here = connection.fetch("SELECT DATABASE(), CURRENT_USER()", Vec::new()).await?;
         let (database, grantee) = match here.first() {
-            Some(line) => (line.text(0)?.unwrap_or_default(), line.some_text(1)?),
+            Some(line) => (line.text(0)?.unwrap_or_default(), line.required_text(1)?),
             None => Default::default(),
         };
         // As a GRANT wants it: 'user'@'host'.
@@ -52,15 +52,15 @@ impl Rights {
             None => grantee,
         };
         let mut rights = Self { granted: Vec::new(), grantee, unsure: false };
-        let mut lines = link.fetch(mysql::GRANTS, Vec::new()).await?;
+        let mut lines = connection.fetch(mysql::GRANTS, Vec::new()).await?;
         // What everybody may, which only MariaDB 10.11 and newer know.
-        match link.fetch("SHOW GRANTS FOR PUBLIC", Vec::new()).await {
+        match connection.fetch("SHOW GRANTS FOR PUBLIC", Vec::new()).await {
             Ok(public) => lines.extend(public),
             Err(Failure::Broken(what)) => return Err(Failure::Broken(what)),
             Err(_) => {}
         }
         for line in lines {
-            rights.read_grant(&line.some_text(0)?, &database);
+            rights.read_grant(&line.required_text(0)?, &database);
         }
         Ok(rights)
     }
@@ -94,13 +94,13 @@ impl Rights {
         }
     }
 
-    pub(super) async fn of_postgres(link: &mut Link, ours: &[&str], theirs: &str) -> Result<Self, Failure> {
-        let whoami = link.fetch("SELECT quote_ident(current_user)::text", Vec::new()).await?;
-        let grantee = whoami.first().map(|line| line.some_text(0)).transpose()?.unwrap_or_default();
+    pub(super) async fn of_postgres(connection: &mut Connection, ours: &[&str], theirs: &str) -> Result<Self, Failure> {
+        let whoami = connection.fetch("SELECT quote_ident(current_user)::text", Vec::new()).await?;
+        let grantee = whoami.first().map(|line| line.required_text(0)).transpose()?.unwrap_or_default();
         let mut rights = Self { granted: Vec::new(), grantee, unsure: false };
         for &table in ours.iter().chain([&theirs]) {
-            for line in link.fetch(postgres::GRANTS, vec![table.into(), table.into()]).await? {
-                rights.granted.push((line.some_text(0)?, Tables::One(table.to_owned())));
+            for line in connection.fetch(postgres::GRANTS, vec![table.into(), table.into()]).await? {
+                rights.granted.push((line.required_text(0)?, Tables::One(table.to_owned())));
             }
         }
         Ok(rights)

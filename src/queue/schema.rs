@@ -1,13 +1,11 @@
 //! What a producers' table looks like, and the pieces of SQL that follow from it.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::Inner;
-use super::db::connection::Link;
-use super::db::dialect::Dialect;
+use super::db::connection::Connection;
+use super::db::dialect::{Dialect, Engine};
 use super::db::error::Failure;
 use crate::mail::ColumnLimits;
 
@@ -41,30 +39,17 @@ pub(super) struct Schema {
     read: Instant,
 }
 
-impl Inner {
-    /// The table's definition, from memory where that is fresh.
-    pub(super) async fn schema(&self, link: &mut Link) -> Result<Arc<Schema>, Failure> {
-        let known = self.schema.read().await.clone();
-        if let Some(schema) = known.filter(|schema| schema.read.elapsed() < TRUSTED) {
-            return Ok(schema);
-        }
-        let schema = Arc::new(Schema::read(link, self.connections.dialect, &self.settings.table).await?);
-        *self.schema.write().await = Some(Arc::clone(&schema));
-        Ok(schema)
-    }
-
-    pub(super) async fn forget_schema(&self) {
-        *self.schema.write().await = None;
-    }
-}
-
 impl Schema {
-    async fn read(link: &mut Link, dialect: &Dialect, table: &str) -> Result<Self, Failure> {
+    pub(super) fn is_fresh(&self) -> bool {
+        self.read.elapsed() < TRUSTED
+    }
+
+    pub(super) async fn read(connection: &mut Connection, dialect: &Dialect, table: &str) -> Result<Self, Failure> {
         let quoted = dialect.quoted(table);
-        let name = if dialect.name == "postgres" { quoted.as_str() } else { table };
+        let name = if dialect.engine == Engine::Postgres { quoted.as_str() } else { table };
         let mut found = Vec::new();
-        for line in link.fetch(dialect.columns, vec![name.into()]).await? {
-            found.push((line.some_text(0)?.to_lowercase(), line.some_text(1)?.to_lowercase(), line.int(2)?));
+        for line in connection.fetch(dialect.columns, vec![name.into()]).await? {
+            found.push((line.required_text(0)?.to_lowercase(), line.required_text(1)?.to_lowercase(), line.i64(2)?));
         }
         if found.is_empty() {
             return Err(Failure::Refused(format!(
@@ -81,9 +66,9 @@ impl Schema {
         }
         let mut by_mid = String::new();
         if let Some(sql) = dialect.numbered_by
-            && let Some(line) = link.fetch(sql, vec![table.into()]).await?.first()
+            && let Some(line) = connection.fetch(sql, vec![table.into()]).await?.first()
         {
-            by_mid = (dialect.by_index)(&line.some_text(0)?);
+            by_mid = (dialect.by_index)(&line.required_text(0)?);
         }
         let bytes = NAMES.map(|name| column(name).map(|(_, kind, _)| (dialect.bytes)(name, kind)));
         let length = NAMES.map(|name| column(name).map(|(_, kind, _)| (dialect.length)(name, kind)));

@@ -1,8 +1,8 @@
-//! Where a queue is, and who we are there.
+//! Which table a queue is, and in which database.
 
 use std::sync::Arc;
 
-pub use crate::secret::Secret as Password;
+use super::db::Database;
 
 /// One `[[queue]]` of the configuration, checked.
 #[derive(Clone, Debug)]
@@ -22,19 +22,5 @@ impl Settings {
     pub fn longest_column(&self) -> u64 {
         // Not beyond what SQL counts in.
         (self.max_size / 3).saturating_mul(8).saturating_add(8).min(i64::MAX.unsigned_abs())
-    }
-}
-
-/// Where a database is and who we are there. `Debug` shows no password.
-#[derive(Clone)]
-pub struct Database {
-    /// Without the password.
-    pub url: url::Url,
-    pub password: Option<Password>,
-}
-
-impl std::fmt::Debug for Database {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Database({})", self.url)
     }
 }

@@ -2,15 +2,37 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::Inner;
-use super::claim::{Claim, Settled, Settlement};
-use super::db::connection::{Link, Value};
-use super::db::dialect::{GROUP, padded, places, tuples};
-use super::db::error::{Error, Failure, persist};
+use super::claim::Claim;
+use super::db::connection::{Connection, Value};
+use super::db::dialect::{GROUP, padded, placeholders, tuples};
+use super::db::error::Failure;
+use super::error::Error;
+use super::handle::Queue;
 use super::records::write_recipients;
 use crate::failpoint;
 use crate::mail::{Fingerprint, MailId, RecordId};
-use crate::outcome::{Fate, RecipientRecord, RecipientState};
+use crate::outcome::{Fate, RecipientRecord, RecipientState, Verdict};
+
+/// What settling a claim came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Settled {
+    /// As the verdict wanted. Row and record are gone, or the record says it.
+    Done,
+    /// The row was gone or had another content; the record is dropped, nothing else was touched.
+    RowGone,
+    /// Another dispatcher has the claim. Acceptances were recorded all the same; nothing else was.
+    ClaimLost,
+}
+
+/// A claim with what shall become of it. The fingerprint is that of the content that was loaded, or `None` if the row
+/// was not: then the claim's own counts, from an earlier attempt. `Fate::Delivered` wants one of the two.
+#[derive(Debug)]
+pub struct Settlement {
+    pub claim: Claim,
+    pub fingerprint: Option<Fingerprint>,
+    pub message_id: Option<String>,
+    pub verdict: Verdict,
+}
 
 /// How a record stands towards the claim that is to be settled.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -22,14 +44,13 @@ enum Standing {
     Gone,
 }
 
-impl Inner {
-    pub(super) async fn settle(
-        &self,
-        group: Vec<Settlement>,
-    ) -> Result<Vec<(MailId, Settled)>, (Error, Vec<Settlement>)> {
+impl Queue {
+    /// Carries out verdicts, in one transaction for the group; the answers are in the same order. On an error nothing
+    /// is known to have happened, everything comes back, and the caller tries again: doing it twice is harmless.
+    pub async fn settle(&self, group: Vec<Settlement>) -> Result<Vec<(MailId, Settled)>, (Error, Vec<Settlement>)> {
         let numbered = |group: Vec<Settlement>| group.into_iter().map(|settlement| settlement.claim.id);
         if group.iter().all(|settlement| matches!(settlement.verdict.fate, Fate::Delivered)) {
-            match persist!(self, self.delete_once(&group)) {
+            match self.retrying(|| self.delete_once(&group)).await {
                 Ok(true) => return Ok(numbered(group).map(|id| (id, Settled::Done)).collect()),
                 Ok(false) => {}
                 Err(error) => return Err((error, group)),
@@ -37,7 +58,7 @@ impl Inner {
         }
         let mut singly = false;
         let done = loop {
-            match persist!(self, self.settle_once(&group, singly)) {
+            match self.retrying(|| self.settle_once(&group, singly)).await {
                 Ok(Some(done)) => break done,
                 // Some row was gone or changed: row by row it can be told which.
                 Ok(None) => singly = true,
@@ -55,44 +76,44 @@ impl Inner {
             let content = settlement.content().ok_or_else(|| Failure::Refused(never_loaded(settlement)))?;
             rows.push((settlement.claim.id.mid, content));
         }
-        let mut link = self.link().await?;
-        self.schema(&mut link).await?;
-        let tokens: HashSet<&str> = group.iter().map(|settlement| &*settlement.claim.token).collect();
+        let mut connection = self.connection().await?;
+        self.schema(&mut connection).await?;
+        let tokens: HashSet<&str> = group.iter().map(|settlement| settlement.claim.token.as_str()).collect();
         let tokens: Vec<Value> = padded(tokens.into_iter().map(Value::from).collect());
-        let (delete, by_key) = (self.dialect().delete, self.by_key());
-        link.begin(self.dialect().begin).await?;
+        let (delete, index_hint) = (self.dialect().delete, self.index_hint_primary());
+        connection.begin(self.dialect().begin).await?;
         let mut keys: Vec<_> = group.iter().map(|settlement| settlement.claim.key()).collect();
         keys.sort_unstable();
         let mut same = true;
         for keys in keys.chunks(GROUP) {
-            let (these, mut args) = self.claimed("q", keys);
+            let (condition, mut args) = self.where_claimed("q", keys);
             let sql = format!(
-                "{delete} mailqueue_delivery AS q{by_key} WHERE {these} AND q.claim IN ({})",
-                places(tokens.len())
+                "{delete} mailqueue_delivery AS q{index_hint} WHERE {condition} AND q.claim IN ({})",
+                placeholders(tokens.len())
             );
             args.extend(tokens.iter().cloned());
-            same = same && link.execute(&sql, args).await? == keys.len() as u64;
+            same = same && connection.execute(&sql, args).await? == keys.len() as u64;
         }
-        same = same && self.delete_rows(&mut link, rows, false).await?.is_some();
+        same = same && self.delete_rows(&mut connection, rows, false).await?.is_some();
         if !same {
-            link.rollback().await?;
+            connection.rollback().await?;
             return Ok(false);
         }
         failpoint::hit("in-settle");
         // A record that was made with its claim has no recipients yet.
         let known = group.iter().map(|settlement| &settlement.claim).filter(|claim| !claim.new);
-        self.drop_recipients(&mut link, &known.map(Claim::key).collect::<Vec<_>>()).await?;
-        link.commit().await?;
+        self.drop_recipients(&mut connection, &known.map(Claim::key).collect::<Vec<_>>()).await?;
+        connection.commit().await?;
         Ok(true)
     }
 
     /// `None`: rolled back, because not all rows were there as they were when they were sent, and a group's DELETE
     /// cannot say which.
     async fn settle_once(&self, group: &[Settlement], singly: bool) -> Result<Option<Vec<Settled>>, Failure> {
-        let mut link = self.link().await?;
-        self.schema(&mut link).await?;
-        link.begin(self.dialect().begin).await?;
-        let standing = self.standing(&mut link, group).await?;
+        let mut connection = self.connection().await?;
+        self.schema(&mut connection).await?;
+        connection.begin(self.dialect().begin).await?;
+        let standing = self.standing(&mut connection, group).await?;
         let mut recipients = Vec::new();
         let mut deliveries = Vec::new();
         let mut released = Vec::new();
@@ -134,13 +155,13 @@ impl Inner {
                 }
             });
         }
-        write_recipients(&mut link, self.dialect(), &recipients).await?;
-        self.write_fates(&mut link, &fates).await?;
-        self.give_back(&mut link, &released).await?;
+        write_recipients(&mut connection, self.dialect(), &recipients).await?;
+        self.write_fates(&mut connection, &fates).await?;
+        self.give_back(&mut connection, &released).await?;
 
         let rows: Vec<_> = deliveries.iter().map(|&(_, mid, fingerprint)| (mid, fingerprint)).collect();
-        let Some(gone) = self.delete_rows(&mut link, rows, singly).await? else {
-            link.rollback().await?;
+        let Some(gone) = self.delete_rows(&mut connection, rows, singly).await? else {
+            connection.rollback().await?;
             return Ok(None);
         };
         for &(index, mid, _) in &deliveries {
@@ -150,43 +171,43 @@ impl Inner {
         }
         failpoint::hit("in-settle");
         let delivered: Vec<_> = deliveries.iter().map(|&(index, ..)| group[index].claim.key()).collect();
-        self.drop_records(&mut link, &delivered).await?;
-        link.commit().await?;
+        self.drop_records(&mut connection, &delivered).await?;
+        connection.commit().await?;
         Ok(Some(settled))
     }
 
     /// Locks the records, ascending, and says how each stands.
-    async fn standing(&self, link: &mut Link, group: &[Settlement]) -> Result<Vec<Standing>, Failure> {
+    async fn standing(&self, connection: &mut Connection, group: &[Settlement]) -> Result<Vec<Standing>, Failure> {
         let mut keys: Vec<_> = group.iter().map(|settlement| settlement.claim.key()).collect();
         keys.sort_unstable();
         let mut found = HashMap::new();
         for keys in keys.chunks(GROUP) {
-            let (these, args) = self.these("d", keys);
+            let (condition, args) = self.where_records("d", keys);
             let sql = format!(
-                "SELECT d.id, d.owner, d.claim FROM mailqueue_delivery d{} WHERE {these} ORDER BY d.mid{}",
-                self.by_key(),
+                "SELECT d.id, d.owner, d.claim FROM mailqueue_delivery d{} WHERE {condition} ORDER BY d.mid{}",
+                self.index_hint_primary(),
                 self.dialect().lock
             );
-            for line in link.fetch(&sql, args).await? {
-                found.insert(line.some_text(0)?, (line.text(1)?, line.text(2)?));
+            for line in connection.fetch(&sql, args).await? {
+                found.insert(line.required_text(0)?, (line.text(1)?, line.text(2)?));
             }
         }
         let standing = group.iter().map(|Settlement { claim, .. }| match found.get(claim.record.as_str()) {
             None => Standing::Gone,
-            Some((_, token)) if token.as_deref() != Some(&*claim.token) => Standing::Others,
+            Some((_, token)) if token.as_deref() != Some(claim.token.as_str()) => Standing::Others,
             Some((None, _)) => Standing::SettledBefore,
             Some(_) => Standing::Ours,
         });
         Ok(standing.collect())
     }
 
-    async fn write_fates(&self, link: &mut Link, fates: &[&Settlement]) -> Result<(), Failure> {
+    async fn write_fates(&self, connection: &mut Connection, fates: &[&Settlement]) -> Result<(), Failure> {
         // All of these records are there and locked: an INSERT that finds them overwrites many in one statement.
         for group in fates.chunks(GROUP) {
             let sql = format!(
                 "INSERT INTO mailqueue_delivery (id, queue_table, mid, created, fingerprint, message_id, state, reason, \
                  detail, next_attempt, attempts, unknowns, first_deferred, last_reply) VALUES {} {}",
-                tuples(group.len(), &places(14)),
+                tuples(group.len(), &placeholders(14)),
                 self.dialect().same_record
             );
             let mut args: Vec<Value> = Vec::with_capacity(group.len() * 14);
@@ -210,63 +231,15 @@ impl Inner {
                 args.push(verdict.history.first_deferred.map(|time| time.as_millisecond()).into());
                 args.push(verdict.last_reply.as_deref().into());
             }
-            link.execute(&sql, args).await?;
+            connection.execute(&sql, args).await?;
         }
         Ok(())
     }
 
-    /// Deletes rows by number and content, ascending. Answers the numbers of those that were gone or had another
-    /// content; `None` if there are such and `singly` was not asked for.
-    pub(super) async fn delete_rows(
-        &self,
-        link: &mut Link,
-        mut rows: Vec<(i64, Fingerprint)>,
-        singly: bool,
-    ) -> Result<Option<HashSet<i64>>, Failure> {
-        rows.sort_unstable_by_key(|&(mid, _)| mid);
-        let schema = self.schema(link).await?;
-        let mut gone = HashSet::new();
-        for group in rows.chunks(if singly { 1 } else { GROUP }) {
-            let deleted = match &schema.fingerprint {
-                Some(fingerprint) => {
-                    let padded = padded(group.to_vec());
-                    let places = places(padded.len());
-                    let sql = format!(
-                        "{} {} AS q{} WHERE q.mid IN ({places}) AND {} IN ({places})",
-                        self.dialect().delete,
-                        schema.table,
-                        schema.by_mid,
-                        (self.dialect().pair)(fingerprint)
-                    );
-                    let mut args: Vec<Value> = padded.iter().map(|&(mid, _)| mid.into()).collect();
-                    args.extend(
-                        padded
-                            .iter()
-                            .map(|(mid, content)| Value::Text(Some(format!("{mid}:{}", content.to_hex()).into()))),
-                    );
-                    link.execute(&sql, args).await?
-                }
-                None => {
-                    // The database cannot compare contents, so that we do, and nobody can write meanwhile.
-                    let mids: Vec<i64> = group.iter().map(|&(mid, _)| mid).collect();
-                    let found = self.fingerprints(link, &mids).await?;
-                    let same = |(mid, content): &&(i64, Fingerprint)| found.get(mid) == Some(content);
-                    let mids: Vec<Value> = padded(group.iter().filter(same).map(|&(mid, _)| mid.into()).collect());
-                    let sql = format!("DELETE FROM {} WHERE mid IN ({})", schema.table, places(mids.len()));
-                    if mids.is_empty() { 0 } else { link.execute(&sql, mids).await? }
-                }
-            };
-            if deleted != group.len() as u64 {
-                if !singly {
-                    return Ok(None);
-                }
-                gone.extend(group.iter().map(|&(mid, _)| mid));
-            }
-        }
-        Ok(Some(gone))
-    }
-
-    pub(super) async fn replay(
+    /// Records acceptances that the ledger knows and no claim is held for (replay at start). `complete`: they were the
+    /// last that the row was waiting for, so row and record are deleted; otherwise the recipients are marked and the row
+    /// is due now. Acts only where that very record still stands. True: it did.
+    pub async fn replay(
         &self,
         mid: i64,
         record: &RecordId,
@@ -274,7 +247,7 @@ impl Inner {
         accepted: &[RecipientRecord],
         complete: bool,
     ) -> Result<bool, Error> {
-        persist!(self, self.replay_once(mid, record, fingerprint, accepted, complete))
+        self.retrying(|| self.replay_once(mid, record, fingerprint, accepted, complete)).await
     }
 
     async fn replay_once(
@@ -285,30 +258,30 @@ impl Inner {
         accepted: &[RecipientRecord],
         complete: bool,
     ) -> Result<bool, Failure> {
-        let mut link = self.link().await?;
-        self.schema(&mut link).await?;
-        link.begin(self.dialect().begin).await?;
+        let mut connection = self.connection().await?;
+        self.schema(&mut connection).await?;
+        connection.begin(self.dialect().begin).await?;
         let sql = format!(
             "SELECT d.fingerprint FROM mailqueue_delivery d{} WHERE d.queue_table = ? AND d.mid = ? AND d.id = ?{}",
-            self.by_key(),
+            self.index_hint_primary(),
             self.dialect().lock
         );
-        let lines = link.fetch(&sql, vec![self.key(), mid.into(), record.as_str().into()]).await?;
+        let lines = connection.fetch(&sql, vec![self.key(), mid.into(), record.as_str().into()]).await?;
         let made_for = lines.first().map(|line| line.text(0)).transpose()?;
         let stands = made_for.is_some_and(|made| made.is_none_or(|made| made == fingerprint.to_hex()));
         if stands && complete {
-            self.delete_rows(&mut link, vec![(mid, fingerprint)], true).await?;
-            self.drop_records(&mut link, &[(mid, record)]).await?;
+            self.delete_rows(&mut connection, vec![(mid, fingerprint)], true).await?;
+            self.drop_records(&mut connection, &[(mid, record)]).await?;
         } else if stands {
             let lines: Vec<_> = accepted.iter().enumerate().map(|(at, recipient)| (record, at, recipient)).collect();
-            write_recipients(&mut link, self.dialect(), &lines).await?;
+            write_recipients(&mut connection, self.dialect(), &lines).await?;
             // Due now, which a moment that is past says without a clock. A claim of another dispatcher stays its own.
             let sql = "UPDATE mailqueue_delivery SET state = 'deferred', owner = NULL, next_attempt = created \
                        WHERE queue_table = ? AND mid = ? \
                        AND (state = 'deferred' OR (state IN ('claimed', 'sending') AND owner = ?))";
-            link.execute(sql, vec![self.key(), mid.into(), self.owner()]).await?;
+            connection.execute(sql, vec![self.key(), mid.into(), self.owner()]).await?;
         }
-        link.commit().await?;
+        connection.commit().await?;
         Ok(stands)
     }
 }

@@ -1,20 +1,21 @@
-//! One connection to a database, whichever it is: texts and values in, lines out.
+//! One connection to a database, whichever it is: SQL and values in, rows out.
 
 use std::borrow::Cow;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::TryStreamExt;
 use sqlx::mysql::{MySql, MySqlConnection, MySqlRow};
 use sqlx::postgres::{PgConnection, PgRow, Postgres};
 use sqlx::sqlite::{Sqlite, SqliteConnection, SqliteRow};
-use sqlx::{AssertSqlSafe, Connection, Row};
-use tokio::time::timeout;
+use sqlx::{AssertSqlSafe, Connection as _, Row};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{Instant, timeout};
 
 use super::error::Failure;
-use super::pool::Lent;
-use crate::mail::Fingerprint;
 
-/// How long we wait for a statement's answer, or for its next line. Longer than any lock wait.
+/// How long we wait for a statement's answer, or for its next row. Longer than any lock wait.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a statement takes in place of a `?`. Texts are borrowed: a batch has thousands.
@@ -48,12 +49,6 @@ impl<'a> From<Option<&'a str>> for Value<'a> {
     }
 }
 
-impl From<Option<Fingerprint>> for Value<'_> {
-    fn from(value: Option<Fingerprint>) -> Self {
-        Self::Text(value.map(|content| content.to_hex().into()))
-    }
-}
-
 /// PostgreSQL has no NUL in texts.
 fn storable(text: &str) -> Cow<'_, str> {
     match text.contains('\0') {
@@ -63,13 +58,13 @@ fn storable(text: &str) -> Cow<'_, str> {
 }
 
 /// A native connection.
-pub(crate) enum Raw {
+pub(crate) enum Native {
     MySql(Box<MySqlConnection>),
     Postgres(Box<PgConnection>),
     Sqlite(Box<SqliteConnection>),
 }
 
-impl Raw {
+impl Native {
     /// Gives memory back that a large row has taken.
     pub(crate) fn shrink(&mut self) {
         match self {
@@ -101,30 +96,70 @@ macro_rules! query {
     }};
 }
 
-/// A connection on loan. It goes back to the others only when nothing is under way on it: one that is dropped inside a
-/// transaction, or while an answer is outstanding, is closed, and the server undoes what was not committed.
-pub(crate) struct Link {
-    lent: Lent,
-    in_transaction: bool,
+/// Connections of one pool that nothing uses, each with the time since which that is so.
+#[derive(Default)]
+pub(crate) struct Idle(Mutex<Vec<(Native, Instant)>>);
+
+impl fmt::Debug for Idle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Idle")
+    }
 }
 
-impl Link {
-    pub(crate) fn new(lent: Lent) -> Self {
-        Self { lent, in_transaction: false }
+impl Idle {
+    /// Takes the connection that was used last.
+    pub(crate) fn pop(&self) -> Option<(Native, Instant)> {
+        self.lock().pop()
     }
 
-    pub(crate) fn into_raw(mut self) -> Raw {
-        self.lent.take()
+    fn lock(&self) -> MutexGuard<'_, Vec<(Native, Instant)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A connection that is in use. When it is dropped, it goes back to the idle ones only if nothing is under way on it: one
+/// that is dropped inside a transaction, or while an answer is outstanding, is closed, and the server undoes what was not
+/// committed.
+pub(crate) struct Connection {
+    /// `None` only inside `drop`.
+    native: Option<Native>,
+    reusable: bool,
+    in_transaction: bool,
+    idle: Arc<Idle>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        if let Some(mut native) = self.native.take().filter(|_| self.reusable) {
+            native.shrink();
+            self.idle.lock().push((native, Instant::now()));
+        }
+    }
+}
+
+impl Connection {
+    pub(crate) fn new(native: Native, idle: Arc<Idle>, permit: OwnedSemaphorePermit) -> Self {
+        Self { native: Some(native), reusable: true, in_transaction: false, idle, _permit: permit }
     }
 
-    /// The connection itself, for work that leaves it unusable unless [`Link::sound`] is called afterwards.
-    pub(crate) fn unsound(&mut self) -> &mut Raw {
-        self.lent.reusable = false;
-        self.lent.raw()
+    /// The connection itself, for work after which it is closed unless [`Connection::mark_clean`] is called.
+    pub(crate) fn mark_dirty(&mut self) -> &mut Native {
+        self.reusable = false;
+        self.native()
     }
 
-    pub(crate) fn sound(&mut self) {
-        self.lent.reusable = true;
+    pub(crate) fn mark_clean(&mut self) {
+        self.reusable = true;
+    }
+
+    fn native(&mut self) -> &mut Native {
+        self.native.as_mut().unwrap_or_else(|| unreachable!("a connection that was dropped"))
+    }
+
+    /// Closes the idle connections. One connection broke: the server was restarted or is away, and they are as dead.
+    fn discard_idle(&self) {
+        self.idle.lock().clear();
     }
 
     /// Begins a transaction with the dialect's own words.
@@ -136,26 +171,26 @@ impl Link {
     pub(crate) async fn commit(&mut self) -> Result<(), Failure> {
         self.command("COMMIT").await?;
         self.in_transaction = false;
-        self.lent.reusable = true;
+        self.reusable = true;
         Ok(())
     }
 
     pub(crate) async fn rollback(&mut self) -> Result<(), Failure> {
         self.command("ROLLBACK").await?;
         self.in_transaction = false;
-        self.lent.reusable = true;
+        self.reusable = true;
         Ok(())
     }
 
     /// A statement, or several, without values and without an answer.
     pub(crate) async fn command(&mut self, sql: impl Into<String>) -> Result<(), Failure> {
         let sql = sqlx::raw_sql(AssertSqlSafe(sql.into()));
-        self.lent.reusable = false;
+        self.reusable = false;
         let done = timeout(PATIENCE, async {
-            match self.lent.raw() {
-                Raw::MySql(raw) => sql.execute(&mut **raw).await.map(drop),
-                Raw::Postgres(raw) => sql.execute(&mut **raw).await.map(drop),
-                Raw::Sqlite(raw) => sql.execute(&mut **raw).await.map(drop),
+            match self.native() {
+                Native::MySql(raw) => sql.execute(&mut **raw).await.map(drop),
+                Native::Postgres(raw) => sql.execute(&mut **raw).await.map(drop),
+                Native::Sqlite(raw) => sql.execute(&mut **raw).await.map(drop),
             }
         });
         let done = done.await;
@@ -164,16 +199,17 @@ impl Link {
 
     /// Answers how many rows the statement changed (on MySQL: found, changed or not).
     pub(crate) async fn execute(&mut self, sql: &str, args: Vec<Value<'_>>) -> Result<u64, Failure> {
-        self.lent.reusable = false;
+        self.reusable = false;
         let done = timeout(PATIENCE, async {
-            match self.lent.raw() {
-                Raw::MySql(raw) => {
+            match self.native() {
+                Native::MySql(raw) => {
                     query!(MySql, sql.to_owned(), &args).execute(&mut **raw).await.map(|done| done.rows_affected())
                 }
-                Raw::Postgres(raw) => {
-                    query!(Postgres, numbered(sql), &args).execute(&mut **raw).await.map(|done| done.rows_affected())
-                }
-                Raw::Sqlite(raw) => {
+                Native::Postgres(raw) => query!(Postgres, dollar_placeholders(sql), &args)
+                    .execute(&mut **raw)
+                    .await
+                    .map(|done| done.rows_affected()),
+                Native::Sqlite(raw) => {
                     query!(Sqlite, sql.to_owned(), &args).execute(&mut **raw).await.map(|done| done.rows_affected())
                 }
             }
@@ -182,26 +218,26 @@ impl Link {
         self.judge(done)
     }
 
-    pub(crate) async fn fetch(&mut self, sql: &str, args: Vec<Value<'_>>) -> Result<Vec<Line>, Failure> {
-        self.lent.reusable = false;
-        macro_rules! lines {
+    pub(crate) async fn fetch(&mut self, sql: &str, args: Vec<Value<'_>>) -> Result<Vec<DbRow>, Failure> {
+        self.reusable = false;
+        macro_rules! rows {
             ($query:expr, $raw:expr, $kind:path) => {{
                 let mut stream = $query.fetch(&mut **$raw);
-                let mut lines = Vec::new();
+                let mut rows = Vec::new();
                 loop {
                     match timeout(PATIENCE, stream.try_next()).await {
-                        Ok(Ok(Some(line))) => lines.push($kind(line)),
-                        Ok(Ok(None)) => break Ok(Ok(lines)),
+                        Ok(Ok(Some(row))) => rows.push($kind(row)),
+                        Ok(Ok(None)) => break Ok(Ok(rows)),
                         Ok(Err(error)) => break Ok(Err(error)),
                         Err(late) => break Err(late),
                     }
                 }
             }};
         }
-        let done = match self.lent.raw() {
-            Raw::MySql(raw) => lines!(query!(MySql, sql.to_owned(), &args), raw, Line::MySql),
-            Raw::Postgres(raw) => lines!(query!(Postgres, numbered(sql), &args), raw, Line::Postgres),
-            Raw::Sqlite(raw) => lines!(query!(Sqlite, sql.to_owned(), &args), raw, Line::Sqlite),
+        let done = match self.native() {
+            Native::MySql(raw) => rows!(query!(MySql, sql.to_owned(), &args), raw, DbRow::MySql),
+            Native::Postgres(raw) => rows!(query!(Postgres, dollar_placeholders(sql), &args), raw, DbRow::Postgres),
+            Native::Sqlite(raw) => rows!(query!(Sqlite, sql.to_owned(), &args), raw, DbRow::Sqlite),
         };
         self.judge(done)
     }
@@ -209,28 +245,28 @@ impl Link {
     fn judge<T>(&mut self, done: Result<Result<T, sqlx::Error>, tokio::time::error::Elapsed>) -> Result<T, Failure> {
         match done {
             Ok(Ok(value)) => {
-                self.lent.reusable = !self.in_transaction;
+                self.reusable = !self.in_transaction;
                 Ok(value)
             }
             Ok(Err(error)) => {
-                self.lent.reusable = !self.in_transaction && matches!(error, sqlx::Error::Database(_));
+                self.reusable = !self.in_transaction && matches!(error, sqlx::Error::Database(_));
                 let failure = Failure::from(error);
                 if matches!(failure, Failure::Broken(_)) {
-                    self.lent.reusable = false;
-                    self.lent.distrust_others();
+                    self.reusable = false;
+                    self.discard_idle();
                 }
                 Err(failure)
             }
             Err(_) => {
-                self.lent.distrust_others();
+                self.discard_idle();
                 Err(Failure::Stalled(format!("no answer within {} seconds", PATIENCE.as_secs())))
             }
         }
     }
 }
 
-/// PostgreSQL counts its places. No text of ours has a question mark for anything else.
-fn numbered(sql: &str) -> String {
+/// The statement with `$1`, `$2` and so on for each `?`, as PostgreSQL wants it. No text of ours has a question mark for anything else.
+fn dollar_placeholders(sql: &str) -> String {
     let mut out = String::with_capacity(sql.len() + 32);
     let mut number = 0;
     for c in sql.chars() {
@@ -245,26 +281,26 @@ fn numbered(sql: &str) -> String {
     out
 }
 
-/// A line of an answer. Columns are counted from 0 and decoded as what the statement made of them.
-pub(crate) enum Line {
+/// A row of an answer. Columns are counted from 0 and decoded as what the statement made of them.
+pub(crate) enum DbRow {
     MySql(MySqlRow),
     Postgres(PgRow),
     Sqlite(SqliteRow),
 }
 
 macro_rules! cell {
-    ($line:expr, $column:expr, $type:ty) => {
-        match $line {
-            Line::MySql(row) => row.try_get_unchecked::<Option<$type>, _>($column),
-            Line::Postgres(row) => row.try_get_unchecked::<Option<$type>, _>($column),
-            Line::Sqlite(row) => row.try_get_unchecked::<Option<$type>, _>($column),
+    ($row:expr, $column:expr, $type:ty) => {
+        match $row {
+            DbRow::MySql(row) => row.try_get_unchecked::<Option<$type>, _>($column),
+            DbRow::Postgres(row) => row.try_get_unchecked::<Option<$type>, _>($column),
+            DbRow::Sqlite(row) => row.try_get_unchecked::<Option<$type>, _>($column),
         }
         .map_err(Failure::from)
     };
 }
 
-impl Line {
-    pub(crate) fn int(&self, column: usize) -> Result<Option<i64>, Failure> {
+impl DbRow {
+    pub(crate) fn i64(&self, column: usize) -> Result<Option<i64>, Failure> {
         cell!(self, column, i64)
     }
 
@@ -277,11 +313,11 @@ impl Line {
     }
 
     /// Where the table's definition rules NULL out.
-    pub(crate) fn some_int(&self, column: usize) -> Result<i64, Failure> {
-        self.int(column)?.ok_or_else(|| null(column))
+    pub(crate) fn required_i64(&self, column: usize) -> Result<i64, Failure> {
+        self.i64(column)?.ok_or_else(|| null(column))
     }
 
-    pub(crate) fn some_text(&self, column: usize) -> Result<String, Failure> {
+    pub(crate) fn required_text(&self, column: usize) -> Result<String, Failure> {
         self.text(column)?.ok_or_else(|| null(column))
     }
 }

@@ -3,9 +3,17 @@
 /// Makes SQL from the SQL for the bytes of each column, `None` being a column that the table lacks.
 pub(crate) type FromColumns = fn(&[Option<String>; 5]) -> String;
 
+/// A kind of database. MySQL stands for MariaDB too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Engine {
+    MySql,
+    Postgres,
+    Sqlite,
+}
+
 /// The words of one database.
 pub(crate) struct Dialect {
-    pub name: &'static str,
+    pub engine: Engine,
     /// READ COMMITTED, lock waits of 5 s, UTC.
     pub session: &'static str,
     pub begin: &'static str,
@@ -70,7 +78,7 @@ pub(crate) struct Dialect {
 
 impl std::fmt::Debug for Dialect {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.name)
+        self.engine.fmt(f)
     }
 }
 
@@ -97,7 +105,7 @@ impl Dialect {
             return (format!("({})", each.join(" OR ")), ranges.concat());
         }
         let numbers = padded(numbers);
-        (format!("{column} IN ({})", places(numbers.len())), numbers)
+        (format!("{column} IN ({})", placeholders(numbers.len())), numbers)
     }
 }
 
@@ -105,13 +113,13 @@ impl Dialect {
 const STRETCHES: usize = 8;
 
 /// `?, ?, ?`
-pub(crate) fn places(count: usize) -> String {
+pub(crate) fn placeholders(count: usize) -> String {
     vec!["?"; count].join(", ")
 }
 
 /// `(?, ?), (?, ?)`
-pub(crate) fn tuples(count: usize, places: &str) -> String {
-    vec![format!("({places})"); count].join(", ")
+pub(crate) fn tuples(count: usize, placeholders: &str) -> String {
+    vec![format!("({placeholders})"); count].join(", ")
 }
 
 /// How many rows one statement concerns at most.

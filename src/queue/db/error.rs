@@ -1,24 +1,10 @@
 //! What a database can answer besides what was asked for, and what to do about it.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::mysql::MySqlDatabaseError;
 
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The server cannot be reached, or the connection broke: try again later.
-    #[error("database of queue {queue} is out of reach: {what}")]
-    Unreachable { queue: Arc<str>, what: String },
-    /// Our tables are missing or older than this program.
-    #[error("queue {queue}: {what}; run `mailqueue migrate`")]
-    NotMigrated { queue: Arc<str>, what: String },
-    /// The server refused a statement: rights, a missing column, a lock that did not come free.
-    #[error("database of queue {queue}: {what}")]
-    Refused { queue: Arc<str>, what: String },
-}
-
-/// An [`Error`] before it is known whether another try helps.
+/// What went wrong, before it is known whether another try helps.
 #[derive(Debug)]
 pub(crate) enum Failure {
     /// The connection broke: a fresh one may do.
@@ -33,18 +19,6 @@ pub(crate) enum Failure {
     Refused(String),
     /// There is no password to log in with.
     NoSecret(String),
-}
-
-impl Failure {
-    pub(crate) fn told(self, queue: &Arc<str>) -> Error {
-        let queue = Arc::clone(queue);
-        match self {
-            Self::Broken(what) | Self::Stalled(what) | Self::NoSecret(what) => Error::Unreachable { queue, what },
-            Self::NotMigrated(what) => Error::NotMigrated { queue, what },
-            Self::Missing(what) if what.contains("mailqueue_") => Error::NotMigrated { queue, what },
-            Self::Busy(what) | Self::Missing(what) | Self::Refused(what) => Error::Refused { queue, what },
-        }
-    }
 }
 
 impl From<sqlx::Error> for Failure {
@@ -123,7 +97,7 @@ fn sqlite(code: u32, what: String) -> Failure {
 
 /// How often an operation was tried. A lock that does not come free costs seconds each time, a deadlock nothing.
 #[derive(Default)]
-pub(crate) struct Tries {
+pub(crate) struct Retries {
     broken: u32,
     missing: u32,
     busy: u32,
@@ -133,10 +107,9 @@ pub(crate) struct Tries {
 const BUSY_TRIES: u32 = 8;
 const BUSY_TIME: Duration = Duration::from_secs(12);
 
-impl Tries {
-    /// Whether the same again is worth a try, and after which pause. Everything that is tried again is harmless to
-    /// repeat, even where the first try did all of its work and only its answer was lost.
-    pub(crate) fn again(&mut self, failure: &Failure) -> Option<Duration> {
+impl Retries {
+    /// Returns the pause after which the same is worth another try; `None` where it is not.
+    pub(crate) fn next_pause(&mut self, failure: &Failure) -> Option<Duration> {
         let since = *self.since.get_or_insert_with(tokio::time::Instant::now);
         match failure {
             Failure::Broken(_) if self.broken == 0 => {
@@ -155,25 +128,3 @@ impl Tries {
         }
     }
 }
-
-/// Runs an operation anew as long as [`Tries::again`] sees hope in it.
-macro_rules! persist {
-    ($inner:expr, $once:expr) => {{
-        let mut tries = $crate::queue::db::error::Tries::default();
-        loop {
-            match $once.await {
-                Ok(value) => break Ok(value),
-                Err(failure) => {
-                    if let $crate::queue::db::error::Failure::Missing(_) = failure {
-                        $inner.forget_schema().await;
-                    }
-                    match tries.again(&failure) {
-                        Some(pause) => tokio::time::sleep(pause).await,
-                        None => break Err(failure.told($inner.name())),
-                    }
-                }
-            }
-        }
-    }};
-}
-pub(crate) use persist;

@@ -1,9 +1,9 @@
 //! What MySQL and MariaDB want said in their own way.
 
-use super::dialect::Dialect;
+use super::dialect::{Dialect, Engine};
 
 pub(crate) const DIALECT: Dialect = Dialect {
-    name: "mysql",
+    engine: Engine::MySql,
     // Strict, so that nothing of ours is cut without a word. The metadata lock is what ALTER TABLE holds. Columns come
     // as they are stored, whatever their character set; and texts are compared byte by byte, which is what is meant and
     // costs least. MariaDB ends a transaction that a stopped process left open; MySQL cannot.

@@ -1,4 +1,4 @@
-//! Connections: made when needed, few, used again while they are sound.
+//! Connections: made when needed, few, used again while nothing is wrong with them.
 //!
 //! sqlx's own pools are not used: they read the password once, hide why a connection failed behind a time-out, and wait
 //! without limit on a stalled connection that is given back.
@@ -6,7 +6,7 @@
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use log::LevelFilter;
@@ -15,14 +15,13 @@ use sqlx::mysql::{MySqlConnectOptions, MySqlSslMode};
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 use url::Url;
 
-use super::super::settings::{Database, Password};
-use super::connection::{Link, Raw};
-use super::dialect::Dialect;
+use super::connection::{Connection, Idle, Native};
+use super::dialect::{Dialect, Engine};
 use super::error::Failure;
-use super::{mysql, postgres, sqlite};
+use super::{Database, Password, mysql, postgres, sqlite};
 
 /// A dispatcher keeps one for claims, two for what is claimed, one for settling, one for heartbeat and stop flag, one to
 /// spare.
@@ -32,62 +31,14 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const FRESH: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
-pub(crate) struct Connections {
+pub(crate) struct Pool {
     database: Database,
-    pub(crate) dialect: &'static Dialect,
+    dialect: &'static Dialect,
     permits: Arc<Semaphore>,
     idle: Arc<Idle>,
 }
 
-#[derive(Default)]
-struct Idle(Mutex<Vec<(Raw, Instant)>>);
-
-impl std::fmt::Debug for Idle {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Idle")
-    }
-}
-
-impl Idle {
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<(Raw, Instant)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A connection that is in use; when it is dropped it goes back if it is `reusable`, and is closed if not.
-pub(crate) struct Lent {
-    raw: Option<Raw>,
-    pub(crate) reusable: bool,
-    idle: Arc<Idle>,
-    _permit: OwnedSemaphorePermit,
-}
-
-impl Lent {
-    pub(crate) fn raw(&mut self) -> &mut Raw {
-        // `None` only inside `drop`.
-        self.raw.as_mut().unwrap_or_else(|| unreachable!("a connection that was given back"))
-    }
-
-    pub(crate) fn take(&mut self) -> Raw {
-        self.raw.take().unwrap_or_else(|| unreachable!("a connection that was given back"))
-    }
-
-    /// One connection broke: the server was restarted or is away, and the idle ones are as dead.
-    pub(crate) fn distrust_others(&self) {
-        self.idle.lock().clear();
-    }
-}
-
-impl Drop for Lent {
-    fn drop(&mut self) {
-        if let Some(mut raw) = self.raw.take().filter(|_| self.reusable) {
-            raw.shrink();
-            self.idle.lock().push((raw, Instant::now()));
-        }
-    }
-}
-
-impl Connections {
+impl Pool {
     /// Opens nothing yet. The text says why the URL cannot be used.
     pub(crate) fn new(database: Database) -> Result<Self, String> {
         let dialect = match database.url.scheme() {
@@ -99,33 +50,43 @@ impl Connections {
         Ok(Self { database, dialect, permits: Arc::new(Semaphore::new(CONNECTIONS)), idle: Arc::default() })
     }
 
-    pub(crate) async fn link(&self) -> Result<Link, Failure> {
+    pub(crate) fn dialect(&self) -> &'static Dialect {
+        self.dialect
+    }
+
+    pub(crate) async fn connection(&self) -> Result<Connection, Failure> {
         let permit = timeout(CONNECT_TIMEOUT, Arc::clone(&self.permits).acquire_owned())
             .await
             .map_err(|_| Failure::Stalled("all connections are busy and none came free".to_owned()))?
             .map_err(|closed| Failure::Broken(closed.to_string()))?;
-        loop {
-            let Some((mut raw, since)) = self.idle.lock().pop() else { break };
-            if since.elapsed() < FRESH || matches!(timeout(FRESH, raw.ping()).await, Ok(Ok(()))) {
-                return Ok(self.lend(raw, permit));
+        while let Some((mut native, since)) = self.idle.pop() {
+            if since.elapsed() < FRESH || matches!(timeout(FRESH, native.ping()).await, Ok(Ok(()))) {
+                return Ok(Connection::new(native, Arc::clone(&self.idle), permit));
             }
         }
-        match timeout(CONNECT_TIMEOUT, self.connect()).await {
-            Ok(raw) => Ok(self.lend(raw?, permit)),
+        match timeout(CONNECT_TIMEOUT, self.open(permit)).await {
+            Ok(opened) => opened,
             Err(_) => Err(Failure::Stalled(format!("no connection within {} seconds", CONNECT_TIMEOUT.as_secs()))),
         }
     }
 
-    fn lend(&self, raw: Raw, permit: OwnedSemaphorePermit) -> Link {
-        Link::new(Lent { raw: Some(raw), reusable: true, idle: Arc::clone(&self.idle), _permit: permit })
+    /// Opens a connection and sets its session up.
+    async fn open(&self, permit: OwnedSemaphorePermit) -> Result<Connection, Failure> {
+        let native = self.connect().await?;
+        let mut connection = Connection::new(native, Arc::clone(&self.idle), permit);
+        let ready = connection.command(self.dialect.session).await;
+        if ready.is_err() {
+            connection.mark_dirty();
+        }
+        ready.map(|()| connection)
     }
 
-    async fn connect(&self) -> Result<Raw, Failure> {
+    async fn connect(&self) -> Result<Native, Failure> {
         let url = &self.database.url;
         let password = self.database.password.as_ref().map(read).transpose()?;
         let bad = |error: sqlx::Error| Failure::Refused(format!("the URL {url} cannot be used: {error}"));
-        let raw = match self.dialect.name {
-            "mysql" => {
+        match self.dialect.engine {
+            Engine::MySql => {
                 let mut options = MySqlConnectOptions::from_url(url).map_err(bad)?.pipes_as_concat(false);
                 let host = bare(options.get_host()).to_owned();
                 options = options.host(&host);
@@ -135,9 +96,9 @@ impl Connections {
                 if !named(url, &["ssl-mode", "sslmode"]) && options.get_socket().is_none() && is_remote(&host) {
                     options = options.ssl_mode(MySqlSslMode::VerifyIdentity);
                 }
-                Raw::MySql(Box::new(quiet(options).connect().await?))
+                Ok(Native::MySql(Box::new(quiet(options).connect().await?)))
             }
-            "postgres" => {
+            Engine::Postgres => {
                 let mut options = PgConnectOptions::from_url(url).map_err(bad)?;
                 let host = bare(options.get_host()).to_owned();
                 options = options.host(&host);
@@ -147,21 +108,16 @@ impl Connections {
                 if !named(url, &["ssl-mode", "sslmode"]) && options.get_socket().is_none() && is_remote(&host) {
                     options = options.ssl_mode(PgSslMode::VerifyFull);
                 }
-                Raw::Postgres(Box::new(quiet(options).connect().await?))
+                Ok(Native::Postgres(Box::new(quiet(options).connect().await?)))
             }
-            _ => Raw::Sqlite(Box::new(quiet(sqlite_options(url)?).connect().await?)),
-        };
-        // The session is set up through a loan of its own, so that a failure closes the connection.
-        let permit = Arc::new(Semaphore::new(1)).try_acquire_owned().map_err(|e| Failure::Broken(e.to_string()))?;
-        let mut link = self.lend(raw, permit);
-        link.command(self.dialect.session).await?;
-        Ok(link.into_raw())
+            Engine::Sqlite => Ok(Native::Sqlite(Box::new(quiet(sqlite_options(url)?).connect().await?))),
+        }
     }
 
     /// Creates the file of an SQLite database that does not exist yet; answers whether it did. WAL is a property of
     /// the file, and files that others made keep what they have.
     pub(crate) async fn create_file(&self) -> Result<bool, Failure> {
-        if self.dialect.name != "sqlite" || file(&self.database.url).exists() {
+        if self.dialect.engine != Engine::Sqlite || file(&self.database.url).exists() {
             return Ok(false);
         }
         let options = SqliteConnectOptions::new()

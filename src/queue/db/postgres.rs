@@ -1,9 +1,9 @@
 //! What PostgreSQL wants said in its own way.
 
-use super::dialect::Dialect;
+use super::dialect::{Dialect, Engine};
 
 pub(crate) const DIALECT: Dialect = Dialect {
-    name: "postgres",
+    engine: Engine::Postgres,
     // A transaction that a stopped process left open ends by itself. A plan that knows nothing of the values takes a
     // LIMIT for a tenth of the table, and reads all of it.
     session: "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED; \

@@ -1,9 +1,9 @@
 //! What SQLite wants said in its own way.
 
-use super::dialect::Dialect;
+use super::dialect::{Dialect, Engine};
 
 pub(crate) const DIALECT: Dialect = Dialect {
-    name: "sqlite",
+    engine: Engine::Sqlite,
     // The lock wait is the connection's busy time-out; SQLite knows neither clock nor isolation level.
     session: "PRAGMA synchronous = FULL",
     // The write lock at once: a transaction that reads first and then wants to write can be refused without a wait.

@@ -27,12 +27,12 @@ on_each_server! {
         queue.sweep().await.unwrap();
         assert_eq!(queue.claim_due(at(2), 10).await.unwrap().len(), 1);
         let again = place.queue_on(url, TABLE, "a");
-        let recovered = again.recover_own(at(3)).await.unwrap();
+        let recovered = again.recover_own().await.unwrap();
         assert_eq!((recovered.released, recovered.unknown.len()), (1, 1));
         again.limits().await.unwrap();
         again.counts(at(3)).await.unwrap();
         again.list(&Default::default(), 0, 10).await.unwrap();
-        again.pause(true, true).await.unwrap();
+        again.pause(mailqueue::queue::PauseTarget::Relay).await.unwrap();
         let error = again.insert(&mail(1)).await.unwrap_err().to_string();
         assert!(error.contains("denied"), "{error}");
         let error = again.migrate(true).await.unwrap_err().to_string();

@@ -44,7 +44,7 @@ on_each_server! {
         let mids = place.mails(2).await;
         let queue = place.dispatcher("a");
         let row = take_all(&queue).await.remove(1);
-        queue.recover_own(at(0)).await.unwrap();
+        queue.recover_own().await.unwrap();
         drop(row);
         let mut claimed_unheard = 0;
         for packet in 0.. {

@@ -110,7 +110,7 @@ async fn walk(place: &Place, counter: &mut Counter, analyzed: bool) {
     let reads = counter.reads(place, async |queue| {
         queue.beat().await.unwrap();
         queue.paused().await.unwrap();
-        queue.recover_own(at(0)).await.unwrap();
+        queue.recover_own().await.unwrap();
         queue.others().await.unwrap();
     });
     reads.await.within("heartbeat, stop flag, other dispatchers", 0, 12 * batch);

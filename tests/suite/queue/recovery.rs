@@ -18,9 +18,9 @@ on_each_database! {
         drop((rows, due));
 
         let other = place.dispatcher("b");
-        assert_eq!(other.recover_own(at(20)).await.unwrap().released, 0);
+        assert_eq!(other.recover_own().await.unwrap().released, 0);
         let queue = place.dispatcher("a");
-        let recovered = queue.recover_own(at(20)).await.unwrap();
+        let recovered = queue.recover_own().await.unwrap();
         assert_eq!((recovered.released, recovered.unknown.len()), (3, 1));
         let unknown = &recovered.unknown[0];
         assert_eq!((unknown.id().mid, unknown.record()), (mids[1], sending.claim.record()));
@@ -36,7 +36,7 @@ on_each_database! {
         let rows = take_all(&queue).await;
         send(&queue, &rows).await;
         for _ in 0..2 {
-            let recovered = place.dispatcher("a").recover_own(at(20)).await.unwrap();
+            let recovered = place.dispatcher("a").recover_own().await.unwrap();
             assert_eq!((recovered.released, recovered.unknown.len()), (0, 1));
         }
     }
@@ -52,9 +52,9 @@ on_each_database! {
         assert!(a.others().await.unwrap().is_empty());
 
         a.beat().await.unwrap();
-        let recovered = b.take_over(&other, counter, at(20)).await.unwrap();
+        let recovered = b.take_over(&other, counter).await.unwrap();
         assert_eq!((recovered.released, recovered.unknown.len()), (0, 0));
-        let recovered = b.take_over(&other, counter + 1, at(20)).await.unwrap();
+        let recovered = b.take_over(&other, counter + 1).await.unwrap();
         assert_eq!((recovered.released, recovered.unknown.len()), (2, 1));
         assert_eq!(place.listed(mids[0]).await.unwrap().owner.as_deref(), Some("b"));
         assert_eq!(place.state(mids[1]).await, "waiting");
@@ -67,7 +67,7 @@ on_each_database! {
         let rows = take_all(&a).await;
         send(&a, &rows).await;
         let other = "a".to_owned();
-        let (x, y) = tokio::join!(b.take_over(&other, 0, at(1)), c.take_over(&other, 0, at(1)));
+        let (x, y) = tokio::join!(b.take_over(&other, 0), c.take_over(&other, 0));
         assert_eq!(x.unwrap().unknown.len() + y.unwrap().unknown.len(), 2);
     }
 
@@ -75,7 +75,7 @@ on_each_database! {
         let mids = place.mails(3).await;
         let (a, b) = (place.dispatcher("a"), place.dispatcher("b"));
         let mut rows = take_all(&a).await;
-        b.take_over(&"a".to_owned(), 0, at(1)).await.unwrap();
+        b.take_over(&"a".to_owned(), 0).await.unwrap();
         assert_eq!(send(&a, &rows).await, [false, false, false]);
         // Claimed by the other, waiting, and claimed by ourselves anew: none is this claim's.
         assert_eq!(claim(&b, &mids[..1], at(2)).await.unwrap().len(), 1);
@@ -94,7 +94,7 @@ on_each_database! {
         let row = take_all(&a).await.remove(0);
         settle(&a, row, deferred(at(10))).await;
         let stale = take_due(&a, at(10)).await.remove(0);
-        a.recover_own(at(11)).await.unwrap();
+        a.recover_own().await.unwrap();
         let fresh = take_due(&a, at(12)).await.remove(0);
         assert_eq!(stale.claim.record(), fresh.claim.record());
         assert_eq!(send(&a, std::slice::from_ref(&stale)).await, [false]);
@@ -108,7 +108,7 @@ on_each_database! {
         let (a, b) = (place.dispatcher("a"), place.dispatcher("b"));
         let mut rows = take_all(&a).await;
         send(&a, &rows).await;
-        let taken = b.take_over(&"a".to_owned(), 0, at(1)).await.unwrap().unknown;
+        let taken = b.take_over(&"a".to_owned(), 0).await.unwrap().unknown;
         assert_eq!(settle(&a, rows.remove(0), delivered()).await, Settled::Done);
         assert_eq!(place.state(mids[0]).await, "gone");
         let some = [
@@ -173,7 +173,7 @@ on_each_database! {
         let (a, b) = (place.dispatcher("a"), place.dispatcher("b"));
         let row = take_all(&a).await.remove(0);
         send(&a, std::slice::from_ref(&row)).await;
-        b.take_over(&"a".to_owned(), 0, at(1)).await.unwrap();
+        b.take_over(&"a".to_owned(), 0).await.unwrap();
         let accepted = [recipient("x@example.org", RecipientState::Accepted)];
         assert!(a.replay(mids[0], row.claim.record(), row.fingerprint, &accepted, false).await.unwrap());
         let listed = place.listed(mids[0]).await.unwrap();
@@ -232,13 +232,13 @@ on_each_database! {
         };
         assert_eq!(seen().await, (false, false, false, false));
         for _ in 0..2 {
-            operator.pause(false, true).await.unwrap();
+            operator.pause(mailqueue::queue::PauseTarget::Queue).await.unwrap();
             assert_eq!(seen().await, (true, false, false, false));
         }
-        operator.pause(true, true).await.unwrap();
+        operator.pause(mailqueue::queue::PauseTarget::Relay).await.unwrap();
         assert_eq!(seen().await, (true, true, false, true));
-        operator.pause(false, false).await.unwrap();
-        operator.pause(true, false).await.unwrap();
+        operator.resume(mailqueue::queue::PauseTarget::Queue).await.unwrap();
+        operator.resume(mailqueue::queue::PauseTarget::Relay).await.unwrap();
         assert_eq!(seen().await, (false, false, false, false));
     }
 }

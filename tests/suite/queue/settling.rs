@@ -83,7 +83,7 @@ on_each_database! {
         let row = take_all(&queue).await.remove(0);
         let content = row.fingerprint;
         send(&queue, std::slice::from_ref(&row)).await;
-        let again = queue.recover_own(at(10)).await.unwrap().unknown.remove(0);
+        let again = queue.recover_own().await.unwrap().unknown.remove(0);
         assert_eq!(settle(&queue, row, delivered()).await, Settled::Done);
         let again = Settlement { claim: again, fingerprint: Some(content), message_id: None, verdict: delivered() };
         assert_eq!(queue.settle(vec![again]).await.unwrap()[0].1, Settled::Done);

@@ -1,0 +1,162 @@
+//! The handle to a queue: its settings, its connections, and what is remembered of it from call to call.
+
+use std::sync::{Arc, Mutex as StdMutex, PoisonError};
+
+use tokio::sync::{Mutex, RwLock};
+use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
+
+use super::db::connection::{Connection, Value};
+use super::db::dialect::{Dialect, Engine};
+use super::db::error::{Failure, Retries};
+use super::db::pool::Pool;
+use super::error::Error;
+use super::records::ClaimToken;
+use super::schema::Schema;
+use super::settings::Settings;
+use crate::mail::RecordId;
+
+/// Names this dispatcher in the database; durable, from `state_dir`.
+pub type DispatcherId = String;
+
+/// One queue: a producers' table and our records beside it. Cheap to clone.
+///
+/// Every function opens a connection when there is none, and returns [`Error::Unreachable`] when there can be none.
+#[derive(Clone, Debug)]
+pub struct Queue {
+    pub(super) inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+pub(super) struct Inner {
+    settings: Settings,
+    pub(super) dispatcher: DispatcherId,
+    pub(super) pool: Pool,
+    schema: RwLock<Option<Arc<Schema>>>,
+    pub(super) unconfirmed: Mutex<UnconfirmedClaims>,
+    scan_start: StdMutex<Option<ScanStart>>,
+    pub(super) cleanup: Mutex<CleanupPosition>,
+    /// Counts the claims that this process holds.
+    pub(super) claims: TaskTracker,
+}
+
+/// Acts of claiming that were begun, each with its token and the records that it may have won.
+pub(super) type UnconfirmedClaims = Vec<(ClaimToken, Vec<(i64, RecordId)>)>;
+
+/// The numbers up to `end`, which all had records when they were last looked at. Rows that come to stand among them, as
+/// late commits do, are found by the next look at the head, at `again`; all others at once.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ScanStart {
+    pub(super) end: i64,
+    pub(super) again: Instant,
+}
+
+/// Where each walk over the records goes on at the next pass: behind which number.
+#[derive(Debug, Default)]
+pub(super) struct CleanupPosition {
+    pub(super) rowless: Option<i64>,
+    pub(super) changed: Option<i64>,
+}
+
+impl Queue {
+    /// Opens nothing yet. `dispatcher` is empty for commands that claim nothing.
+    pub fn new(settings: Settings, dispatcher: DispatcherId) -> Result<Self, Error> {
+        let refused = |what| Error::Refused { queue: Arc::clone(&settings.name), what };
+        let part = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+        if !settings.table.split('.').all(part) || settings.table.split('.').count() > 2 {
+            return Err(refused(format!("`{}` is no table name", settings.table.escape_debug())));
+        }
+        let pool = Pool::new(settings.database.clone()).map_err(refused)?;
+        let claims = TaskTracker::new();
+        claims.close();
+        Ok(Self {
+            inner: Arc::new(Inner {
+                settings,
+                dispatcher,
+                pool,
+                schema: RwLock::default(),
+                unconfirmed: Mutex::default(),
+                scan_start: StdMutex::default(),
+                cleanup: Mutex::default(),
+                claims,
+            }),
+        })
+    }
+
+    pub fn name(&self) -> &Arc<str> {
+        &self.inner.settings.name
+    }
+
+    pub(super) fn settings(&self) -> &Settings {
+        &self.inner.settings
+    }
+
+    pub(super) fn dialect(&self) -> &'static Dialect {
+        self.inner.pool.dialect()
+    }
+
+    pub(super) fn engine(&self) -> Engine {
+        self.dialect().engine
+    }
+
+    /// The producers' table as our records name it. `public` is where PostgreSQL looks unasked.
+    pub(super) fn key(&self) -> Value<'_> {
+        let table = &self.settings().table;
+        table.strip_prefix("public.").unwrap_or(table).into()
+    }
+
+    /// This dispatcher as our records name it.
+    pub(super) fn owner(&self) -> Value<'_> {
+        self.inner.dispatcher.as_str().into()
+    }
+
+    pub(super) async fn connection(&self) -> Result<Connection, Failure> {
+        self.inner.pool.connection().await
+    }
+
+    /// Runs an operation, and repeats it as long as [`Retries::next_pause`] allows. Everything that is repeated is harmless
+    /// to repeat, even where the first try did all of its work and only its answer was lost.
+    pub(super) async fn retrying<T, Once>(&self, mut operation: impl FnMut() -> Once) -> Result<T, Error>
+    where
+        Once: Future<Output = Result<T, Failure>>,
+    {
+        let mut retries = Retries::default();
+        loop {
+            let failure = match operation().await {
+                Ok(value) => return Ok(value),
+                Err(failure) => failure,
+            };
+            if let Failure::Missing(_) = failure {
+                self.forget_schema().await;
+            }
+            match retries.next_pause(&failure) {
+                Some(pause) => tokio::time::sleep(pause).await,
+                None => return Err(failure.into_error(self.name())),
+            }
+        }
+    }
+
+    /// The table's definition, from memory where that is fresh.
+    pub(super) async fn schema(&self, connection: &mut Connection) -> Result<Arc<Schema>, Failure> {
+        let known = self.inner.schema.read().await.clone();
+        if let Some(schema) = known.filter(|schema| schema.is_fresh()) {
+            return Ok(schema);
+        }
+        let schema = Arc::new(Schema::read(connection, self.dialect(), &self.settings().table).await?);
+        *self.inner.schema.write().await = Some(Arc::clone(&schema));
+        Ok(schema)
+    }
+
+    pub(super) async fn forget_schema(&self) {
+        *self.inner.schema.write().await = None;
+    }
+
+    pub(super) fn scan_start(&self) -> Option<ScanStart> {
+        *self.inner.scan_start.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// With `None`, the next search begins at the beginning, as it must where records of rows that wait were dropped.
+    pub(super) fn set_scan_start(&self, start: Option<ScanStart>) {
+        *self.inner.scan_start.lock().unwrap_or_else(PoisonError::into_inner) = start;
+    }
+}
