@@ -27,6 +27,7 @@ mod schema;
 mod settings;
 mod settle;
 mod table;
+mod token;
 
 pub use self::check::{Finding, Level, clock_ahead};
 pub use self::claim::{Claim, Found, Row, Unread};

@@ -14,8 +14,9 @@ use super::db::dialect::{GROUP, padded, tuples};
 use super::db::error::Failure;
 use super::error::Error;
 use super::handle::{Queue, ScanStart, UnconfirmedClaims};
-use super::records::{ClaimToken, Key, RECORD, RECORD_COLUMNS, Record, borrowed, histories, keys_of};
+use super::records::{Key, RECORD, RECORD_COLUMNS, Record, borrowed, histories, keys_of};
 use super::table::{Lengths, Oversize, fingerprinted};
+use super::token::ClaimToken;
 use crate::mail::{Columns, Fingerprint, MailId, RecordId};
 use crate::outcome::History;
 

@@ -11,9 +11,9 @@ use super::db::dialect::{Dialect, Engine};
 use super::db::error::{Failure, Retries};
 use super::db::pool::Pool;
 use super::error::Error;
-use super::records::ClaimToken;
 use super::schema::Schema;
 use super::settings::Settings;
+use super::token::ClaimToken;
 use crate::mail::RecordId;
 
 /// Names this dispatcher in the database; durable, from `state_dir`.

@@ -8,7 +8,8 @@ use super::db::dialect::GROUP;
 use super::db::error::Failure;
 use super::error::Error;
 use super::handle::{DispatcherId, Queue};
-use super::records::{ClaimToken, RECORD, RECORD_COLUMNS, Record, borrowed, histories, keys_of};
+use super::records::{RECORD, RECORD_COLUMNS, Record, borrowed, histories, keys_of};
+use super::token::ClaimToken;
 use crate::outcome::State;
 
 /// What one pass over the own claims, or over those of a dispatcher that shows no signs of life, found.
