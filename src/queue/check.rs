@@ -1,4 +1,4 @@
-//! Whether a database is fit for the job.
+//! Checks that a database is fit for the job.
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -22,9 +22,9 @@ const ON_THEIRS: [&str; 2] = ["SELECT", "DELETE"];
 #[derive(Clone, Debug)]
 pub struct Finding {
     pub level: Level,
-    /// What was looked at, in a few words.
+    /// The thing that was looked at, in a few words.
     pub what: String,
-    /// What was found, and on a warning or failure what to do.
+    /// The finding, and on a warning or failure the remedy.
     pub found: String,
 }
 
@@ -36,7 +36,7 @@ pub enum Level {
 }
 
 impl Queue {
-    /// Whether database, rights and schema are fit for the job. The first finding that fails may end the list.
+    /// Checks that database, rights and schema are fit for the job. The first finding that fails may end the list.
     pub async fn check(&self) -> Vec<Finding> {
         let mut findings = Vec::new();
         if let Err(failure) = self.probe(&mut findings).await {
@@ -264,7 +264,7 @@ impl Queue {
     }
 }
 
-/// What is to be said of a clock that differs from this host's. Nothing here compares clocks, but people who read logs
+/// Judges a clock by its difference from this host's. Nothing here compares clocks, but people who read logs
 /// do, and a mail's Date is ours.
 pub fn clock_ahead(whose: &str, ahead: SignedDuration) -> (Level, String) {
     let seconds = ahead.as_secs();

@@ -27,19 +27,19 @@ const SLOW_SCAN: Duration = Duration::from_millis(100);
 const SCAN_DUTY: u32 = 20;
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
-/// Of so many bytes at most the content's fingerprint is read with the number, and goes into the record with the claim: to
-/// mark a batch `sending` then takes half as long. Of larger ones it would hold up the search.
+/// Bytes. The fingerprint of a content of at most this size is read with the row's number and goes into the record with
+/// the claim: to mark a batch `sending` then takes half as long. Larger contents would hold up the search.
 const SMALL: u64 = 64 * 1024;
 
 /// A row that no record stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Found {
     pub mid: i64,
-    /// Of its columns, as they are stored.
+    /// Bytes of its columns together, as they are stored.
     pub bytes: u64,
     /// Bytes of its longest column.
     pub longest: u64,
-    /// Of its content, where the database can tell and the row is small.
+    /// The fingerprint of its content, where the database computes it and the row is small.
     pub fingerprint: Option<Fingerprint>,
 }
 
@@ -52,12 +52,12 @@ pub struct Claim {
     /// Random, new with every claim: a claim that was lost and won back by the same dispatcher is another claim.
     pub(super) token: ClaimToken,
     pub(super) created: Timestamp,
-    /// Of the content that the record was made for, as far as the record says it.
+    /// The fingerprint of the content that the record was made for, as far as the record says it.
     pub(super) fingerprint: Option<Fingerprint>,
     /// The record was made with this claim: nothing was known of the row before.
     pub(super) new: bool,
     pub(super) history: History,
-    /// Of the row's columns when it was found; 0 where the row was not looked at, or was gone.
+    /// Bytes of the row's columns when it was found; 0 where the row was not looked at, or was gone.
     pub(super) bytes: u64,
     /// Bytes of its longest column, likewise.
     pub(super) longest: u64,
@@ -94,7 +94,7 @@ impl Claim {
         &self.record
     }
 
-    /// When the record was made.
+    /// The time at which the record was made.
     pub fn created(&self) -> Timestamp {
         self.created
     }
@@ -112,7 +112,7 @@ impl Claim {
         &self.history
     }
 
-    /// How many bytes the row's columns had when it was found.
+    /// The bytes of the row's columns when it was found.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
@@ -346,7 +346,7 @@ impl Queue {
         Ok(ours.into_iter().map(|record| (record.id, record)).collect())
     }
 
-    /// When the next deferred row becomes due.
+    /// Returns the time at which the next deferred row becomes due.
     pub async fn next_due(&self) -> Result<Option<Timestamp>, Error> {
         self.retrying(|| self.next_due_once()).await
     }

@@ -10,7 +10,7 @@ pub(super) mod sqlite;
 
 use crate::secret::Secret as Password;
 
-/// Where a database is and who we are there. `Debug` shows no password.
+/// The place of a database and our login there. `Debug` shows no password.
 #[derive(Clone)]
 pub struct Database {
     /// Without the password.

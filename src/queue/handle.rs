@@ -51,7 +51,7 @@ pub(super) struct ScanStart {
     pub(super) again: Instant,
 }
 
-/// Where each walk over the records goes on at the next pass: behind which number.
+/// The numbers behind which the walks over the records go on at the next pass.
 #[derive(Debug, Default)]
 pub(super) struct CleanupPosition {
     pub(super) rowless: Option<i64>,

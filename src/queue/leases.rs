@@ -12,7 +12,7 @@ use super::records::{RECORD, RECORD_COLUMNS, Record, borrowed, histories, keys_o
 use super::token::ClaimToken;
 use crate::outcome::State;
 
-/// What one pass over the own claims, or over those of a dispatcher that shows no signs of life, found.
+/// The claims that recovery found: our own, or those of a dispatcher that shows no signs of life.
 #[derive(Debug, Default)]
 pub struct Recovered {
     /// Claims that had not come to a dot: given back to where they were before.

@@ -28,7 +28,7 @@ pub struct Counts {
     pub waiting_is_estimate: bool,
     /// By state, without `Waiting`.
     pub records: Vec<(State, u64)>,
-    /// How long ago the oldest row that is due now became due.
+    /// The time since the oldest row that is due now became due.
     pub oldest_due_seconds: Option<u64>,
 }
 
@@ -53,7 +53,8 @@ pub struct Listed {
     /// `None` while waiting.
     pub record: Option<RecordId>,
     pub fingerprint: Option<Fingerprint>,
-    /// Of the content in the table, where that was read; `fingerprint` is of what the record was made for.
+    /// The fingerprint of the content in the table, where that was read; `fingerprint` is that of the content that the
+    /// record was made for.
     pub content: Option<Fingerprint>,
     pub message_id: Option<String>,
     pub first_seen: Option<Timestamp>,
@@ -102,7 +103,7 @@ pub(super) struct Seen {
     pub state: State,
     pub reason: Option<Reason>,
     pub record: Option<RecordId>,
-    /// Of the content in the table.
+    /// The fingerprint of the content in the table.
     pub content: Fingerprint,
 }
 
@@ -112,7 +113,7 @@ impl From<i64> for Selected {
     }
 }
 
-/// What an operator wants of rows.
+/// An operator's action on rows.
 #[derive(Clone, Debug)]
 pub enum Action {
     /// Due now; acceptances are kept.
@@ -124,7 +125,7 @@ pub enum Action {
     Delete,
 }
 
-/// What became of an operator's action for one row.
+/// The outcome of an operator's action for one row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     Done,
@@ -471,7 +472,7 @@ impl Queue {
 }
 
 impl Seen {
-    /// What has changed since the row was selected, in words; `None` where it is as it was.
+    /// Says in words how the row has changed since it was selected; `None` where it is as it was.
     fn change(&self, content: &Fingerprint, record: Option<&Record>) -> Option<String> {
         let state = record.map_or(State::Waiting, |record| record.state);
         if self.content != *content {

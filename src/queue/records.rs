@@ -16,7 +16,7 @@ use crate::outcome::{History, Reason, RecipientRecord, RecipientState, State};
 pub(super) const RECORD: &str = "d.id, d.mid, d.fingerprint, d.state, d.reason, d.detail, d.attempts, d.unknowns, \
                                  d.created, d.first_deferred, d.next_attempt, d.owner, d.last_reply, d.message_id";
 
-/// How many columns these are.
+/// The number of these columns.
 pub(super) const RECORD_COLUMNS: usize = 14;
 
 pub(super) struct Record {

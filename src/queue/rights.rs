@@ -1,4 +1,4 @@
-//! What we may do in a database, as the database says it.
+//! The rights that we have in a database, as the database says them.
 
 use super::db::connection::Connection;
 use super::db::error::Failure;
@@ -24,7 +24,7 @@ impl Rights {
         self.on(table).any(|granted| granted == right || granted == "ALL PRIVILEGES")
     }
 
-    /// What is granted on the table and not needed.
+    /// The rights that are granted on the table and not needed.
     pub(super) fn beyond(&self, needed: &[&str], table: &str) -> Vec<String> {
         let mut beyond: Vec<_> =
             self.on(table).filter(|right| !needed.contains(right) && *right != "USAGE").map(str::to_owned).collect();

@@ -1,4 +1,4 @@
-//! What a producers' table looks like, and the pieces of SQL that follow from it.
+//! The columns of a producers' table, and the pieces of SQL that follow from them.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use super::db::dialect::{Dialect, Engine};
 use super::db::error::Failure;
 use crate::mail::ColumnLimits;
 
-/// How long a table's definition is taken for granted. An error of a statement ends it at once.
+/// A table's definition is read again after this time, and at once after an error of a statement.
 const TRUSTED: Duration = Duration::from_secs(300);
 
 /// The text columns, in the order of [`Columns::each`](crate::mail::Columns::each).

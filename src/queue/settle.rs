@@ -1,4 +1,4 @@
-//! What becomes of a claim: nothing of it is left to chance between the final dot and the row's end.
+//! The end of a claim: carries verdicts out, and acceptances that only the ledger knows.
 
 use std::collections::{HashMap, HashSet};
 
@@ -13,7 +13,7 @@ use crate::failpoint;
 use crate::mail::{Fingerprint, MailId, RecordId};
 use crate::outcome::{Fate, RecipientRecord, RecipientState, Verdict};
 
-/// What settling a claim came to.
+/// The result of settling a claim.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Settled {
     /// As the verdict wanted. Row and record are gone, or the record says it.
@@ -34,7 +34,7 @@ pub struct Settlement {
     pub verdict: Verdict,
 }
 
-/// How a record stands towards the claim that is to be settled.
+/// The state of a record as seen from the claim that is to be settled.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Standing {
     Ours,
@@ -287,7 +287,7 @@ impl Queue {
 }
 
 impl Settlement {
-    /// What the row held when it was loaded, now or at an earlier attempt.
+    /// The content that the row had when it was loaded, now or at an earlier attempt.
     fn content(&self) -> Option<Fingerprint> {
         self.fingerprint.or(self.claim.fingerprint)
     }

@@ -79,14 +79,14 @@ impl Queue {
         self.schema(&mut connection).await
     }
 
-    /// Whether the table has a column for `mparams`.
+    /// Returns true where the table has a column for `mparams`.
     pub async fn has_params(&self) -> Result<bool, Error> {
         let schema = async { self.schema(&mut self.connection().await?).await };
         let schema = schema.await.map_err(|failure: Failure| failure.into_error(self.name()))?;
         Ok(schema.columns.iter().any(|(name, _)| *name == "mparams"))
     }
 
-    /// Whether the table gives numbers out again at once (SQLite without AUTOINCREMENT), so that number and content of
+    /// Returns true where the table gives numbers out again at once (SQLite without AUTOINCREMENT), so that number and content of
     /// a mail sent earlier do not prove a restored dump.
     pub async fn reuses_numbers(&self) -> Result<bool, Error> {
         if self.engine() != Engine::Sqlite {

@@ -15,10 +15,10 @@ use tokio::time::{Instant, timeout};
 
 use super::error::Failure;
 
-/// How long we wait for a statement's answer, or for its next row. Longer than any lock wait.
+/// The longest wait for a statement's answer, or for its next row. Longer than any lock wait.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What a statement takes in place of a `?`. Texts are borrowed: a batch has thousands.
+/// A value that a statement takes in place of a `?`. Texts are borrowed: a batch has thousands.
 #[derive(Clone, Debug)]
 pub(crate) enum Value<'a> {
     Int(Option<i64>),
@@ -197,7 +197,7 @@ impl Connection {
         self.judge(done)
     }
 
-    /// Answers how many rows the statement changed (on MySQL: found, changed or not).
+    /// Returns the number of rows that the statement changed (on MySQL: found, changed or not).
     pub(crate) async fn execute(&mut self, sql: &str, args: Vec<Value<'_>>) -> Result<u64, Failure> {
         self.reusable = false;
         let done = timeout(PATIENCE, async {
@@ -312,7 +312,7 @@ impl DbRow {
         cell!(self, column, Vec<u8>)
     }
 
-    /// Where the table's definition rules NULL out.
+    /// For a column whose definition rules NULL out.
     pub(crate) fn required_i64(&self, column: usize) -> Result<i64, Failure> {
         self.i64(column)?.ok_or_else(|| null(column))
     }

@@ -1,4 +1,4 @@
-//! What the databases say differently. Each has its own [`Dialect`]; everything else is said alike, with `?` for values.
+//! The differences between the databases. Each has its own [`Dialect`]; everything else is said alike, with `?` for values.
 
 /// Makes SQL from the SQL for the bytes of each column, `None` being a column that the table lacks.
 pub(crate) type FromColumns = fn(&[Option<String>; 5]) -> String;
@@ -24,11 +24,11 @@ pub(crate) struct Dialect {
     pub by_index: fn(index: &str) -> String,
     /// `DELETE`, up to the table, which is called `q` and can take an index.
     pub delete: &'static str,
-    /// Whether records stand in the order of their numbers, and are found by them rather than by their ids: with one index
+    /// Records stand in the order of their numbers, and are found by them rather than by their ids: with one index
     /// less, each mail costs a third less there. The others, which cannot be told by which index to go, would take
     /// another without statistics.
     pub by_number: bool,
-    /// Whether numbers without a gap are told as a range. PostgreSQL and SQLite gain nothing by it.
+    /// Numbers without a gap are written as a range. PostgreSQL and SQLite gain nothing by it.
     pub ranges: bool,
     /// The index that a table's numbers stand in.
     pub numbered_by: Option<&'static str>,
@@ -109,7 +109,7 @@ impl Dialect {
     }
 }
 
-/// So many stretches of numbers at most are told one by one.
+/// The most ranges of numbers in one condition; a list of numbers is shorter beyond.
 const STRETCHES: usize = 8;
 
 /// `?, ?, ?`
@@ -122,7 +122,7 @@ pub(crate) fn tuples(count: usize, placeholders: &str) -> String {
     vec![format!("({placeholders})"); count].join(", ")
 }
 
-/// How many rows one statement concerns at most.
+/// The most rows that one statement concerns.
 pub(crate) const GROUP: usize = 256;
 
 /// Repeats the last item until the number is a power of two, so that few different statements are prepared. Only for

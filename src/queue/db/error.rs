@@ -1,10 +1,10 @@
-//! What a database can answer besides what was asked for, and what to do about it.
+//! Errors of databases, and the ones that go away when an operation is repeated.
 
 use std::time::Duration;
 
 use sqlx::mysql::MySqlDatabaseError;
 
-/// What went wrong, before it is known whether another try helps.
+/// An error, before it is known whether another try helps.
 #[derive(Debug)]
 pub(crate) enum Failure {
     /// The connection broke: a fresh one may do.
@@ -95,7 +95,7 @@ fn sqlite(code: u32, what: String) -> Failure {
     }
 }
 
-/// How often an operation was tried. A lock that does not come free costs seconds each time, a deadlock nothing.
+/// Counts the tries of an operation. A lock that does not come free costs seconds each time, a deadlock nothing.
 #[derive(Default)]
 pub(crate) struct Retries {
     broken: u32,

@@ -1,4 +1,4 @@
-//! What MySQL and MariaDB want said in their own way.
+//! The dialect of MySQL and MariaDB.
 
 use super::dialect::{Dialect, Engine};
 
@@ -69,7 +69,7 @@ pub(crate) const VERSION: &str = "SELECT CONCAT(IF(VERSION() LIKE '%MariaDB%', '
 pub(crate) const GRANTS: &str = "SHOW GRANTS FOR CURRENT_USER()";
 pub(crate) const ENGINE: &str =
     "SELECT engine FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = ?";
-/// How many unique keys there are of the number alone.
+/// Counts the unique keys of the number alone.
 pub(crate) const UNIQUE: &str = "SELECT COUNT(*) FROM (SELECT index_name FROM information_schema.statistics \
      WHERE table_schema = DATABASE() AND table_name = ? AND non_unique = 0 GROUP BY index_name \
      HAVING COUNT(*) = 1 AND MIN(column_name) = 'mid') k";

@@ -1,4 +1,4 @@
-//! What PostgreSQL wants said in its own way.
+//! The dialect of PostgreSQL.
 
 use super::dialect::{Dialect, Engine};
 
@@ -70,12 +70,12 @@ pub(crate) const DIALECT: Dialect = Dialect {
 };
 
 pub(crate) const VERSION: &str = "SELECT 'PostgreSQL ' || current_setting('server_version')";
-/// Who we are, and each right that we have on a table.
+/// Returns each right that we have on a table.
 pub(crate) const GRANTS: &str = "SELECT r.name FROM (VALUES ('SELECT'), ('INSERT'), ('UPDATE'), \
      ('DELETE'), ('TRUNCATE'), ('TRIGGER')) AS r (name) WHERE has_table_privilege(to_regclass(?)::oid, r.name) \
      UNION ALL SELECT 'OWNER' FROM pg_catalog.pg_class c \
      WHERE c.oid = to_regclass(?) AND pg_has_role(c.relowner, 'USAGE')";
-/// How many unique keys there are of the number alone.
+/// Counts the unique keys of the number alone.
 pub(crate) const UNIQUE: &str = "SELECT COUNT(*) FROM pg_catalog.pg_index i JOIN pg_catalog.pg_attribute a \
      ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0] WHERE i.indrelid = to_regclass(?) AND i.indisunique \
      AND i.indisvalid AND i.indnkeyatts = 1 AND i.indpred IS NULL AND a.attname = 'mid'";

@@ -1,4 +1,4 @@
-//! What SQLite wants said in its own way.
+//! The dialect of SQLite.
 
 use super::dialect::{Dialect, Engine};
 
@@ -49,7 +49,7 @@ pub(crate) const DIALECT: Dialect = Dialect {
 };
 
 pub(crate) const VERSION: &str = "SELECT 'SQLite ' || sqlite_version()";
-/// Whether the number is the primary key, or how many unique keys there are of it alone.
+/// Counts the unique keys of the number alone, the primary key among them.
 pub(crate) const UNIQUE: &str = "SELECT (SELECT COUNT(*) FROM pragma_table_info(?1) t WHERE t.name = 'mid' AND t.pk = 1 \
      AND (SELECT COUNT(*) FROM pragma_table_info(?1) p WHERE p.pk > 0) = 1) + \
      (SELECT COUNT(*) FROM pragma_index_list(?1) l WHERE l.\"unique\" = 1 AND l.partial = 0 \
