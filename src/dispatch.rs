@@ -4,27 +4,27 @@
 //! keeper that counts the heartbeat up. The workers, one for each connection, take ready mails from all lanes by weight.
 //! Nothing but [`queue::Claim`](crate::queue::Claim)s wanders between them, so that no row can be in two places.
 
-mod batch;
 pub mod connections;
+mod counters;
 mod events;
-mod feeder;
+mod fetcher;
 pub mod health;
-mod keeper;
 mod lane;
-mod meter;
+mod maintenance;
 mod news;
 mod outage;
 mod post;
+mod prepare;
 mod pulse;
 pub mod rate;
+pub mod ready_queue;
 mod recovery;
+pub mod refusal_streak;
 mod refusals;
 mod sample;
+mod sender;
 mod settler;
-pub mod share;
-pub mod streak;
 mod witness;
-mod worker;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -42,16 +42,16 @@ use crate::relay::Relay;
 use crate::telemetry::Tally;
 use crate::{retry, translate};
 
+pub use counters::Meter;
 pub use events::{Progress, Redact};
-pub use meter::Meter;
 pub use rate::Rate;
 
 use health::Health;
 use lane::{Job, Lane};
 use outage::Outage;
 use rate::Bucket;
+use ready_queue::Share;
 use refusals::Refusals;
-use share::Share;
 
 /// What the configuration says about the loop.
 #[derive(Clone)]
@@ -231,32 +231,32 @@ impl Dispatcher {
         let background = CancellationToken::new();
         let mut keepers = JoinSet::new();
         for lane in &lanes {
-            keepers.spawn(background.clone().run_until_cancelled_owned(keeper::run(shared.clone(), lane.clone())));
+            keepers.spawn(background.clone().run_until_cancelled_owned(maintenance::run(shared.clone(), lane.clone())));
         }
-        keepers.spawn(background.clone().run_until_cancelled_owned(keeper::expire(shared.clone())));
+        keepers.spawn(background.clone().run_until_cancelled_owned(maintenance::expire(shared.clone())));
         if !shared.once {
-            let probe = keeper::probe(shared.clone());
+            let probe = maintenance::probe(shared.clone());
             keepers.spawn(background.clone().run_until_cancelled_owned(probe));
         }
         outage::at_start(&shared).await;
         let work_is_over = CancellationToken::new();
         let mut workers = JoinSet::new();
         for connection in 0..shared.settings.connections {
-            workers.spawn(worker::run(shared.clone(), connection, work_is_over.clone()));
+            workers.spawn(sender::run(shared.clone(), connection, work_is_over.clone()));
         }
         let mut feeders = JoinSet::new();
         for lane in &lanes {
             let (shared, lane) = (shared.clone(), lane.clone());
-            feeders.spawn(async move { feeder::run(&shared, &lane).await });
+            feeders.spawn(async move { fetcher::run(&shared, &lane).await });
         }
 
         let mut pass = Pass::default();
         while let Some(ended) = feeders.join_next().await {
             match ended {
-                Ok(feeder::Ended::Done) => {}
-                Ok(feeder::Ended::CutShort) => pass.cut_short = true,
-                Ok(feeder::Ended::OutOfReach(queue, why)) => pass.databases.push((queue, why)),
-                Ok(feeder::Ended::Refused(error)) => {
+                Ok(fetcher::Ended::Done) => {}
+                Ok(fetcher::Ended::CutShort) => pass.cut_short = true,
+                Ok(fetcher::Ended::OutOfReach(queue, why)) => pass.databases.push((queue, why)),
+                Ok(fetcher::Ended::Refused(error)) => {
                     shared.stop.cancel();
                     pass.refused = Some(error);
                 }

@@ -9,8 +9,8 @@ use jiff::Timestamp;
 use tracing::{debug, info, warn};
 
 use super::Shared;
+use super::counters::Meter;
 use super::lane::{Job, Lane};
-use super::meter::Meter;
 use super::news::Failures;
 use super::pulse::Pulse;
 use crate::mail::{Address, Mail, MailId};

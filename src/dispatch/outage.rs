@@ -9,7 +9,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::lane::Lane;
-use super::worker::{relay_trouble, with_remedy};
+use super::sender::{relay_trouble, with_remedy};
 use super::{Shared, events};
 use crate::ledger::OutageNote;
 use crate::queue;

@@ -5,9 +5,9 @@ use std::collections::HashMap;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::feeder::Trouble;
+use super::fetcher::Trouble;
 use super::lane::Lane;
-use super::{Shared, StartError, events, jitter, keeper};
+use super::{Shared, StartError, events, jitter, maintenance};
 use crate::ledger::{EntryId, OpenEntry};
 use crate::mail::RecordId;
 use crate::outcome::{Fate, Reason, RecipientRecord, RecipientState, Verdict};
@@ -19,7 +19,7 @@ pub async fn run(shared: &Shared, lane: &Lane) -> Result<(), Trouble> {
     let sent_off = Instant::now();
     lane.queue.beat().await?;
     lane.has_beaten(sent_off, Instant::now());
-    keeper::look(shared, lane).await?;
+    maintenance::look(shared, lane).await?;
 
     let now = Timestamp::now();
     let recovered = lane.queue.recover_own().await?;

@@ -7,8 +7,8 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::lane::{Done, Finished, Job, Notes};
-use super::streak::{Heard, Offered, RefusalStreak, Ruling, Sender, Trip, Turn, heard};
-use super::{Shared, events, jitter, worker};
+use super::refusal_streak::{Heard, Offered, RefusalStreak, Ruling, Sender, Trip, Turn, heard};
+use super::{Shared, events, jitter, sender};
 use crate::mail::Address;
 use crate::outcome::{Fate, Reason, Verdict};
 use crate::queue::Settlement;
@@ -111,10 +111,10 @@ impl Refusals {
         }
         shared.ready.stir();
         let Ruling { settled, excused, trips } = ruling;
-        settled.into_iter().for_each(|finished| worker::conclude(shared, finished));
+        settled.into_iter().for_each(|finished| sender::conclude(shared, finished));
         for finished in excused {
             let attempt = retry::excused(&finished.attempt);
-            worker::conclude(shared, Finished { attempt, ..finished });
+            sender::conclude(shared, Finished { attempt, ..finished });
         }
         for trip in trips {
             match trip {
@@ -126,7 +126,7 @@ impl Refusals {
                     }
                 }
                 Trip::Relay { said } => {
-                    worker::relay_trouble(shared, &in_a_row(&said));
+                    sender::relay_trouble(shared, &in_a_row(&said));
                 }
             }
         }
@@ -136,13 +136,13 @@ impl Refusals {
     /// Settles the refused mails to which no further refusal came for a while.
     pub fn flush_ripe(&self, shared: &Shared) {
         let ripe = self.lock().ripe(Instant::now());
-        ripe.into_iter().for_each(|finished| worker::conclude(shared, finished));
+        ripe.into_iter().for_each(|finished| sender::conclude(shared, finished));
     }
 
     /// Settles all refused mails that wait, because nothing else may come for a while. The rows of refusals go on.
     pub fn flush(&self, shared: &Shared) {
         let waiting = self.lock().flush();
-        waiting.into_iter().for_each(|finished| worker::conclude(shared, finished));
+        waiting.into_iter().for_each(|finished| sender::conclude(shared, finished));
     }
 
     fn lock(&self) -> MutexGuard<'_, RefusalStreak<Finished>> {

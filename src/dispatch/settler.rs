@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::lane::{Done, Lane, Notes};
-use super::worker::ledger_trouble;
+use super::sender::ledger_trouble;
 use super::{Shared, events};
 use crate::failpoint;
 use crate::ledger::EntryId;

@@ -19,7 +19,7 @@ mod package;
 mod peers;
 mod queue;
 mod readme;
+mod refusal_streak;
 mod retry;
 mod servers;
-mod streak;
 mod support;

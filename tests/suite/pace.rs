@@ -6,7 +6,7 @@ use mailqueue::dispatch::Rate;
 use mailqueue::dispatch::connections::Learned;
 use mailqueue::dispatch::health::{Health, Opened};
 use mailqueue::dispatch::rate::Bucket;
-use mailqueue::dispatch::share::Share;
+use mailqueue::dispatch::ready_queue::Share;
 use mailqueue::telemetry::RelayState;
 use tokio::time::Instant;
 

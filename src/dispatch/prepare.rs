@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
-use super::feeder::{Trouble, give_back, is_open};
+use super::fetcher::{Trouble, give_back, is_open};
 use super::lane::{Done, Job, Lane, Notes};
 use super::{BUDGET_UNIT, Shared, events, jitter};
 use crate::mail::{Address, Capabilities, ColumnLimits, Columns, Fingerprint, Mail};

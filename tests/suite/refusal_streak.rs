@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use mailqueue::dispatch::streak::{
+use mailqueue::dispatch::refusal_streak::{
     Heard, Offered, PATIENCE, RefusalStreak, Ruling, Sender, Trip, Turn, heard, refusal,
 };
 use mailqueue::outcome::{Attempt, Cause, RecipientOutcome, Reply, Scope, Stage, Trouble};

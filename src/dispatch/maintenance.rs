@@ -8,10 +8,10 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use super::feeder::{give_back, is_open};
+use super::fetcher::{give_back, is_open};
 use super::lane::{Done, Lane, Notes};
 use super::pulse::Loop;
-use super::worker::{ledger_trouble, relay_trouble, with_remedy};
+use super::sender::{ledger_trouble, relay_trouble, with_remedy};
 use super::{Shared, events, jitter, outage};
 use crate::queue::{self, DispatcherId, Settlement};
 use crate::telemetry::RelayState;

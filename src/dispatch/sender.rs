@@ -8,12 +8,12 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::connections::Learned;
-use super::feeder::{give_back, is_open};
+use super::fetcher::{give_back, is_open};
 use super::health::Opened;
 use super::lane::{Done, Finished, Job};
-use super::streak::{PATIENCE, refusal};
+use super::refusal_streak::{PATIENCE, refusal};
 use super::witness::{Stopped, Witness};
-use super::{Shared, batch, events, jitter};
+use super::{Shared, events, jitter, prepare};
 use crate::ledger;
 use crate::outcome::{Attempt, Cause, RecipientOutcome, Reply, Scope, Stage, Trouble};
 use crate::queue::Settlement;
@@ -140,7 +140,7 @@ async fn offer(shared: &Shared, connection: usize, worker: &mut Worker, mut job:
                     break;
                 }
                 let sender = job.mail.own_sender.clone();
-                match batch::remake(shared, job, capabilities).await {
+                match prepare::remake(shared, job, capabilities).await {
                     Some(remade) => job = remade,
                     None => {
                         shared.refusals.came_back(shared, &sender);

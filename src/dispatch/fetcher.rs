@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::lane::Lane;
 use super::pulse::Loop;
-use super::{Shared, StartError, batch, events, outage, recovery};
+use super::{Shared, StartError, events, outage, prepare, recovery};
 use crate::queue::Claim;
 use crate::{ledger, queue};
 
@@ -169,7 +169,7 @@ async fn pass(shared: &Shared, lane: &Arc<Lane>, recovered: &mut bool, wait: &mu
         match next {
             Ok(Some(claims)) => {
                 batch = (batch * GROWTH).min(BATCH);
-                feeding.push(batch::feed(shared, lane, claims, limits));
+                feeding.push(prepare::feed(shared, lane, claims, limits));
             }
             Ok(None) => break,
             Err(error) => outcome = outcome.and(Err(error)),
