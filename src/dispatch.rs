@@ -8,6 +8,7 @@ pub mod connections;
 mod counters;
 mod events;
 mod fetcher;
+mod final_dot;
 pub mod health;
 mod lane;
 mod maintenance;
@@ -24,7 +25,6 @@ mod refusals;
 mod sample;
 mod sender;
 mod settler;
-mod witness;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -42,7 +42,7 @@ use crate::relay::Relay;
 use crate::telemetry::Tally;
 use crate::{retry, translate};
 
-pub use counters::Meter;
+pub use counters::Counters;
 pub use events::{Progress, Redact};
 pub use rate::Rate;
 
@@ -50,7 +50,7 @@ use health::Health;
 use lane::{Job, Lane};
 use outage::Outage;
 use rate::Bucket;
-use ready_queue::Share;
+use ready_queue::ReadyQueue;
 use refusals::Refusals;
 
 /// What the configuration says about the loop.
@@ -117,7 +117,7 @@ pub(crate) struct Shared {
     outage: Outage,
     bucket: Bucket,
     budget: Arc<Semaphore>,
-    ready: Share<Job>,
+    ready: ReadyQueue<Job>,
     refusals: Refusals,
     progress: Arc<Progress>,
     /// One pass, then the end; trouble of the relay ends it too.
@@ -196,7 +196,7 @@ impl Dispatcher {
             outage: Outage::new(&settings.state_dir, sources.len()),
             bucket: Bucket::new(settings.rate),
             budget: Arc::new(Semaphore::new(budget)),
-            ready: Share::new(sources.iter().map(|source| source.weight)),
+            ready: ReadyQueue::new(sources.iter().map(|source| source.weight)),
             refusals: Refusals::default(),
             progress: Arc::new(progress),
             stop: CancellationToken::new(),

@@ -26,7 +26,7 @@ pub async fn run(_: &Args, mut config: Config, logs: &Logs, level: Option<&str>)
     let mut state_dir = daemon::take_state_dir(&config)?;
     info!(version = env!("CARGO_PKG_VERSION"), pid = std::process::id(), config = %config.file.display(), "started");
     let mut progress = Progress::default();
-    let across_reloads = AcrossReloads::new(progress.meter.collectors())?;
+    let across_reloads = AcrossReloads::new(progress.counters.collectors())?;
     loop {
         let dispatcher = daemon::dispatcher(&config, &state_dir, progress, false).await?;
         let handle = dispatcher.handle();

@@ -9,7 +9,7 @@ use crate::outcome::{Attempt, Cause, Fate, RecipientOutcome, Stage, Trouble};
 
 /// Counters and histograms. Cheap to clone: clones count together.
 #[derive(Clone, Debug)]
-pub struct Meter {
+pub struct Counters {
     recipients: IntCounterVec,
     rows: IntCounterVec,
     transactions: IntCounterVec,
@@ -24,7 +24,7 @@ const FATES: [&str; 6] = ["delivered", "deferred", "failed", "held", "unreadable
 const ATTEMPT_BUCKETS: [f64; 13] = [0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 120.0, 600.0];
 const SETTLE_BUCKETS: [f64; 10] = [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0, 60.0];
 
-impl Default for Meter {
+impl Default for Counters {
     fn default() -> Self {
         Self {
             recipients: counter(
@@ -56,7 +56,7 @@ impl Default for Meter {
     }
 }
 
-impl Meter {
+impl Counters {
     /// Makes the series of a queue, so that its first failure is a step from 0 to 1 and not a series that appears.
     pub fn expect_queue(&self, queue: &str) {
         for outcome in OUTCOMES {
@@ -78,7 +78,7 @@ impl Meter {
         ]
     }
 
-    /// An offer of a mail. Its transactions that came to a dot are counted by [`Meter::dot`].
+    /// An offer of a mail. Its transactions that came to a dot are counted by [`Counters::dot`].
     pub(super) fn attempted(&self, queue: &str, attempt: &Attempt, took: Duration) {
         self.attempt_seconds.with_label_values(&[queue]).observe(took.as_secs_f64());
         let mut before_the_dot = None;

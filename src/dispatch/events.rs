@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use tracing::{debug, info, warn};
 
 use super::Shared;
-use super::counters::Meter;
+use super::counters::Counters;
 use super::lane::{Job, Lane};
 use super::news::Failures;
 use super::pulse::Pulse;
@@ -45,7 +45,7 @@ pub struct Progress {
     /// Likewise of databases that do not take what became of mails.
     unsettled: Mutex<HashMap<Arc<str>, String>>,
     /// Counters and histograms for monitoring.
-    pub meter: Meter,
+    pub counters: Counters,
     /// Signs of life of the loops.
     pub pulse: Pulse,
     /// Rows that newly failed or are unreadable.
@@ -65,7 +65,7 @@ impl Progress {
             held: held.into(),
             last_poll: self.last_poll().into(),
             last_accepted: self.last_accepted().into(),
-            meter: self.meter.clone(),
+            counters: self.counters.clone(),
             ..Self::default()
         }
     }
@@ -100,7 +100,7 @@ impl Progress {
     }
 
     pub(super) fn expect_lane(&self, name: &Arc<str>) {
-        self.meter.expect_queue(name);
+        self.counters.expect_queue(name);
         self.pulse.expect(name.clone());
     }
 
@@ -151,7 +151,7 @@ pub fn unknown(claim: &Claim, message_id: Option<&str>) {
 /// What one attempt came to: an event for those accepted, one for each refusal or deferral, one for an unknown outcome.
 pub fn attempted(shared: &Shared, job: &Job, attempt: &Attempt, took: Duration) {
     let id = job.id();
-    shared.progress.meter.attempted(&id.queue, attempt, took);
+    shared.progress.counters.attempted(&id.queue, attempt, took);
     let message_id = job.mail.message_id.as_str();
     let number = job.history.attempts + 1;
     let duration_ms = took.as_millis() as u64;
@@ -225,7 +225,7 @@ pub fn settled(shared: &Shared, story: Story, settled: &Settled) {
         Settled::ClaimLost => return claim_lost(&id),
     }
     let progress = &shared.progress;
-    progress.meter.settled(queue, &fate);
+    progress.counters.settled(queue, &fate);
     let count = |count: &AtomicU64| count.fetch_add(1, Ordering::Relaxed);
     match fate {
         Fate::Delivered => {

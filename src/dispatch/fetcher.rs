@@ -255,7 +255,7 @@ async fn opened(shared: &Shared, lane: &Lane) -> bool {
                 return false;
             }
         }
-        shared.ready.room(lane.index, LOW).await;
+        shared.ready.wait_below(lane.index, LOW).await;
         is_open(shared, lane)
     };
     let ready = shared.stop.run_until_cancelled(ready);
@@ -268,7 +268,7 @@ pub fn is_open(shared: &Shared, lane: &Lane) -> bool {
 
 /// Gives back what is ready and not on the wire.
 pub fn give_back(shared: &Shared, lane: &Lane) {
-    for job in shared.ready.clear(lane.index) {
+    for job in shared.ready.drain(lane.index) {
         job.release();
     }
 }

@@ -3,7 +3,7 @@
 use super::Shared;
 use crate::mail::{Address, Mail};
 use crate::outcome::{RecipientOutcome, Reply, Trouble};
-use crate::relay::Witness;
+use crate::relay::TransactionHook;
 use crate::telemetry::SendError;
 
 /// Offers a mail of our own on a connection of its own, while the relay is up. Trouble with it opens no breaker.
@@ -33,10 +33,10 @@ pub async fn send_notice(shared: &Shared, mail: &Mail) -> Result<(), SendError> 
 /// Nothing is promised of these mails.
 struct Unseen;
 
-impl Witness for Unseen {
-    async fn before_dot(&mut self, _: &[Address]) -> Result<(), Trouble> {
+impl TransactionHook for Unseen {
+    async fn before_final_dot(&mut self, _: &[Address]) -> Result<(), Trouble> {
         Ok(())
     }
 
-    async fn after_dot(&mut self, _: Result<&Reply, &Trouble>) {}
+    async fn after_final_dot(&mut self, _: Result<&Reply, &Trouble>) {}
 }

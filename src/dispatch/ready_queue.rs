@@ -1,57 +1,58 @@
-//! Shares the relay between the queues: which of the mails that are ready goes next.
+//! The ready queue: which of the mails that are ready goes next, so that the queues share the relay.
 
 use std::collections::VecDeque;
 use std::sync::Mutex;
 
 use tokio::sync::Notify;
 
-/// Mails that are ready, a line for each queue. While several lines have mails, each gets its weight's share; within a
-/// line it is first come, first served. (Stride scheduling: whoever has had the least, by weight, comes next.)
+/// The ready mails, a flow for each queue. While several flows have mails, each gets its weight's share; within a flow it
+/// is first in, first out. (Stride scheduling: the flow with the lowest pass goes next, and each mail that leaves raises
+/// its flow's pass by 1 / weight.)
 #[derive(Debug)]
-pub struct Share<T> {
-    lines: Mutex<Lines<T>>,
+pub struct ReadyQueue<T> {
+    flows: Mutex<Flows<T>>,
     arrived: Notify,
-    room: Notify,
+    freed: Notify,
 }
 
 #[derive(Debug)]
-struct Lines<T> {
-    lines: Vec<Line<T>>,
-    /// The stride at which the last mail left.
-    passed: f64,
+struct Flows<T> {
+    flows: Vec<Flow<T>>,
+    /// The pass of the flow that the last mail left.
+    pass: f64,
 }
 
 #[derive(Debug)]
-struct Line<T> {
+struct Flow<T> {
     ready: VecDeque<T>,
     weight: f64,
-    passed: f64,
+    pass: f64,
 }
 
-impl<T> Share<T> {
-    /// One line for each weight; a weight is at least 1.
+impl<T> ReadyQueue<T> {
+    /// One flow for each weight; a weight is at least 1.
     pub fn new(weights: impl IntoIterator<Item = u32>) -> Self {
-        let line = |weight: u32| Line { ready: VecDeque::new(), weight: f64::from(weight.max(1)), passed: 0.0 };
-        let lines = weights.into_iter().map(line).collect();
-        Self { lines: Mutex::new(Lines { lines, passed: 0.0 }), arrived: Notify::new(), room: Notify::new() }
+        let flow = |weight: u32| Flow { ready: VecDeque::new(), weight: f64::from(weight.max(1)), pass: 0.0 };
+        let flows = weights.into_iter().map(flow).collect();
+        Self { flows: Mutex::new(Flows { flows, pass: 0.0 }), arrived: Notify::new(), freed: Notify::new() }
     }
 
-    pub fn push(&self, line: usize, item: T) {
-        self.with(|lines| {
-            let passed = lines.passed;
-            let line = &mut lines.lines[line];
-            if line.ready.is_empty() {
-                // A line that was empty saves up no claim to the time in which it asked for nothing.
-                line.passed = line.passed.max(passed);
+    pub fn push(&self, flow: usize, item: T) {
+        self.with(|flows| {
+            let pass = flows.pass;
+            let flow = &mut flows.flows[flow];
+            if flow.ready.is_empty() {
+                // An idle flow resumes at the current pass, so it earns no credit for the time it was idle.
+                flow.pass = flow.pass.max(pass);
             }
-            line.ready.push_back(item);
+            flow.ready.push_back(item);
         });
         self.arrived.notify_one();
     }
 
-    /// Puts a mail back that was taken out: it goes before the others of its line.
-    pub fn push_front(&self, line: usize, item: T) {
-        self.with(|lines| lines.lines[line].ready.push_front(item));
+    /// Puts a mail back that was taken out: it goes before the others of its flow.
+    pub fn push_front(&self, flow: usize, item: T) {
+        self.with(|flows| flows.flows[flow].ready.push_front(item));
         self.arrived.notify_one();
     }
 
@@ -60,16 +61,16 @@ impl<T> Share<T> {
         self.try_next_by((), |_, _| Some(()))
     }
 
-    /// The next of the mails whose rank is lowest; no rank is lower than `lowest`. `rank` is given a mail with its line; a
+    /// The next of the mails whose rank is lowest; no rank is lower than `lowest`. `rank` is given a mail with its flow; a
     /// mail without a rank stays where it is.
     pub fn try_next_by<R: Ord>(&self, lowest: R, rank: impl Fn(usize, &T) -> Option<R>) -> Option<T> {
-        let item = self.with(|lines| {
+        let item = self.with(|flows| {
             let mut best: Option<(R, usize, usize)> = None;
-            for (index, line) in lines.lines.iter().enumerate() {
-                for (place, item) in line.ready.iter().enumerate() {
+            for (index, flow) in flows.flows.iter().enumerate() {
+                for (place, item) in flow.ready.iter().enumerate() {
                     let Some(rank) = rank(index, item) else { continue };
                     let before = |(best_rank, other, _): &(R, usize, usize)| {
-                        rank < *best_rank || rank == *best_rank && line.passed < lines.lines[*other].passed
+                        rank < *best_rank || rank == *best_rank && flow.pass < flows.flows[*other].pass
                     };
                     let is_lowest = rank == lowest;
                     if best.as_ref().is_none_or(before) {
@@ -81,24 +82,24 @@ impl<T> Share<T> {
                 }
             }
             let (_, index, place) = best?;
-            let line = &mut lines.lines[index];
-            lines.passed = line.passed;
-            line.passed += 1.0 / line.weight;
-            line.ready.remove(place)
+            let flow = &mut flows.flows[index];
+            flows.pass = flow.pass;
+            flow.pass += 1.0 / flow.weight;
+            flow.ready.remove(place)
         });
         if item.is_some() {
-            self.room.notify_waiters();
+            self.freed.notify_waiters();
         }
         item
     }
 
     /// Waits until `there_is` finds a mail, and leaves it where it is. `there_is` is asked when a mail arrives, and after
-    /// [`Share::stir`].
-    pub async fn arrival(&self, there_is: impl Fn() -> bool) {
+    /// [`ReadyQueue::stir`].
+    pub async fn wait_nonempty(&self, there_is: impl Fn() -> bool) {
         loop {
             let arrived = self.arrived.notified();
             if there_is() {
-                // The call was for somebody who takes the mail.
+                // The permit is passed on, for the task that takes the mail.
                 self.arrived.notify_one();
                 return;
             }
@@ -106,63 +107,63 @@ impl<T> Share<T> {
         }
     }
 
-    /// Lets those who wait for a mail look again.
+    /// Makes [`ReadyQueue::wait_nonempty`] ask again.
     pub fn stir(&self) {
         self.arrived.notify_one();
     }
 
-    /// Returns true for a mail of this kind. It is given with its line.
+    /// Returns true for a mail of this kind. It is given with its flow.
     pub fn any(&self, is: impl Fn(usize, &T) -> bool) -> bool {
-        self.with(|lines| {
-            lines.lines.iter().enumerate().any(|(index, line)| line.ready.iter().any(|item| is(index, item)))
+        self.with(|flows| {
+            flows.flows.iter().enumerate().any(|(index, flow)| flow.ready.iter().any(|item| is(index, item)))
         })
     }
 
     /// Takes all mails of a kind out.
     pub fn extract(&self, is: impl Fn(&T) -> bool) -> Vec<T> {
-        let items = self.with(|lines| {
+        let items = self.with(|flows| {
             let mut items = Vec::new();
-            for line in &mut lines.lines {
-                let (out, stay) = std::mem::take(&mut line.ready).into_iter().partition(|item| is(item));
-                line.ready = stay;
+            for flow in &mut flows.flows {
+                let (out, stay) = std::mem::take(&mut flow.ready).into_iter().partition(|item| is(item));
+                flow.ready = stay;
                 items.extend::<VecDeque<T>>(out);
             }
             items
         });
-        self.room.notify_waiters();
+        self.freed.notify_waiters();
         items
     }
 
     pub fn is_empty(&self) -> bool {
-        self.with(|lines| lines.lines.iter().all(|line| line.ready.is_empty()))
+        self.with(|flows| flows.flows.iter().all(|flow| flow.ready.is_empty()))
     }
 
-    /// Waits until fewer than `limit` mails of this line are ready.
-    pub async fn room(&self, line: usize, limit: usize) {
+    /// Waits until fewer than `limit` mails of this flow are ready.
+    pub async fn wait_below(&self, flow: usize, limit: usize) {
         loop {
-            let room = self.room.notified();
-            tokio::pin!(room);
+            let freed = self.freed.notified();
+            tokio::pin!(freed);
             // Registered before the look, so that no call between the two is missed.
-            room.as_mut().enable();
-            if self.len(line) < limit {
+            freed.as_mut().enable();
+            if self.len(flow) < limit {
                 return;
             }
-            room.await;
+            freed.await;
         }
     }
 
-    pub fn len(&self, line: usize) -> usize {
-        self.with(|lines| lines.lines[line].ready.len())
+    pub fn len(&self, flow: usize) -> usize {
+        self.with(|flows| flows.flows[flow].ready.len())
     }
 
-    /// Takes all mails of a line out.
-    pub fn clear(&self, line: usize) -> Vec<T> {
-        let items = self.with(|lines| lines.lines[line].ready.drain(..).collect());
-        self.room.notify_waiters();
+    /// Takes all mails of a flow out.
+    pub fn drain(&self, flow: usize) -> Vec<T> {
+        let items = self.with(|flows| flows.flows[flow].ready.drain(..).collect());
+        self.freed.notify_waiters();
         items
     }
 
-    fn with<R>(&self, look: impl FnOnce(&mut Lines<T>) -> R) -> R {
-        look(&mut self.lines.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
+    fn with<R>(&self, look: impl FnOnce(&mut Flows<T>) -> R) -> R {
+        look(&mut self.flows.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
     }
 }

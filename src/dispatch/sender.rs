@@ -9,10 +9,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::connections::Learned;
 use super::fetcher::{give_back, is_open};
+use super::final_dot::{FinalDotGuard, Stopped};
 use super::health::Opened;
 use super::lane::{Done, Finished, Job};
 use super::refusal_streak::{PATIENCE, refusal};
-use super::witness::{Stopped, Witness};
 use super::{Shared, events, jitter, prepare};
 use crate::ledger;
 use crate::outcome::{Attempt, Cause, RecipientOutcome, Reply, Scope, Stage, Trouble};
@@ -54,7 +54,7 @@ pub async fn run(shared: Arc<Shared>, connection: usize, over: CancellationToken
                 }
             }
             Some(Err(trouble)) => {
-                shared.progress.meter.try_failed(&trouble);
+                shared.progress.counters.try_failed(&trouble);
                 not_let_in(&shared, connection, &trouble);
                 put_back(&shared, job);
             }
@@ -80,7 +80,7 @@ async fn next_job(shared: &Shared, connection: usize, worker: &mut Worker) -> Jo
         let turn = async {
             shared.health.admitted(connection).await;
             let _turn = shared.bucket.turn().await;
-            shared.ready.arrival(|| shared.refusals.has_next(shared)).await;
+            shared.ready.wait_nonempty(|| shared.refusals.has_next(shared)).await;
             shared.bucket.available().await;
         };
         let patience = if shared.refusals.is_idle() { IDLE } else { PATIENCE };
@@ -120,9 +120,9 @@ async fn offer(shared: &Shared, connection: usize, worker: &mut Worker, mut job:
     let mut remakes = 0;
     loop {
         let begun = Instant::now();
-        let mut witness = Witness::new(shared, &job);
-        let attempt = worker.send_ahead(offered(&job), ahead.as_ref().map(offered), &mut witness).await;
-        let (notes, stopped) = witness.into_notes();
+        let mut guard = FinalDotGuard::new(shared, &job);
+        let attempt = worker.send_ahead(offered(&job), ahead.as_ref().map(offered), &mut guard).await;
+        let (notes, stopped) = guard.into_notes();
         if ahead.is_none() {
             // Else it goes on file with the next mail's transaction, which cannot come to its dot without.
             // Who depends on it asks again: the next dot, and the settler.

@@ -102,7 +102,7 @@ async fn settle(shared: &Shared, lane: &Lane, group: impl Iterator<Item = Done>)
     };
     failpoint::hit("after-delete");
     events::settles_again(shared, lane);
-    shared.progress.meter.settling_took(lane.name(), begun.elapsed());
+    shared.progress.counters.settling_took(lane.name(), begun.elapsed());
     for (story, (_, settled)) in stories.into_iter().zip(&results) {
         events::settled(shared, story, settled);
     }

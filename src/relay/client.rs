@@ -8,11 +8,11 @@ use tokio::time::Instant;
 use super::announced::Announced;
 use super::classify::LoginWanted;
 use super::commands::{Envelope, obstacle, outdated, unreachable};
+use super::hook::TransactionHook;
 use super::judge::{Anew, Answers, Fate, Judgement, Next, judge};
 use super::pipelining::PipeliningMode;
 use super::session::Session;
 use super::smarthost::Relay;
-use super::witness::Witness;
 use crate::mail::{Address, Capabilities, Mail};
 use crate::outcome::{Attempt, Cause, RecipientOutcome, Trouble};
 
@@ -51,10 +51,10 @@ impl Worker {
 
     /// Offers `mail` to `recipients`, in as many transactions as the limits want.
     ///
-    /// Dropping the future drops the connection. What became of the mail then is what the witness knows: nothing has
-    /// happened before [`Witness::before_dot`], and the outcome is unknown between it and [`Witness::after_dot`].
-    pub async fn send(&mut self, mail: &Mail, recipients: &[Address], witness: &mut impl Witness) -> Attempt {
-        self.send_ahead(Offer { mail, recipients }, None, witness).await
+    /// Dropping the future drops the connection. What became of the mail then is what the hook knows: nothing has
+    /// happened before [`TransactionHook::before_final_dot`], and the outcome is unknown between it and [`TransactionHook::after_final_dot`].
+    pub async fn send(&mut self, mail: &Mail, recipients: &[Address], hook: &mut impl TransactionHook) -> Attempt {
+        self.send_ahead(Offer { mail, recipients }, None, hook).await
     }
 
     /// As [`Worker::send`], and lets the commands of the `next` mail travel with the content of this one where the
@@ -68,7 +68,7 @@ impl Worker {
     /// let mut current = ready.recv().await;
     /// while let Some(job) = current {
     ///     let next = ready.try_recv().ok();
-    ///     let attempt = worker.send_ahead(job.offer(), next.as_ref().map(Job::offer), &mut witness).await;
+    ///     let attempt = worker.send_ahead(job.offer(), next.as_ref().map(Job::offer), &mut hook).await;
     ///     job.settle(attempt);
     ///     current = match next { None => ready.recv().await, next => next };
     /// }
@@ -77,7 +77,7 @@ impl Worker {
         &mut self,
         offer: Offer<'_>,
         next: Option<Offer<'_>>,
-        witness: &mut impl Witness,
+        hook: &mut impl TransactionHook,
     ) -> Attempt {
         let mut task = Task::new(&self.relay, offer);
         while !task.pending.is_empty() && task.relay.is_none() && task.remake.is_none() {
@@ -88,7 +88,7 @@ impl Worker {
                     break;
                 }
             };
-            match task.transaction(&self.relay, &mut session, next, witness).await {
+            match task.transaction(&self.relay, &mut session, next, hook).await {
                 Step::Keep => self.keep(session),
                 Step::Anew => {}
                 Step::Stop => break,
@@ -174,7 +174,7 @@ impl<'a> Task<'a> {
         relay: &Relay,
         session: &mut Session,
         next: Option<Offer<'_>>,
-        witness: &mut impl Witness,
+        hook: &mut impl TransactionHook,
     ) -> Step {
         let pending = self.pending.iter().map(|index| &self.offer.recipients[*index]);
         self.remake = outdated(self.offer.mail, pending, &session.announced);
@@ -210,7 +210,7 @@ impl<'a> Task<'a> {
         let taken = self.apply(&judgement);
         self.relay = judgement.relay.map(|trouble| session.explain(trouble));
         match judgement.next {
-            Next::Content => self.content(relay, session, taken, next, witness).await,
+            Next::Content => self.content(relay, session, taken, next, hook).await,
             Next::DotAlone => {
                 let dot = session.dot_alone().await;
                 self.relay = dot.relay;
@@ -227,23 +227,23 @@ impl<'a> Task<'a> {
         }
     }
 
-    /// From here on the witness knows of the transaction, and hears how it ended.
+    /// From here on the hook knows of the transaction, and hears how it ended.
     async fn content(
         &mut self,
         relay: &Relay,
         session: &mut Session,
         taken: Vec<usize>,
         next: Option<Offer<'_>>,
-        witness: &mut impl Witness,
+        hook: &mut impl TransactionHook,
     ) -> Step {
         let addresses = taken.iter().map(|index| self.offer.recipients[*index].clone()).collect::<Vec<_>>();
-        if let Err(trouble) = witness.before_dot(&addresses).await {
+        if let Err(trouble) = hook.before_final_dot(&addresses).await {
             self.relay = Some(trouble);
             return Step::Stop;
         }
         let ahead = self.envelope_ahead(relay, session, next);
         let dot = session.content(&self.offer.mail.content, ahead).await;
-        witness.after_dot(dot.answer.as_ref()).await;
+        hook.after_final_dot(dot.answer.as_ref()).await;
         for index in taken {
             self.outcomes[index] = Some(dot.outcome.clone());
         }

@@ -8,8 +8,8 @@
 //! mail one a@x.test b@x.test      a mail to send, in order; `size=N`, `8bit`, `utf8`, `made=none`, `narrowed` before the
 //!                                 recipients
 //! modes off on                    in which modes the file is played; all three without this line
-//! set rcpt=200ms                  a timeout, `messages=N`, `recipients=N`, `stop=N` (the Nth before_dot says no),
-//!                                 `pause=100ms` (before_dot takes so long), `pipelining=auto` (`full` without it),
+//! set rcpt=200ms                  a timeout, `messages=N`, `recipients=N`, `stop=N` (the Nth before_final_dot says no),
+//!                                 `pause=100ms` (before_final_dot takes so long), `pipelining=auto` (`full` without it),
 //!                                 `tls=starttls`, `host=localhost`, `login=PASSWORD`, `token=TOKEN` (printed by a command), `way=plain`
 //!                                 (`relay.auth`)
 //!

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use mailqueue::mail::{Address, Mail};
 use mailqueue::outcome::{Reply, Trouble};
-use mailqueue::relay::{Offer, Relay, Witness, Worker};
+use mailqueue::relay::{Offer, Relay, TransactionHook, Worker};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
@@ -46,18 +46,18 @@ impl Bench {
     }
 }
 
-/// Never comes back from `before_dot`.
+/// Never comes back from `before_final_dot`.
 struct Forever(Option<oneshot::Sender<()>>);
 
-impl Witness for Forever {
-    async fn before_dot(&mut self, _: &[Address]) -> Result<(), Trouble> {
+impl TransactionHook for Forever {
+    async fn before_final_dot(&mut self, _: &[Address]) -> Result<(), Trouble> {
         if let Some(reached) = self.0.take() {
             let _ = reached.send(());
         }
         std::future::pending().await
     }
 
-    async fn after_dot(&mut self, _: Result<&Reply, &Trouble>) {}
+    async fn after_final_dot(&mut self, _: Result<&Reply, &Trouble>) {}
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use mailqueue::mail::{Address, Capabilities, Envelope, Mail};
 use mailqueue::outcome::{Attempt, Cause, Reason, RecipientOutcome, Reply, Scope, Stage, Trouble};
-use mailqueue::relay::{Auth, Credential, Login, Pipelining, Settings, Timeouts, Tls, Witness};
+use mailqueue::relay::{Auth, Credential, Login, Pipelining, Settings, Timeouts, Tls, TransactionHook};
 
 /// Settings for a smarthost in the clear, with timeouts that no test reaches unless it wants to.
 pub fn settings(port: u16) -> Settings {
@@ -66,9 +66,9 @@ pub fn address(text: &str) -> Address {
 #[derive(Default)]
 pub struct Notes {
     pub seen: Vec<String>,
-    /// The number of the call of `before_dot` that says no.
+    /// The number of the call of `before_final_dot` that says no.
     pub stop: Option<usize>,
-    /// The time that `before_dot` takes.
+    /// The time that `before_final_dot` takes.
     pub pause: Option<Duration>,
     calls: usize,
     open: bool,
@@ -80,10 +80,10 @@ impl Notes {
     }
 }
 
-impl Witness for Notes {
-    async fn before_dot(&mut self, recipients: &[Address]) -> Result<(), Trouble> {
-        assert!(!self.open, "before_dot came twice without after_dot");
-        assert!(!recipients.is_empty(), "before_dot without recipients");
+impl TransactionHook for Notes {
+    async fn before_final_dot(&mut self, recipients: &[Address]) -> Result<(), Trouble> {
+        assert!(!self.open, "before_final_dot came twice without after_final_dot");
+        assert!(!recipients.is_empty(), "before_final_dot without recipients");
         self.calls += 1;
         let names = recipients.iter().map(Address::to_string).collect::<Vec<_>>().join(" ");
         self.seen.push(format!("before {names}"));
@@ -98,8 +98,8 @@ impl Witness for Notes {
         Ok(())
     }
 
-    async fn after_dot(&mut self, answer: Result<&Reply, &Trouble>) {
-        assert!(std::mem::take(&mut self.open), "after_dot without before_dot");
+    async fn after_final_dot(&mut self, answer: Result<&Reply, &Trouble>) {
+        assert!(std::mem::take(&mut self.open), "after_final_dot without before_final_dot");
         self.seen.push(match answer {
             Ok(reply) => format!("after {reply}"),
             Err(trouble) => format!("after {}", show(trouble)),

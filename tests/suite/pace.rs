@@ -6,20 +6,20 @@ use mailqueue::dispatch::Rate;
 use mailqueue::dispatch::connections::Learned;
 use mailqueue::dispatch::health::{Health, Opened};
 use mailqueue::dispatch::rate::Bucket;
-use mailqueue::dispatch::ready_queue::Share;
+use mailqueue::dispatch::ready_queue::ReadyQueue;
 use mailqueue::telemetry::RelayState;
 use tokio::time::Instant;
 
 /// No jitter: pauses are exactly as long as they are meant to be.
 const MIDDLE: f64 = 0.5;
 
-fn drain(share: &Share<&'static str>, count: usize) -> Vec<&'static str> {
+fn drain(share: &ReadyQueue<&'static str>, count: usize) -> Vec<&'static str> {
     (0..count).map(|_| share.try_next().unwrap()).collect()
 }
 
 #[test]
 fn queues_with_work_share_the_relay_by_weight() {
-    let share = Share::new([1, 4]);
+    let share = ReadyQueue::new([1, 4]);
     for _ in 0..100 {
         share.push(0, "newsletter");
         share.push(1, "admidio");
@@ -30,7 +30,7 @@ fn queues_with_work_share_the_relay_by_weight() {
 
 #[test]
 fn a_queue_that_was_idle_overtakes_and_does_not_make_up_for_lost_time() {
-    let share = Share::new([1, 1]);
+    let share = ReadyQueue::new([1, 1]);
     for _ in 0..1000 {
         share.push(0, "newsletter");
     }
@@ -45,7 +45,7 @@ fn a_queue_that_was_idle_overtakes_and_does_not_make_up_for_lost_time() {
 
 #[test]
 fn within_a_queue_it_is_first_come_first_served() {
-    let share = Share::new([1]);
+    let share = ReadyQueue::new([1]);
     for word in ["one", "two", "three"] {
         share.push(0, word);
     }
@@ -55,13 +55,13 @@ fn within_a_queue_it_is_first_come_first_served() {
 
 #[tokio::test(start_paused = true)]
 async fn everybody_who_waits_for_mails_gets_one_when_there_are_enough() {
-    let share = std::sync::Arc::new(Share::new([1]));
+    let share = std::sync::Arc::new(ReadyQueue::new([1]));
     let mut waiting = tokio::task::JoinSet::new();
     for _ in 0..4 {
         let share = share.clone();
         waiting.spawn(async move {
             loop {
-                share.arrival(|| !share.is_empty()).await;
+                share.wait_nonempty(|| !share.is_empty()).await;
                 if let Some(mail) = share.try_next() {
                     return mail;
                 }
@@ -139,35 +139,35 @@ async fn with_a_rate_one_at_a_time_waits_and_without_one_nobody_does() {
 
 #[tokio::test(start_paused = true)]
 async fn who_waits_for_room_or_a_mail_waits_exactly_until_it_is_there() {
-    let share = Share::new([1]);
+    let share = ReadyQueue::new([1]);
     let waits = async |future: &mut (dyn Future<Output = ()> + Unpin)| {
         tokio::time::timeout(Duration::from_millis(1), future).await.is_err()
     };
     assert!(share.is_empty());
-    let mut arrival = Box::pin(share.arrival(|| !share.is_empty()));
+    let mut arrival = Box::pin(share.wait_nonempty(|| !share.is_empty()));
     assert!(waits(&mut arrival).await);
     share.push(0, "one");
     assert!(!waits(&mut arrival).await);
     assert!(!share.is_empty());
     share.push(0, "two");
     assert_eq!(share.len(0), 2);
-    assert!(!waits(&mut Box::pin(share.room(0, 3))).await);
-    let mut room = Box::pin(share.room(0, 2));
+    assert!(!waits(&mut Box::pin(share.wait_below(0, 3))).await);
+    let mut room = Box::pin(share.wait_below(0, 2));
     assert!(waits(&mut room).await, "two are not fewer than two");
     assert_eq!(share.try_next(), Some("one"));
     assert!(!waits(&mut room).await);
-    let mut cleared = Box::pin(share.room(0, 1));
+    let mut cleared = Box::pin(share.wait_below(0, 1));
     assert!(waits(&mut cleared).await);
-    assert_eq!(share.clear(0), ["two"]);
+    assert_eq!(share.drain(0), ["two"]);
     assert!(!waits(&mut cleared).await);
 }
 
 #[tokio::test(start_paused = true)]
 async fn who_waits_for_a_mail_looks_again_when_stirred() {
-    let share = Share::new([1]);
+    let share = ReadyQueue::new([1]);
     share.push(0, "later");
     let turn = std::cell::Cell::new(false);
-    let mut arrival = Box::pin(share.arrival(|| turn.get()));
+    let mut arrival = Box::pin(share.wait_nonempty(|| turn.get()));
     assert!(tokio::time::timeout(Duration::from_millis(1), &mut arrival).await.is_err());
     turn.set(true);
     assert!(tokio::time::timeout(Duration::from_millis(1), &mut arrival).await.is_err(), "nobody has said so");
@@ -177,7 +177,7 @@ async fn who_waits_for_a_mail_looks_again_when_stirred() {
 
 #[test]
 fn mails_of_the_lowest_rank_go_first_and_those_without_one_stay() {
-    let share = Share::new([1, 1]);
+    let share = ReadyQueue::new([1, 1]);
     for item in ["c1", "x", "b1", "a1", "a2"] {
         share.push(0, item);
     }
@@ -192,7 +192,7 @@ fn mails_of_the_lowest_rank_go_first_and_those_without_one_stay() {
 
 #[test]
 fn a_mail_that_is_put_back_goes_first_and_mails_can_be_taken_out_by_kind() {
-    let share = Share::new([1, 1]);
+    let share = ReadyQueue::new([1, 1]);
     for (line, item) in [(0, "a1"), (0, "b1"), (1, "a2"), (1, "b2")] {
         share.push(line, item);
     }

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use jiff::Timestamp;
-use mailqueue::dispatch::Meter;
+use mailqueue::dispatch::Counters;
 use mailqueue::mail::RepairCode;
 use mailqueue::observe::metrics::Metrics;
 use mailqueue::telemetry::Sample;
@@ -77,9 +77,9 @@ async fn the_emergency_stop_works_as_it_is_written() {
 
 #[test]
 fn the_metrics_in_the_readme_are_those_that_there_are() {
-    let meter = Meter::default();
-    meter.expect_queue("newsletter");
-    let metrics = Metrics::new(meter.collectors(), Timestamp::now()).expect("metrics");
+    let counters = Counters::default();
+    counters.expect_queue("newsletter");
+    let metrics = Metrics::new(counters.collectors(), Timestamp::now()).expect("metrics");
     let families = |text: &str| {
         let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
         words.filter(|word| word.starts_with("mailqueue_")).map(str::to_owned).collect::<BTreeSet<_>>()

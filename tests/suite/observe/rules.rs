@@ -6,7 +6,7 @@ mod promtool {
     use std::process::{Command, Output, Stdio};
 
     use jiff::Timestamp;
-    use mailqueue::dispatch::Meter;
+    use mailqueue::dispatch::Counters;
     use mailqueue::observe::health::{Health, Queue, Rows};
     use mailqueue::observe::metrics::Metrics;
     use mailqueue::telemetry::Sample;
@@ -29,9 +29,9 @@ mod promtool {
     }
 
     fn metrics() -> String {
-        let meter = Meter::default();
-        meter.expect_queue("newsletter");
-        let metrics = Metrics::new(meter.collectors(), Timestamp::now()).unwrap();
+        let counters = Counters::default();
+        counters.expect_queue("newsletter");
+        let metrics = Metrics::new(counters.collectors(), Timestamp::now()).unwrap();
         let queue = Queue { name: "newsletter".to_owned(), rows: Some(Rows::default()), error: None };
         metrics.counted(&Health { queues: vec![queue], ..Health::default() });
         let sample = Sample { lanes: vec![lane("newsletter")], ..Sample::default() };

@@ -12,7 +12,7 @@ use crate::outcome::{Cause, Reason, RecipientState, Reply, Scope, Stage, Trouble
 use crate::relay;
 
 /// Watches over the transactions of one mail.
-pub struct Witness<'a> {
+pub struct FinalDotGuard<'a> {
     shared: &'a Shared,
     job: &'a Job,
     notes: Notes,
@@ -31,7 +31,7 @@ pub enum Stopped {
     Ledger(ledger::Error),
 }
 
-impl<'a> Witness<'a> {
+impl<'a> FinalDotGuard<'a> {
     pub fn new(shared: &'a Shared, job: &'a Job) -> Self {
         let known = job.history.in_states(&[RecipientState::Accepted]);
         let recipients = job.mail.envelope.recipients.iter();
@@ -51,8 +51,8 @@ fn stop(why: String) -> Trouble {
     Trouble { stage: Stage::FinalDot, scope: Scope::Relay, cause: Cause::Local(Reason::RelayUnavailable, why) }
 }
 
-impl relay::Witness for Witness<'_> {
-    async fn before_dot(&mut self, recipients: &[Address]) -> Result<(), Trouble> {
+impl relay::TransactionHook for FinalDotGuard<'_> {
+    async fn before_final_dot(&mut self, recipients: &[Address]) -> Result<(), Trouble> {
         let job = self.job;
         let everybody = job.mail.envelope.recipients.len();
         let complete = job.mail.invalid.is_empty() && self.accepted + recipients.len() == everybody;
@@ -86,9 +86,9 @@ impl relay::Witness for Witness<'_> {
         Ok(())
     }
 
-    async fn after_dot(&mut self, answer: Result<&Reply, &Trouble>) {
+    async fn after_final_dot(&mut self, answer: Result<&Reply, &Trouble>) {
         let Some((entry, recipients)) = self.current.take() else { return };
-        self.shared.progress.meter.dot(answer.err());
+        self.shared.progress.counters.dot(answer.err());
         match answer {
             Ok(reply) => {
                 failpoint::hit("after-250");
