@@ -1,28 +1,31 @@
-//! The loop around everything: claims, translates, relays, decides and settles, for all queues side by side.
+//! The dispatcher: claims, translates, relays, decides and settles, for all queues side by side.
 //!
-//! Each queue has a *lane*: a feeder that claims rows and makes mails of them, a settler that carries verdicts out, and a
-//! keeper that counts the heartbeat up. The workers, one for each connection, take ready mails from all lanes by weight.
-//! Nothing but [`queue::Claim`](crate::queue::Claim)s wanders between them, so that no row can be in two places.
+//! It has three tiers, and imports run one way between them:
+//!
+//! 1. *Parts* know no task and no other part's insides: [`ready_queue`], [`breaker`], [`connections`], [`refusal_streak`],
+//!    [`rate`], `memory`, `lane`, `outage`, `progress`, `events`, `counters`.
+//! 2. The *context* puts those together that all tasks share, and decides whether a mail may go.
+//! 3. *Tasks* do the work: for each queue a fetcher (claims rows and makes mails of them), a settler (carries verdicts out)
+//!    and maintenance (heartbeat, take-over, operators' pause); for each connection a sender; and the relay's probe.
 
+pub mod breaker;
 pub mod connections;
+mod context;
 mod counters;
+mod error;
 mod events;
 mod fetcher;
-mod final_dot;
-pub mod health;
+mod handle;
 mod lane;
 mod maintenance;
-mod news;
+mod memory;
 mod outage;
-mod post;
 mod prepare;
-mod pulse;
+mod progress;
 pub mod rate;
 pub mod ready_queue;
 mod recovery;
 pub mod refusal_streak;
-mod refusals;
-mod sample;
 mod sender;
 mod settler;
 
@@ -31,46 +34,55 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
+use tokio::sync::mpsc;
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+pub use self::counters::Counters;
+pub use self::error::StartError;
+pub use self::events::Redact;
+pub use self::handle::Handle;
+pub use self::progress::Progress;
+pub use self::rate::Rate;
+
+use self::breaker::Breaker;
+use self::context::Context;
+use self::events::Events;
+use self::fetcher::Fetcher;
+use self::lane::{Done, Lane};
+use self::maintenance::{Maintenance, Probe};
+use self::memory::Memory;
+use self::outage::Outage;
+use self::prepare::Preparer;
+use self::rate::Bucket;
+use self::recovery::Recovery;
+use self::sender::Sender;
+use self::settler::Settler;
 use crate::ledger::Ledger;
 use crate::queue::Queue;
 use crate::relay::Relay;
 use crate::telemetry::Tally;
 use crate::{retry, translate};
 
-pub use counters::Counters;
-pub use events::{Progress, Redact};
-pub use rate::Rate;
-
-use health::Health;
-use lane::{Job, Lane};
-use outage::Outage;
-use rate::Bucket;
-use ready_queue::ReadyQueue;
-use refusals::Refusals;
-
-/// What the configuration says about the loop.
+/// The settings of the dispatcher.
 #[derive(Clone)]
 pub struct Settings {
-    /// Look again this long after a table ran empty.
+    /// The time after which a table that ran empty is looked at again.
     pub poll_interval: Duration,
-    /// Where ledger and dispatcher id are.
+    /// The directory of the ledger and the dispatcher id.
     pub state_dir: PathBuf,
-    /// A dispatcher that shows no signs of life for so long loses its claims.
+    /// A dispatcher that shows no signs of life for this long loses its claims.
     pub lease: Duration,
-    /// How long the ledger remembers settled mails.
+    /// The time for which the ledger remembers settled mails.
     pub ledger_keep: Duration,
-    /// For the content of rows under way.
+    /// Bytes for the content of rows under way.
     pub max_in_flight_bytes: u64,
     pub connections: usize,
     pub rate: Option<Rate>,
     pub message: translate::Settings,
     pub retry: retry::Settings,
-    /// Turns text with addresses into what a log may show of it.
+    /// Turns text with addresses into the form in which a log may show it.
     pub redact: Redact,
 }
 
@@ -80,21 +92,7 @@ pub struct Source {
     pub weight: u32,
 }
 
-/// What keeps a dispatcher from starting.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    #[error(transparent)]
-    Ledger(#[from] crate::ledger::Error),
-    /// The database knows of rows that this dispatcher was sending, and there is no ledger to tell what became of them.
-    #[error(
-        "the ledger in {} is missing, but queue {queue} has {rows} row(s) that this dispatcher was sending. Put {} back from \
-         a backup; or, if it is lost, remove {}: the rows are then taken over after a lease as of unknown outcome",
-        state_dir.display(), state_dir.join(crate::ledger::FILE).display(), state_dir.join("dispatcher").display()
-    )]
-    LedgerMissing { state_dir: PathBuf, queue: Arc<str>, rows: usize },
-}
-
-/// How one pass ended.
+/// The end of one pass.
 #[derive(Debug, Default)]
 pub struct Pass {
     pub tally: Tally,
@@ -102,78 +100,28 @@ pub struct Pass {
     pub relay: Option<String>,
     /// Queues whose database was out of reach, with the reason.
     pub databases: Vec<(Arc<str>, String)>,
-    /// It was stopped, or something is paused, so that rows may be left that had no turn.
+    /// The pass was stopped, or something is paused, so that rows may be left that had no turn.
     pub cut_short: bool,
     /// The ledger or the rows' records kept the dispatcher from starting.
     pub refused: Option<StartError>,
 }
 
-/// What all parts of a running dispatcher share.
-pub(crate) struct Shared {
-    settings: Settings,
-    relay: Arc<Relay>,
-    ledger: Ledger,
-    health: Health,
-    outage: Outage,
-    bucket: Bucket,
-    budget: Arc<Semaphore>,
-    ready: ReadyQueue<Job>,
-    refusals: Refusals,
-    progress: Arc<Progress>,
-    /// One pass, then the end; trouble of the relay ends it too.
-    once: bool,
-    /// No new claims; what is ready goes back, what is on the wire is finished.
-    stop: CancellationToken,
-    /// Look at the tables now.
-    poll: tokio::sync::Notify,
-}
-
 /// A dispatcher that can be run.
 pub struct Dispatcher {
-    shared: Arc<Shared>,
+    handle: Handle,
+    settings: Settings,
+    preparer: Arc<Preparer>,
     lanes: Vec<Arc<Lane>>,
-    settlers: JoinSet<settler::Ended>,
+    inboxes: Vec<mpsc::UnboundedReceiver<Done>>,
 }
 
-/// Steers a running dispatcher from outside. Cheap to clone.
-#[derive(Clone)]
-pub struct Handle {
-    shared: Arc<Shared>,
-}
-
-impl Handle {
-    /// Finishes what is on the wire, gives everything else back, and lets [`Dispatcher::run`] end.
-    pub fn stop(&self) {
-        self.shared.stop.cancel();
-    }
-
-    /// Looks at all tables now.
-    pub fn poll(&self) {
-        self.shared.poll.notify_waiters();
-    }
-
-    pub fn progress(&self) -> Arc<Progress> {
-        self.shared.progress.clone()
-    }
-}
-
-impl Shared {
-    /// Returns the memory that rows under way take up, in bytes as the budget counts them.
-    fn in_flight_bytes(&self) -> u64 {
-        let free = self.budget.available_permits() as u64 * BUDGET_UNIT;
-        self.settings.max_in_flight_bytes.saturating_sub(free)
-    }
-}
-
-/// For what follows an answer, such as a QUIT.
+/// The time beyond that of a final dot that senders have to end, for what follows a reply, such as a QUIT. Also the time
+/// that closing the ledger may take.
 const MARGIN: Duration = Duration::from_secs(30);
 
-/// At the end, so long for a database that is slow or out of reach. With the time for a final dot, the margins and a
-/// statement that a feeder waits for, a stop takes less than `TimeoutStopSec` in `config/mailqueue.service` says.
+/// At the end, a database that is slow or out of reach is waited for this long. With the time for a final dot, the margins
+/// and a statement that a fetcher waits for, a stop takes less than `TimeoutStopSec` in `config/mailqueue.service` says.
 const LAST_SETTLING: Duration = Duration::from_secs(120);
-
-/// Memory is counted in these, because a semaphore's permits are 32 bits wide.
-const BUDGET_UNIT: u64 = 1024;
 
 impl Dispatcher {
     /// Puts the parts together; starts nothing.
@@ -181,7 +129,8 @@ impl Dispatcher {
         Self::counting_on(Progress::default(), settings, sources, relay, ledger, once)
     }
 
-    /// The same with counts that were begun before; [`Progress::handed_on`] has those of an earlier dispatcher.
+    /// As [`Dispatcher::new`], and goes on with counts that were begun before; [`Progress::carry_over`] has those of an
+    /// earlier dispatcher.
     pub fn counting_on(
         progress: Progress,
         settings: Settings,
@@ -190,139 +139,244 @@ impl Dispatcher {
         ledger: Ledger,
         once: bool,
     ) -> Self {
-        let budget = (settings.max_in_flight_bytes / BUDGET_UNIT).clamp(1, u64::from(u32::MAX)) as usize;
-        let shared = Arc::new(Shared {
-            health: Health::new(settings.connections),
-            outage: Outage::new(&settings.state_dir, sources.len()),
-            bucket: Bucket::new(settings.rate),
-            budget: Arc::new(Semaphore::new(budget)),
-            ready: ReadyQueue::new(sources.iter().map(|source| source.weight)),
-            refusals: Refusals::default(),
-            progress: Arc::new(progress),
-            stop: CancellationToken::new(),
-            poll: tokio::sync::Notify::new(),
-            settings,
+        let events = Events::new(Arc::new(progress), settings.redact.clone());
+
+        let context = Context::new(
+            Breaker::new(settings.connections),
+            Outage::new(&settings.state_dir, sources.len()),
+            events.clone(),
+            sources.iter().map(|source| source.weight),
+            settings.retry,
+            once,
+        );
+        let final_dot = relay.settings().timeouts.final_dot;
+        let sources = sources.into_iter().enumerate();
+        let lanes = sources.map(|(index, source)| Lane::new(index, source.queue, settings.lease, final_dot));
+        let (lanes, inboxes): (Vec<_>, Vec<_>) = lanes.unzip();
+        lanes.iter().for_each(|lane| events.progress.expect_lane(lane.name()));
+        let preparer = Preparer {
+            message: settings.message.clone(),
+            retry: settings.retry,
+            relay: relay.clone(),
+            ledger: ledger.clone(),
+            events,
+        };
+        let handle = Handle {
+            context: Arc::new(context),
             relay,
             ledger,
-            once,
-        });
-        let mut settlers = JoinSet::new();
-        let lanes = sources
-            .into_iter()
-            .enumerate()
-            .map(|(index, source)| {
-                let (lane, inbox) = Lane::new(index, source.queue, &shared);
-                shared.progress.expect_lane(lane.name());
-                settlers.spawn(settler::run(shared.clone(), lane.clone(), inbox));
-                lane
-            })
-            .collect();
-        Self { shared, lanes, settlers }
+            memory: Arc::new(Memory::new(settings.max_in_flight_bytes)),
+            bucket: Arc::new(Bucket::new(settings.rate)),
+        };
+        Self { handle, settings, preparer: Arc::new(preparer), lanes, inboxes }
     }
 
     pub fn handle(&self) -> Handle {
-        Handle { shared: self.shared.clone() }
+        self.handle.clone()
     }
 
-    /// Runs until [`Handle::stop`], or for one pass if made so; everything that was claimed is settled or given back at
-    /// the end, as far as the databases can be reached.
-    pub async fn run(self) -> Pass {
-        let Self { shared, lanes, mut settlers } = self;
-        let background = CancellationToken::new();
-        let mut keepers = JoinSet::new();
-        for lane in &lanes {
-            keepers.spawn(background.clone().run_until_cancelled_owned(maintenance::run(shared.clone(), lane.clone())));
-        }
-        keepers.spawn(background.clone().run_until_cancelled_owned(maintenance::expire(shared.clone())));
-        if !shared.once {
-            let probe = maintenance::probe(shared.clone());
-            keepers.spawn(background.clone().run_until_cancelled_owned(probe));
-        }
-        outage::at_start(&shared).await;
-        let work_is_over = CancellationToken::new();
-        let mut workers = JoinSet::new();
-        for connection in 0..shared.settings.connections {
-            workers.spawn(sender::run(shared.clone(), connection, work_is_over.clone()));
-        }
-        let mut feeders = JoinSet::new();
-        for lane in &lanes {
-            let (shared, lane) = (shared.clone(), lane.clone());
-            feeders.spawn(async move { fetcher::run(&shared, &lane).await });
-        }
+    /// Runs until [`Handle::stop`], or for one pass if made so; every claim is settled or given back at the end, as far as
+    /// the databases can be reached. A panic of any task is passed on at once: claims of that task would stay claimed
+    /// until the next start recovers them.
+    pub async fn run(mut self) -> Pass {
+        let mut tasks = self.start().await;
+        self.drain(&mut tasks).await;
+        self.shut_down(tasks).await
+    }
 
-        let mut pass = Pass::default();
-        while let Some(ended) = feeders.join_next().await {
-            match ended {
-                Ok(fetcher::Ended::Done) => {}
-                Ok(fetcher::Ended::CutShort) => pass.cut_short = true,
-                Ok(fetcher::Ended::OutOfReach(queue, why)) => pass.databases.push((queue, why)),
-                Ok(fetcher::Ended::Refused(error)) => {
-                    shared.stop.cancel();
-                    pass.refused = Some(error);
-                }
-                Err(panic) => resume(panic),
-            }
+    /// Starts the tasks. Settlers come first, because all others have verdicts for them; then maintenance, so that the
+    /// lease is renewed before a mail needs it; then senders; and fetchers, which supply them, last, when it is known
+    /// whether the relay is down.
+    async fn start(&mut self) -> Tasks {
+        let Handle { context, relay, ledger, .. } = &self.handle;
+        let mut tasks = Tasks::new(context.stop.clone());
+        for (lane, inbox) in self.lanes.iter().zip(std::mem::take(&mut self.inboxes)) {
+            let settler = Settler { context: context.clone(), lane: lane.clone(), ledger: ledger.clone() };
+            tasks.add_settler(lane.name().clone(), settler.run(inbox));
         }
-        work_is_over.cancel();
-        let patience = shared.relay.settings().timeouts.final_dot + MARGIN;
-        if timeout(patience, join_all(&mut workers)).await.is_err() {
+        for lane in &self.lanes {
+            let (context, lane) = (context.clone(), lane.clone());
+            let Settings { lease, retry, .. } = self.settings;
+            tasks.add_background(Maintenance { context, lane, lease, retry }.run());
+        }
+        tasks.add_background(maintenance::expire_ledger(ledger.clone(), self.settings.ledger_keep));
+        let probe = Probe { context: context.clone(), relay: relay.clone(), ledger: ledger.clone() };
+        probe.at_start().await;
+        if !context.once {
+            tasks.add_background(probe.run());
+        }
+        for connection in 0..self.settings.connections {
+            let over = tasks.no_more_mails.clone();
+            tasks.add_sender(self.sender(connection).run(over));
+        }
+        for lane in &self.lanes {
+            tasks.add_fetcher(self.fetcher(lane).run());
+        }
+        tasks
+    }
+
+    fn sender(&self, connection: usize) -> Sender {
+        let Handle { context, relay, ledger, bucket, .. } = self.handle.clone();
+        Sender { context, bucket, ledger, preparer: self.preparer.clone(), connection, client: relay.worker() }
+    }
+
+    fn fetcher(&self, lane: &Arc<Lane>) -> Fetcher {
+        let Handle { context, ledger, memory, .. } = self.handle.clone();
+        let Settings { retry, state_dir, poll_interval, .. } = self.settings.clone();
+        let recovery = Recovery { context: context.clone(), lane: lane.clone(), ledger, retry, state_dir };
+        Fetcher { context, lane: lane.clone(), recovery, preparer: self.preparer.clone(), memory, poll_interval }
+    }
+
+    /// Lets all mails come to an end, each task after those that supply it: the fetchers end with their pass or at the
+    /// order to end; then no mails come, and the senders finish those on the wire; then no verdicts come, and the settlers
+    /// carry out those that they have.
+    async fn drain(&self, tasks: &mut Tasks) {
+        tasks.until(|tasks| tasks.fetchers == 0).await;
+        tasks.no_more_mails.cancel();
+        let patience = self.handle.relay.settings().timeouts.final_dot + MARGIN;
+        if timeout(patience, tasks.until(|tasks| tasks.senders == 0)).await.is_err() {
             // As if the process were killed: the ledger knows which dots are out.
             tracing::warn!(target: events::MAIL, "not all mails on the wire are finished; the next start sees to them");
-            workers.shutdown().await;
+            tasks.cut_senders.cancel();
+            tasks.until(|tasks| tasks.senders == 0).await;
         }
-        shared.refusals.flush(&shared);
-        for lane in &lanes {
-            lane.close();
-        }
-        let mut unsettled: BTreeSet<_> = lanes.iter().map(|lane| lane.name().clone()).collect();
-        let settling = async {
-            while let Some(ended) = settlers.join_next().await {
-                match ended {
-                    Ok((queue, why)) => {
-                        unsettled.remove(&queue);
-                        pass.databases.extend(why.map(|why| (queue, why)));
-                    }
-                    Err(panic) => resume(panic),
-                }
-            }
-        };
-        if timeout(LAST_SETTLING, settling).await.is_err() {
-            settlers.shutdown().await;
-            for queue in unsettled {
+        self.handle.context.flush_refusals();
+        self.lanes.iter().for_each(|lane| lane.close());
+        if timeout(LAST_SETTLING, tasks.until(|tasks| tasks.unsettled.is_empty())).await.is_err() {
+            tasks.cut_settlers.cancel();
+            for queue in std::mem::take(&mut tasks.unsettled) {
                 let why = "not everything could be settled in time; the next start settles from the ledger";
                 tracing::error!(target: events::MAIL, %queue, "{why}");
-                pass.databases.push((queue, why.to_owned()));
+                tasks.pass.databases.push((queue, why.to_owned()));
             }
         }
-        background.cancel();
-        join_all(&mut keepers).await;
-        let closed = timeout(MARGIN, shared.ledger.shut()).await;
+    }
+
+    /// Ends the remaining tasks, and closes the ledger, which no task uses any more. The heartbeat goes on until here:
+    /// verdicts need claims that are ours.
+    async fn shut_down(self, mut tasks: Tasks) -> Pass {
+        tasks.background.cancel();
+        tasks.until(|tasks| tasks.set.is_empty()).await;
+        let closed = timeout(MARGIN, self.handle.ledger.shut()).await;
         if let Err(why) = closed.map_err(|_| "not in time".to_owned()).and_then(|done| done.map_err(|e| e.to_string()))
         {
             tracing::warn!(target: events::MAIL, why, "the ledger was not closed; the next start finds all of it");
         }
-        pass.relay = shared.progress.relay_trouble();
-        pass.tally = shared.progress.tally();
-        pass
+        let progress = self.handle.progress();
+        Pass { relay: progress.relay_trouble(), tally: progress.tally(), ..tasks.pass }
     }
 }
 
-async fn join_all<T: 'static>(tasks: &mut JoinSet<T>) {
-    while let Some(ended) = tasks.join_next().await {
-        if let Err(panic) = ended {
-            resume(panic);
+/// The end of a task.
+enum Ended {
+    Fetcher(fetcher::Ended),
+    Sender,
+    /// `None` if it was cut off.
+    Settler(Option<settler::Ended>),
+    Background,
+}
+
+/// The tasks of a running dispatcher, with what they have reported so far.
+struct Tasks {
+    set: JoinSet<Ended>,
+    /// Fetchers that have not ended.
+    fetchers: usize,
+    /// Senders that have not ended.
+    senders: usize,
+    /// Queues whose settlers have not ended.
+    unsettled: BTreeSet<Arc<str>>,
+    pass: Pass,
+    /// The order to end.
+    stop: CancellationToken,
+    /// Ends senders that wait for a mail.
+    no_more_mails: CancellationToken,
+    cut_senders: CancellationToken,
+    cut_settlers: CancellationToken,
+    background: CancellationToken,
+}
+
+impl Tasks {
+    fn new(stop: CancellationToken) -> Self {
+        Self {
+            set: JoinSet::new(),
+            fetchers: 0,
+            senders: 0,
+            unsettled: BTreeSet::new(),
+            pass: Pass::default(),
+            stop,
+            no_more_mails: CancellationToken::new(),
+            cut_senders: CancellationToken::new(),
+            cut_settlers: CancellationToken::new(),
+            background: CancellationToken::new(),
+        }
+    }
+
+    fn add_fetcher(&mut self, task: impl Future<Output = fetcher::Ended> + Send + 'static) {
+        self.fetchers += 1;
+        self.set.spawn(async { Ended::Fetcher(task.await) });
+    }
+
+    fn add_sender(&mut self, task: impl Future<Output = ()> + Send + 'static) {
+        self.senders += 1;
+        let task = self.cut_senders.clone().run_until_cancelled_owned(task);
+        self.set.spawn(async {
+            task.await;
+            Ended::Sender
+        });
+    }
+
+    fn add_settler(&mut self, queue: Arc<str>, task: impl Future<Output = settler::Ended> + Send + 'static) {
+        self.unsettled.insert(queue);
+        let task = self.cut_settlers.clone().run_until_cancelled_owned(task);
+        self.set.spawn(async { Ended::Settler(task.await) });
+    }
+
+    fn add_background(&mut self, task: impl Future<Output = ()> + Send + 'static) {
+        let task = self.background.clone().run_until_cancelled_owned(task);
+        self.set.spawn(async {
+            task.await;
+            Ended::Background
+        });
+    }
+
+    /// Waits for tasks to end until `reached`. Passes on the panic of any task.
+    async fn until(&mut self, reached: impl Fn(&Self) -> bool) {
+        while !reached(self) {
+            match self.set.join_next().await {
+                Some(Ok(ended)) => self.note(ended),
+                Some(Err(error)) => resume(error),
+                None => return,
+            }
+        }
+    }
+
+    fn note(&mut self, ended: Ended) {
+        match ended {
+            Ended::Fetcher(ended) => {
+                self.fetchers -= 1;
+                match ended {
+                    fetcher::Ended::Done => {}
+                    fetcher::Ended::CutShort => self.pass.cut_short = true,
+                    fetcher::Ended::OutOfReach(queue, why) => self.pass.databases.push((queue, why)),
+                    fetcher::Ended::Refused(error) => {
+                        self.stop.cancel();
+                        self.pass.refused = Some(error);
+                    }
+                }
+            }
+            Ended::Sender => self.senders -= 1,
+            Ended::Settler(Some((queue, why))) => {
+                self.unsettled.remove(&queue);
+                self.pass.databases.extend(why.map(|why| (queue, why)));
+            }
+            Ended::Settler(None) | Ended::Background => {}
         }
     }
 }
 
-/// A panic in one part would leave claims in nobody's hands: the process ends, and the next start recovers.
-fn resume(error: tokio::task::JoinError) {
+/// Passes a panic on. Nothing else ends a task with an error, because none is aborted.
+fn resume(error: JoinError) {
     if let Ok(panic) = error.try_into_panic() {
         std::panic::resume_unwind(panic);
     }
-}
-
-/// `jitter` for the policies, which take chance as an argument.
-fn jitter() -> f64 {
-    rand::random_range(0.0..1.0)
 }

@@ -28,7 +28,7 @@ use crate::mail::{Fingerprint, MailId};
 pub use address::hash_address;
 use book::Book;
 use daybook::{Daybook, Entry};
-pub use entry::{EntryId, Error, FILE, OpenEntry, Transmission};
+pub use entry::{Closing, EntryId, Error, FILE, OpenEntry, Transmission};
 pub use outage::OutageNote;
 pub use state_dir::StateDir;
 pub use trace::{Query, Traced, Tracer};
@@ -132,6 +132,12 @@ impl Ledger {
         let key = self.key;
         self.settled.ask(move |book| schema::post(book, &key, &posted)).await?;
         self.forget(entries)
+    }
+
+    /// Closes entries. What an error keeps open is closed by calling this again with the same entries.
+    pub async fn close(&self, closing: &Closing) -> Result<(), Error> {
+        self.settled(&closing.accepted).await?;
+        self.forget(&closing.other)
     }
 
     /// All entries of `queue` that are not settled, oldest first. Only while none of its mails is being sent.

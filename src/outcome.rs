@@ -380,8 +380,36 @@ impl History {
         }
     }
 
-    /// The addresses of recipients in one of these states.
-    pub fn in_states(&self, states: &[RecipientState]) -> HashSet<&str> {
+    /// Notes recipients that cannot be an address: how each was written, and what is wrong with it. Known ones stay as
+    /// they are.
+    pub fn note_invalid<'a>(&mut self, invalid: impl IntoIterator<Item = (&'a str, &'a str)>, at: Timestamp) {
+        let known = self.in_states(&RecipientState::ALL);
+        let new = invalid.into_iter().filter(|(written, _)| !known.contains(written));
+        let new: Vec<_> = new
+            .map(|(written, why)| RecipientRecord {
+                address: written.to_owned(),
+                state: RecipientState::Invalid,
+                reply: Some(why.to_owned()),
+                at,
+            })
+            .collect();
+        self.note(new);
+    }
+
+    /// Returns those of `recipients` that still have to be reached: neither accepted nor refused for good.
+    pub fn unfinished(&self, recipients: &[Address]) -> Vec<Address> {
+        let done = self.in_states(&[RecipientState::Accepted, RecipientState::Refused]);
+        let is_done = |address: &&Address| done.contains(AsRef::<str>::as_ref(*address));
+        recipients.iter().filter(|address| !is_done(address)).cloned().collect()
+    }
+
+    /// Returns how many of `recipients` were accepted.
+    pub fn accepted_of(&self, recipients: &[Address]) -> usize {
+        let accepted = self.in_states(&[RecipientState::Accepted]);
+        recipients.iter().filter(|address| accepted.contains(AsRef::<str>::as_ref(*address))).count()
+    }
+
+    fn in_states(&self, states: &[RecipientState]) -> HashSet<&str> {
         let known = self.recipients.iter().filter(|known| states.contains(&known.state));
         known.map(|known| known.address.as_str()).collect()
     }

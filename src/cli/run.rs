@@ -38,7 +38,7 @@ pub async fn run(_: &Args, mut config: Config, logs: &Logs, level: Option<&str>)
         if next.state_dir != config.state_dir {
             state_dir = daemon::take_state_dir(&next)?;
         }
-        progress = handle.progress().handed_on();
+        progress = handle.progress().carry_over();
         config = *next;
         let level = level.unwrap_or(&config.log.level).to_owned();
         if let Err(error) = logs.change(&logs::Settings { level, ..config.log.clone() }) {

@@ -1,96 +1,98 @@
-//! A queue's lane through the dispatcher, and what travels on it.
+//! A queue's lane through the dispatcher: its lease, and the forms that a claimed row takes on its way.
+//!
+//! A [`Claim`] becomes a [`Prepared`] mail, which marking `sending` turns into a [`Job`], which an attempt turns into a
+//! [`Finished`]. [`Lane::settle`] and its kin end each of them. Nothing else of a row is passed on, so that no row is in
+//! two places.
 
-use std::sync::Arc;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::Shared;
-use crate::ledger::EntryId;
+use super::memory::Reserved;
+use crate::ledger::Closing;
 use crate::mail::{Address, Fingerprint, Mail, MailId};
-use crate::outcome::{Attempt, History, Verdict};
-use crate::queue::{Claim, Queue, Settlement};
+use crate::outcome::{Attempt, Fate, History, Verdict};
+use crate::queue::{self, Claim, Queue, Settlement};
 
 #[derive(Debug)]
 pub struct Lane {
+    /// Counts the queues from 0.
     pub index: usize,
     pub queue: Queue,
-    /// The operators' stop of this queue.
+    /// An operator has paused this queue.
     paused: AtomicBool,
     recovered: AtomicBool,
-    beats: Mutex<Beats>,
-    lease: Duration,
-    /// How old the newest heartbeat may be when a dot goes out: the lease less the time the dot's answer may take.
-    dot_allowance: Duration,
+    lease: Mutex<Lease>,
     settler: Mutex<Option<mpsc::UnboundedSender<Done>>>,
 }
 
-/// Our signs of life, as the database has them.
-#[derive(Clone, Copy, Debug)]
-struct Beats {
-    /// When the newest heartbeat that reached the database was sent off.
-    newest: Option<Instant>,
-    /// Since when nobody can have taken us for dead. Claims that were ours before need not be ours now.
-    unbroken_since: Instant,
+/// A claim with its verdict, for the settler.
+#[derive(Debug)]
+pub struct Done {
+    pub settlement: Settlement,
+    /// Entries of the ledger that can be closed once the row's record says what became of it.
+    pub closing: Closing,
+    /// The row's memory: where the database cannot compare contents, settling reads the row once more.
+    pub memory: Option<Reserved>,
 }
 
-/// A claimed row that became a mail and waits for a connection.
+/// A claimed row that became a mail.
 #[derive(Debug)]
-pub struct Job {
-    pub lane: Arc<Lane>,
+pub struct Prepared {
     pub claim: Claim,
     pub fingerprint: Fingerprint,
     pub mail: Arc<Mail>,
-    /// Who is to be reached in this attempt.
+    /// The recipients to be reached in this attempt.
     pub recipients: Vec<Address>,
-    /// When the database was last asked whether the claim is ours.
-    pub confirmed: Instant,
-    /// What was known before this attempt, recipients that cannot be an address included.
+    /// The state before this attempt, recipients that cannot be an address included.
     pub history: History,
-    /// Its share of the memory.
-    pub memory: OwnedSemaphorePermit,
+    pub memory: Reserved,
 }
 
-/// A claim with its verdict, for the settler.
-pub struct Done {
-    pub settlement: Settlement,
-    pub notes: Notes,
+/// A mail whose row is marked `sending`, so that it may be offered. [`Lane::mark_sending`] makes it.
+#[derive(Debug)]
+pub struct Job {
+    pub lane: Arc<Lane>,
+    pub prepared: Prepared,
+    marked: Marked,
 }
 
-/// What the ledger knows of an attempt.
-#[derive(Default)]
-pub struct Notes {
-    pub accepted: Vec<EntryId>,
-    /// Refused, or of unknown outcome: forgotten once the row's record says so.
-    pub other: Vec<EntryId>,
-    /// The row's share of the memory: where the database cannot compare contents, settling reads the row once more.
-    pub memory: Option<OwnedSemaphorePermit>,
+/// The proof that a row was marked `sending`.
+#[derive(Clone, Copy, Debug)]
+pub struct Marked {
+    /// The time at which the database was asked to; the claim was ours then.
+    at: Instant,
 }
 
 /// A finished attempt.
+#[derive(Debug)]
 pub struct Finished {
     pub job: Job,
     pub attempt: Attempt,
     /// The time at which the mail was offered.
     pub begun: Instant,
-    pub notes: Notes,
+    pub closing: Closing,
 }
 
 impl Lane {
-    pub fn new(index: usize, queue: Queue, shared: &Shared) -> (Arc<Self>, mpsc::UnboundedReceiver<Done>) {
+    /// Returns the lane, and the verdicts that are to be carried out. `final_dot` is the time that the reply to a final
+    /// dot may take.
+    pub fn new(
+        index: usize,
+        queue: Queue,
+        lease: Duration,
+        final_dot: Duration,
+    ) -> (Arc<Self>, mpsc::UnboundedReceiver<Done>) {
         let (settler, inbox) = mpsc::unbounded_channel();
-        let lease = shared.settings.lease;
         let lane = Self {
             index,
             queue,
             paused: AtomicBool::new(false),
             recovered: AtomicBool::new(false),
-            beats: Mutex::new(Beats { newest: None, unbroken_since: Instant::now() }),
-            lease,
-            dot_allowance: lease.saturating_sub(shared.relay.settings().timeouts.final_dot),
+            lease: Mutex::new(Lease::new(lease, final_dot, Instant::now())),
             settler: Mutex::new(Some(settler)),
         };
         (Arc::new(lane), inbox)
@@ -104,12 +106,12 @@ impl Lane {
         self.paused.load(Ordering::Relaxed)
     }
 
-    /// True where that is a change.
+    /// Returns true if that is a change.
     pub fn set_paused(&self, paused: bool) -> bool {
         self.paused.swap(paused, Ordering::Relaxed) != paused
     }
 
-    /// What an earlier process left behind has been settled once.
+    /// The claims of an earlier process have been settled.
     pub fn was_recovered(&self) -> bool {
         self.recovered.load(Ordering::Relaxed)
     }
@@ -118,51 +120,200 @@ impl Lane {
         self.recovered.store(true, Ordering::Relaxed);
     }
 
-    /// A heartbeat that was sent off at `sent_off` has reached the database by `now`.
-    pub fn has_beaten(&self, sent_off: Instant, now: Instant) {
-        let mut beats = self.beats.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if beats.newest.is_none_or(|newest| now.duration_since(newest) >= self.lease) {
-            beats.unbroken_since = now;
-        }
-        beats.newest = Some(sent_off);
+    /// Writes a heartbeat, which renews the lease.
+    pub async fn renew_lease(&self) -> Result<(), queue::Error> {
+        let sent_off = Instant::now();
+        self.queue.beat().await?;
+        self.lease().renewed(sent_off, Instant::now());
+        Ok(())
     }
 
-    /// Whether a final dot may go out for a row whose claim was confirmed at `confirmed`: nobody can have taken it over
-    /// since, and nobody can before the dot's answer is due.
-    pub fn dot_allowed(&self, confirmed: Instant, now: Instant) -> bool {
-        let beats = *self.beats.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let fresh = beats.newest.is_some_and(|newest| now.duration_since(newest) < self.dot_allowance);
-        fresh && confirmed >= beats.unbroken_since
+    fn lease(&self) -> MutexGuard<'_, Lease> {
+        self.lease.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn settle(&self, done: Done) {
-        let settler = self.settler.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if let Some(settler) = settler.as_ref() {
-            // The settler outlives every claim; where it panicked, the whole process ends.
-            let _ = settler.send(done);
+    /// Marks mails `sending`. Returns those that are still ours, and the ids of the others, which are lost.
+    pub async fn mark_sending(
+        self: &Arc<Self>,
+        mails: Vec<Prepared>,
+    ) -> Result<(Vec<Job>, Vec<MailId>), (queue::Error, Vec<Prepared>)> {
+        let marked = Marked { at: Instant::now() };
+        let rows: Vec<_> = mails.iter().map(|mail| (&mail.claim, mail.fingerprint)).collect();
+        let ours = match self.queue.sending(&rows).await {
+            Ok(ours) => ours,
+            Err(error) => return Err((error, mails)),
+        };
+        let (mut jobs, mut lost) = (Vec::with_capacity(mails.len()), Vec::new());
+        for (mail, ours) in mails.into_iter().zip(ours) {
+            if ours {
+                jobs.push(mail.marked(self.clone(), marked));
+            } else {
+                lost.push(mail.claim.id().clone());
+            }
         }
+        Ok((jobs, lost))
+    }
+
+    /// Has a verdict carried out. `fingerprint` is that of the content that was loaded, if it was; `message_id` that of
+    /// the mail, if one was made.
+    pub fn settle(&self, claim: Claim, fingerprint: Option<Fingerprint>, message_id: Option<String>, verdict: Verdict) {
+        self.send(Done {
+            settlement: Settlement { claim, fingerprint, message_id, verdict },
+            closing: Closing::default(),
+            memory: None,
+        });
     }
 
     /// Gives a claim back untouched.
     pub fn release(&self, claim: Claim) {
-        let settlement = Settlement { claim, fingerprint: None, message_id: None, verdict: Verdict::released() };
-        self.settle(Done { settlement, notes: Notes::default() });
+        self.settle(claim, None, None, Verdict::released());
     }
 
-    /// No more verdicts come: the settler ends when it has carried out those that it has.
+    /// Sets a row aside for a reason of its own; it stays as it is. `said` is for the log.
+    pub fn set_aside(&self, claim: Claim, fingerprint: Fingerprint, fate: Fate, said: Option<String>) {
+        let verdict = Verdict { fate, history: claim.history().clone(), last_reply: said };
+        self.settle(claim, Some(fingerprint), None, verdict);
+    }
+
+    fn send(&self, done: Done) {
+        let settler = self.settler.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(settler) = settler.as_ref() {
+            // The settler outlives every claim; if it panics, the process ends.
+            let _ = settler.send(done);
+        }
+    }
+
+    /// Ends the settler once it has carried out the verdicts that it has.
     pub fn close(&self) {
-        self.settler.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        self.settler.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+}
+
+impl Prepared {
+    /// Has a verdict carried out on a mail that is not offered.
+    pub fn settle(self, lane: &Lane, verdict: Verdict) {
+        lane.settle(self.claim, Some(self.fingerprint), Some(self.mail.message_id.clone()), verdict);
+    }
+
+    /// Turns the mail into one that may be offered.
+    pub fn marked(self, lane: Arc<Lane>, marked: Marked) -> Job {
+        Job { lane, prepared: self, marked }
     }
 }
 
 impl Job {
     pub fn id(&self) -> &MailId {
-        self.claim.id()
+        self.prepared.claim.id()
     }
 
-    /// Back to where it was before the claim.
+    pub fn mail(&self) -> &Mail {
+        &self.prepared.mail
+    }
+
+    /// The sender that the row itself names; `None` is the null sender.
+    pub fn sender(&self) -> &Option<Address> {
+        &self.prepared.mail.own_sender
+    }
+
+    /// Takes the job apart, so that its mail can be made again.
+    pub fn into_parts(self) -> (Arc<Lane>, Prepared, Marked) {
+        (self.lane, self.prepared, self.marked)
+    }
+
+    /// Returns true if a final dot may go out now: no other dispatcher can have taken the row over, and none can before
+    /// the reply to the dot is due.
+    pub fn is_covered(&self, now: Instant) -> bool {
+        self.lane.lease().covers_final_dot(self.marked.at, now)
+    }
+
+    /// Returns the row to its state before the claim.
     pub fn release(self) {
-        let Self { lane, claim, .. } = self;
-        lane.release(claim);
+        self.lane.release(self.prepared.claim);
+    }
+
+    /// Has a verdict carried out on a mail that was not offered.
+    pub fn settle(self, verdict: Verdict) {
+        self.prepared.settle(&self.lane, verdict);
+    }
+}
+
+impl Finished {
+    /// Has the verdict on the attempt carried out.
+    pub fn settle(self, verdict: Verdict) {
+        let Self { job: Job { lane, prepared, .. }, closing, .. } = self;
+        let Prepared { claim, fingerprint, mail, memory, .. } = prepared;
+        let message_id = Some(mail.message_id.clone());
+        let settlement = Settlement { claim, fingerprint: Some(fingerprint), message_id, verdict };
+        lane.send(Done { settlement, closing, memory: Some(memory) });
+    }
+}
+
+/// Our heartbeats as the database has them. Pure: time is an argument.
+#[derive(Clone, Copy, Debug)]
+struct Lease {
+    length: Duration,
+    /// The greatest age of the newest heartbeat at which a final dot may go out: the lease less the time that the dot's
+    /// reply may take.
+    dot_allowance: Duration,
+    /// The time at which the newest heartbeat that reached the database was sent off.
+    newest: Option<Instant>,
+    /// The time since which no other dispatcher can have taken us for dead. Earlier claims need not be ours any more.
+    unbroken_since: Instant,
+}
+
+impl Lease {
+    fn new(length: Duration, final_dot: Duration, now: Instant) -> Self {
+        Self { length, dot_allowance: length.saturating_sub(final_dot), newest: None, unbroken_since: now }
+    }
+
+    /// A heartbeat that was sent off at `sent_off` has reached the database by `now`.
+    fn renewed(&mut self, sent_off: Instant, now: Instant) {
+        if self.newest.is_none_or(|newest| now.duration_since(newest) >= self.length) {
+            self.unbroken_since = now;
+        }
+        self.newest = Some(sent_off);
+    }
+
+    /// Returns true if a final dot may go out for a row that was ours at `confirmed`.
+    fn covers_final_dot(&self, confirmed: Instant, now: Instant) -> bool {
+        let fresh = self.newest.is_some_and(|newest| now.duration_since(newest) < self.dot_allowance);
+        fresh && confirmed >= self.unbroken_since
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LEASE: Duration = Duration::from_secs(900);
+    const FINAL_DOT: Duration = Duration::from_secs(600);
+
+    fn clock() -> impl Fn(u64) -> Instant {
+        let start = Instant::now();
+        move |seconds| start + Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn a_final_dot_needs_a_heartbeat_that_outlasts_its_reply() {
+        let at = clock();
+        let mut lease = Lease::new(LEASE, FINAL_DOT, at(0));
+        assert!(!lease.covers_final_dot(at(0), at(0)), "no heartbeat was written yet");
+        lease.renewed(at(10), at(12));
+        assert!(!lease.covers_final_dot(at(11), at(12)), "the row was claimed before the first heartbeat");
+        assert!(lease.covers_final_dot(at(12), at(12)));
+        assert!(lease.covers_final_dot(at(12), at(309)));
+        assert!(!lease.covers_final_dot(at(12), at(310)), "900 s less 600 s after the heartbeat was sent off");
+    }
+
+    #[test]
+    fn a_lease_that_ran_out_covers_no_row_that_was_claimed_before() {
+        let at = clock();
+        let mut lease = Lease::new(LEASE, FINAL_DOT, at(0));
+        lease.renewed(at(0), at(0));
+        lease.renewed(at(899), at(899));
+        assert!(lease.covers_final_dot(at(0), at(899)), "it was renewed in time");
+        lease.renewed(at(1799), at(1799));
+        assert!(!lease.covers_final_dot(at(1798), at(1799)), "another dispatcher may have it");
+        assert!(lease.covers_final_dot(at(1799), at(1799)));
     }
 }

@@ -8,9 +8,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+use super::events;
 use super::lane::Lane;
-use super::sender::{relay_trouble, with_remedy};
-use super::{Shared, events};
 use crate::ledger::OutageNote;
 use crate::queue;
 
@@ -44,7 +43,7 @@ impl Outage {
         Self { note, lanes, inner: Mutex::new(Inner { since, lasts: since.is_some(), owing }) }
     }
 
-    /// Whether it lasts, as far as is known.
+    /// Returns true while the outage goes on, as far as is known.
     pub fn lasts(&self) -> bool {
         self.lock().lasts
     }
@@ -64,16 +63,29 @@ impl Outage {
         }
     }
 
-    /// The relay can be reached. Answers for how long it could not.
+    /// The relay can be reached. Returns how long it could not be.
     pub fn ends(&self, now: Timestamp) -> Duration {
         let mut inner = self.lock();
         inner.lasts = false;
         inner.since.map_or(Duration::ZERO, |since| between(since, now))
     }
 
-    /// Whether this lane must not claim before [`account`].
+    /// Returns true if this lane must not claim before [`Outage::account`].
     pub fn is_owed_by(&self, lane: usize) -> bool {
         self.lock().owing.contains(&lane)
+    }
+
+    /// Tells the lane's database the time that expiry must not count, or that the outage goes on.
+    pub async fn account(&self, lane: &Lane) -> Result<(), queue::Error> {
+        let (since, lasted) = {
+            let inner = self.lock();
+            (inner.since.filter(|_| inner.owing.contains(&lane.index)), inner.lasts)
+        };
+        lane.queue.excuse(since.map_or(Duration::ZERO, |since| between(since, Timestamp::now()))).await?;
+        if !lasted {
+            self.paid(lane.index);
+        }
+        Ok(())
     }
 
     fn paid(&self, lane: usize) {
@@ -93,35 +105,7 @@ impl Outage {
     }
 }
 
-/// Nothing where the clock was set back meanwhile.
+/// Returns zero where the clock was set back meanwhile.
 fn between(since: Timestamp, now: Timestamp) -> Duration {
     Duration::try_from(now.duration_since(since)).unwrap_or_default()
-}
-
-/// Tells the lane's database what time expiry must not count, or that it runs.
-pub async fn account(shared: &Shared, lane: &Lane) -> Result<(), queue::Error> {
-    let (since, lasted) = {
-        let inner = shared.outage.lock();
-        (inner.since.filter(|_| inner.owing.contains(&lane.index)), inner.lasts)
-    };
-    lane.queue.excuse(since.map_or(Duration::ZERO, |since| between(since, Timestamp::now()))).await?;
-    if !lasted {
-        shared.outage.paid(lane.index);
-    }
-    Ok(())
-}
-
-/// An earlier process left the relay in trouble: nothing is claimed before it has been tried.
-pub async fn at_start(shared: &Shared) {
-    if !shared.outage.lasts() {
-        return;
-    }
-    if !shared.once {
-        return relay_trouble(shared, "it was out of reach when mailqueue last ran; it is tried first");
-    }
-    match shared.stop.run_until_cancelled(shared.relay.probe()).await {
-        Some(Ok(_)) => drop(shared.outage.ends(Timestamp::now())),
-        Some(Err(trouble)) => relay_trouble(shared, &with_remedy(&trouble)),
-        None => {}
-    }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::health::pause;
+use super::breaker::pause;
 use crate::mail::Address;
 use crate::outcome::{Attempt, Cause, RecipientOutcome, Reply, Stage, Trouble};
 
@@ -40,7 +40,7 @@ pub enum Heard {
 
 /// The consequence of refusals in a row.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Trip {
+pub enum Consequence {
     /// Every mail would be refused so.
     Relay { said: String },
     /// Mails of this sender would be refused so, for the length of `pause`.
@@ -54,7 +54,7 @@ pub struct Ruling<T> {
     pub settled: Vec<T>,
     /// Their refusals are not about the mails: they count as deferrals.
     pub excused: Vec<T>,
-    pub trips: Vec<Trip>,
+    pub consequences: Vec<Consequence>,
 }
 
 /// The refusals of each sender, and of all together.
@@ -189,7 +189,7 @@ impl<T> RefusalStreak<T> {
         jitter: f64,
     ) -> Ruling<T> {
         let Offered { item, sender, queue, begun } = offered;
-        let mut ruling = Ruling { settled: self.ripe(now), excused: Vec::new(), trips: Vec::new() };
+        let mut ruling = Ruling { settled: self.ripe(now), excused: Vec::new(), consequences: Vec::new() };
         let (essence, said) = match heard {
             Heard::Refused { essence, said } => (essence, said),
             Heard::Accepted => {
@@ -224,13 +224,13 @@ impl<T> RefusalStreak<T> {
             ruling.excused.extend(one.take_waiting());
             if !late {
                 let pause = one.pause(queue, all, now, jitter);
-                ruling.trips.push(Trip::Sender { sender: sender.clone(), pause, said: said.clone() });
+                ruling.consequences.push(Consequence::Sender { sender: sender.clone(), pause, said: said.clone() });
             }
         }
         if all {
             let same = self.senders.values_mut().filter(|one| one.essence == essence);
             same.for_each(|one| ruling.excused.extend(one.take_waiting()));
-            ruling.trips.push(Trip::Relay { said });
+            ruling.consequences.push(Consequence::Relay { said });
         }
         ruling
     }

@@ -1,4 +1,5 @@
-//! One connection's work: takes the next mail, offers it, passes the outcome on.
+//! A sender is one connection's work: takes the next mail, offers it, and passes the outcome on. The final-dot guard and
+//! notices, which are mails without a row, are here too.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,246 +9,247 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::connections::Learned;
-use super::fetcher::{give_back, is_open};
-use super::final_dot::{FinalDotGuard, Stopped};
-use super::health::Opened;
-use super::lane::{Done, Finished, Job};
+use super::context::Context;
+use super::events;
+use super::lane::{Finished, Job};
+use super::prepare::Preparer;
+use super::progress::Progress;
+use super::rate::Bucket;
 use super::refusal_streak::{PATIENCE, refusal};
-use super::{Shared, events, jitter, prepare};
-use crate::ledger;
-use crate::outcome::{Attempt, Cause, RecipientOutcome, Reply, Scope, Stage, Trouble};
-use crate::queue::Settlement;
-use crate::relay::{Offer, Worker};
-use crate::retry;
+use crate::failpoint;
+use crate::ledger::{self, Closing, EntryId, Ledger, Transmission};
+use crate::mail::{Address, Mail};
+use crate::outcome::{Attempt, Cause, Reason, RecipientOutcome, Reply, Scope, Stage, Trouble};
+use crate::relay::{Offer, Relay, TransactionHook, Worker};
+use crate::telemetry::SendError;
 
-/// A connection that had nothing to do for so long is closed politely; smarthosts dislike idlers.
+/// A connection that had nothing to do for this long is closed politely; smarthosts dislike idlers.
 const IDLE: Duration = Duration::from_secs(30);
 
 /// A mail is made again this many times for a smarthost whose connections announce different extensions.
 const REMAKES: usize = 3;
 
-/// Works until `over`; mails that are still ready then have been taken back by their feeders.
-pub async fn run(shared: Arc<Shared>, connection: usize, over: CancellationToken) {
-    let mut worker = shared.relay.worker();
-    let mut ahead = None;
-    loop {
-        let job = match ahead.take() {
-            Some(job) => job,
-            None => match over.run_until_cancelled(next_job(&shared, connection, &mut worker)).await {
+pub struct Sender {
+    pub context: Arc<Context>,
+    pub bucket: Arc<Bucket>,
+    pub ledger: Ledger,
+    pub preparer: Arc<Preparer>,
+    /// Counts the connections from 0.
+    pub connection: usize,
+    pub client: Worker,
+}
+
+impl Sender {
+    /// Works until `over`; mails that are still ready then have been taken back by their fetchers.
+    pub async fn run(mut self, over: CancellationToken) {
+        let context = self.context.clone();
+        let mut ahead = None;
+        loop {
+            let job = match ahead.take() {
                 Some(job) => job,
-                None => break,
-            },
-        };
-        if !may_go(&job) {
-            shared.refusals.release(&shared, job);
-            continue;
-        }
-        shared.health.connecting(connection);
-        match shared.stop.run_until_cancelled(worker.ready()).await {
-            Some(Ok(())) => {
-                connected(&shared, connection);
-                // Connecting can take minutes, and operators are obeyed within a second.
-                if may_go(&job) && shared.health.is_up() {
-                    ahead = offer(&shared, connection, &mut worker, job).await;
-                } else {
-                    shared.refusals.release(&shared, job);
+                None => match over.run_until_cancelled(self.next_job()).await {
+                    Some(job) => job,
+                    None => break,
+                },
+            };
+            if !may_go(&job) {
+                context.release(job);
+                continue;
+            }
+            context.breaker.connecting(self.connection);
+            match context.stop.run_until_cancelled(self.client.ready()).await {
+                Some(Ok(())) => {
+                    self.learned(context.breaker.connected(self.connection, Instant::now()));
+                    // Connecting can take minutes, and operators are obeyed within a second.
+                    if may_go(&job) && context.breaker.is_up() {
+                        ahead = self.offer(job).await;
+                    } else {
+                        context.release(job);
+                    }
+                }
+                Some(Err(trouble)) => {
+                    context.events.progress.counters.try_failed(&trouble);
+                    self.not_let_in(&trouble);
+                    context.put_back(job);
+                }
+                None => {
+                    context.breaker.left(self.connection);
+                    context.release(job);
                 }
             }
-            Some(Err(trouble)) => {
-                shared.progress.counters.try_failed(&trouble);
-                not_let_in(&shared, connection, &trouble);
-                put_back(&shared, job);
+        }
+        self.close().await;
+    }
+
+    /// Waits for the sender's turn, and takes a mail.
+    async fn next_job(&mut self) -> Job {
+        let context = self.context.clone();
+        let idle_since = Instant::now();
+        loop {
+            // Neither mail nor token is in hand while this waits, so that it can be given up at any moment.
+            let turn = async {
+                context.breaker.admitted(self.connection).await;
+                let _turn = self.bucket.turn().await;
+                context.wait_nonempty().await;
+                self.bucket.available().await;
+            };
+            let patience = if context.has_refusals_waiting() { PATIENCE } else { IDLE };
+            tokio::select! {
+                () = turn => {
+                    if let Some(job) = self.take() {
+                        return job;
+                    }
+                }
+                // A probe must not be refused because of connections that are idle.
+                () = context.breaker.down(), if self.client.is_connected() => self.close().await,
+                () = tokio::time::sleep(patience) => {}
             }
-            None => {
-                shared.health.left(connection);
-                shared.refusals.release(&shared, job);
+            context.flush_ripe_refusals();
+            if self.client.is_connected() && idle_since.elapsed() >= IDLE {
+                self.close().await;
             }
         }
     }
-    worker.quit().await;
-    shared.health.left(connection);
+
+    async fn close(&mut self) {
+        self.client.quit().await;
+        self.context.breaker.left(self.connection);
+    }
+
+    /// Takes the next mail with a token for it, where there are both and this sender may have them.
+    fn take(&self) -> Option<Job> {
+        let now = Instant::now();
+        let may = !self.context.stop.is_cancelled() && self.context.breaker.admits(self.connection, now);
+        may.then(|| self.bucket.take_for(now, || self.context.next(now))).flatten()
+    }
+
+    /// Offers a mail. Returns the next one if its commands are on their way already.
+    async fn offer(&mut self, mut job: Job) -> Option<Job> {
+        let context = self.context.clone();
+        // The next mail, if it can follow at once: its commands then travel with the content of the one before.
+        let ahead = self.take();
+        let mut remakes = 0;
+        loop {
+            let begun = Instant::now();
+            let mut guard = FinalDotGuard::new(&self.ledger, &context.events.progress, &job);
+            let attempt = self.client.send_ahead(offered(&job), ahead.as_ref().map(offered), &mut guard).await;
+            let (closing, stopped) = guard.end();
+            if ahead.is_none() {
+                // Else it goes on file with the next mail's transaction, which cannot come to its dot without.
+                // The next dot and the settler, which depend on it, ask again.
+                let _ = self.ledger.flush();
+            }
+            if !self.client.is_connected() {
+                context.breaker.left(self.connection);
+            }
+            context.events.attempted(&job, &attempt, begun.elapsed());
+            let Some(capabilities) = attempt.remake.filter(|_| is_untried(&attempt)) else {
+                self.conclude(Finished { job, attempt, begun, closing }, stopped.as_ref());
+                break;
+            };
+            remakes += 1;
+            if remakes > REMAKES {
+                context.release(job);
+                break;
+            }
+            let sender = job.sender().clone();
+            match self.preparer.prepare_again(job, capabilities).await {
+                Some(remade) => job = remade,
+                None => {
+                    context.came_back(&sender);
+                    break;
+                }
+            }
+        }
+        // Trouble of the relay or with its sender keeps the next mail from its turn too.
+        match ahead {
+            Some(job) if !context.breaker.admits(self.connection, Instant::now()) || context.sender_is_paused(&job) => {
+                context.put_back(job);
+                None
+            }
+            ahead => ahead,
+        }
+    }
+
+    fn conclude(&self, finished: Finished, stopped: Option<&Stopped>) {
+        let attempt = &finished.attempt;
+        let no_connection = attempt.relay.as_ref().filter(|trouble| trouble.stage < Stage::Mail && stopped.is_none());
+        if let Some(trouble) = no_connection {
+            self.not_let_in(trouble);
+            if is_untried(attempt) {
+                return self.context.put_back(finished.job);
+            }
+        } else {
+            self.judge_relay(attempt, stopped);
+        }
+        self.context.finished(finished);
+    }
+
+    fn learned(&self, learned: Learned) {
+        match learned {
+            Learned::Nothing => {}
+            Learned::Limit(connections) => {
+                tracing::info!(target: events::RELAY, connections,
+                    "the smarthost takes no more connections than these: the others wait; set relay.connections to this number");
+            }
+            Learned::More(connections) => {
+                tracing::info!(target: events::RELAY, connections, "the smarthost takes more connections again");
+            }
+        }
+    }
+
+    /// No connection could be made. While another one works and this can be a limit, there are just fewer connections.
+    fn not_let_in(&self, trouble: &Trouble) {
+        let breaker = &self.context.breaker;
+        if trouble.is_connection_limit() {
+            if let Some(news) = breaker.refused(self.connection, Instant::now()) {
+                tracing::debug!(target: events::RELAY, reason = self.context.events.redact(&trouble.to_string()),
+                    "a connection was refused while others work");
+                return self.learned(news);
+            }
+        } else {
+            breaker.left(self.connection);
+        }
+        self.context.relay_failed(trouble);
+    }
+
+    /// Passes on what an attempt says of the relay.
+    fn judge_relay(&self, attempt: &Attempt, stopped: Option<&Stopped>) {
+        let blameless =
+            |outcome: &RecipientOutcome| matches!(outcome, RecipientOutcome::Untried | RecipientOutcome::Accepted(_));
+        let all_blameless = attempt.outcomes.iter().all(|(_, outcome)| blameless(outcome));
+        if let Some(Stopped::Ledger(error)) = stopped {
+            return self.context.ledger_failed(error);
+        }
+        match &attempt.relay {
+            // Our own heartbeat is overdue: the smarthost has no part in that.
+            Some(_) if stopped.is_some() && all_blameless => {}
+            Some(trouble) if all_blameless => self.context.relay_failed(trouble),
+            Some(_) => self.throttled(),
+            None if asks_for_less(attempt) => self.throttled(),
+            None if was_answered(attempt) && refusal(attempt).is_none() => self.context.breaker.success(),
+            None => {}
+        }
+    }
+
+    fn throttled(&self) {
+        if let Some(cap) = self.context.breaker.throttled(Instant::now()) {
+            tracing::info!(target: events::RELAY, connections = cap, "the smarthost throttles: fewer connections");
+        }
+    }
 }
 
 fn may_go(job: &Job) -> bool {
-    !job.lane.is_paused() && job.lane.dot_allowed(job.confirmed, Instant::now())
-}
-
-/// Waits for the worker's turn, and takes a mail.
-async fn next_job(shared: &Shared, connection: usize, worker: &mut Worker) -> Job {
-    let idle_since = Instant::now();
-    loop {
-        // Neither mail nor token is in hand while this waits, so that it can be given up at any moment.
-        let turn = async {
-            shared.health.admitted(connection).await;
-            let _turn = shared.bucket.turn().await;
-            shared.ready.wait_nonempty(|| shared.refusals.has_next(shared)).await;
-            shared.bucket.available().await;
-        };
-        let patience = if shared.refusals.is_idle() { IDLE } else { PATIENCE };
-        tokio::select! {
-            () = turn => {
-                if let Some(job) = take(shared, connection) {
-                    return job;
-                }
-            }
-            // A probe must not be refused because of connections that are idle.
-            () = shared.health.down(), if worker.is_connected() => close(shared, connection, worker).await,
-            () = tokio::time::sleep(patience) => {}
-        }
-        shared.refusals.flush_ripe(shared);
-        if worker.is_connected() && idle_since.elapsed() >= IDLE {
-            close(shared, connection, worker).await;
-        }
-    }
-}
-
-async fn close(shared: &Shared, connection: usize, worker: &mut Worker) {
-    worker.quit().await;
-    shared.health.left(connection);
-}
-
-/// The next mail with a token for it, where there are both and this worker may have them.
-fn take(shared: &Shared, connection: usize) -> Option<Job> {
-    let now = Instant::now();
-    let may = !shared.stop.is_cancelled() && shared.health.admits(connection, now);
-    may.then(|| shared.bucket.take_for(now, || shared.refusals.next(shared, now))).flatten()
-}
-
-/// Offers a mail, and answers the next one where its commands are on their way already.
-async fn offer(shared: &Shared, connection: usize, worker: &mut Worker, mut job: Job) -> Option<Job> {
-    // The next mail, if it can follow at once: its commands then travel with the content of the one before.
-    let ahead = take(shared, connection);
-    let mut remakes = 0;
-    loop {
-        let begun = Instant::now();
-        let mut guard = FinalDotGuard::new(shared, &job);
-        let attempt = worker.send_ahead(offered(&job), ahead.as_ref().map(offered), &mut guard).await;
-        let (notes, stopped) = guard.into_notes();
-        if ahead.is_none() {
-            // Else it goes on file with the next mail's transaction, which cannot come to its dot without.
-            // Who depends on it asks again: the next dot, and the settler.
-            let _ = shared.ledger.flush();
-        }
-        if !worker.is_connected() {
-            shared.health.left(connection);
-        }
-        events::attempted(shared, &job, &attempt, begun.elapsed());
-        match attempt.remake {
-            Some(capabilities) if is_untried(&attempt) => {
-                remakes += 1;
-                if remakes > REMAKES {
-                    shared.refusals.release(shared, job);
-                    break;
-                }
-                let sender = job.mail.own_sender.clone();
-                match prepare::remake(shared, job, capabilities).await {
-                    Some(remade) => job = remade,
-                    None => {
-                        shared.refusals.came_back(shared, &sender);
-                        break;
-                    }
-                }
-            }
-            _ => {
-                conclude_attempt(shared, connection, Finished { job, attempt, begun, notes }, stopped.as_ref());
-                break;
-            }
-        }
-    }
-    // Trouble of the relay or with its sender keeps the next mail from its turn too.
-    match ahead {
-        Some(job) if !shared.health.admits(connection, Instant::now()) || shared.refusals.is_paused(&job) => {
-            put_back(shared, job);
-            None
-        }
-        ahead => ahead,
-    }
-}
-
-fn conclude_attempt(shared: &Shared, connection: usize, finished: Finished, stopped: Option<&Stopped>) {
-    let attempt = &finished.attempt;
-    let no_connection = attempt.relay.as_ref().filter(|trouble| trouble.stage < Stage::Mail && stopped.is_none());
-    if let Some(trouble) = no_connection {
-        not_let_in(shared, connection, trouble);
-        if is_untried(attempt) {
-            return put_back(shared, finished.job);
-        }
-    } else {
-        judge_relay(shared, attempt, stopped);
-    }
-    shared.refusals.take(shared, finished);
+    !job.lane.is_paused() && job.is_covered(Instant::now())
 }
 
 fn offered(job: &Job) -> Offer<'_> {
-    Offer { mail: &job.mail, recipients: &job.recipients }
+    Offer { mail: job.mail(), recipients: &job.prepared.recipients }
 }
 
-/// Nothing became of the mail.
+/// Returns true if the mail was not offered to any recipient.
 fn is_untried(attempt: &Attempt) -> bool {
     attempt.outcomes.iter().all(|(_, outcome)| matches!(outcome, RecipientOutcome::Untried))
-}
-
-/// Back to the ready mails, for another connection; or to the table, where none will come.
-fn put_back(shared: &Shared, job: Job) {
-    let lane = job.lane.clone();
-    if !is_open(shared, &lane) {
-        return shared.refusals.release(shared, job);
-    }
-    shared.refusals.put_back(shared, job);
-    // What closed it meanwhile may have given back all that was ready before.
-    if !is_open(shared, &lane) {
-        give_back(shared, &lane);
-    }
-}
-
-fn connected(shared: &Shared, connection: usize) {
-    learned(shared.health.connected(connection, Instant::now()));
-}
-
-fn learned(learned: Learned) {
-    match learned {
-        Learned::Nothing => {}
-        Learned::Limit(connections) => {
-            tracing::info!(target: events::RELAY, connections,
-                "the smarthost takes no more connections than these: the others wait; set relay.connections to this number");
-        }
-        Learned::More(connections) => {
-            tracing::info!(target: events::RELAY, connections, "the smarthost takes more connections again");
-        }
-    }
-}
-
-/// No connection could be made. While another one works and this can be a limit, there are just fewer connections.
-fn not_let_in(shared: &Shared, connection: usize, trouble: &Trouble) {
-    if trouble.is_connection_limit() {
-        if let Some(news) = shared.health.refused(connection, Instant::now()) {
-            tracing::debug!(target: events::RELAY, reason = (shared.settings.redact)(&trouble.to_string()),
-                "a connection was refused while others work");
-            return learned(news);
-        }
-    } else {
-        shared.health.left(connection);
-    }
-    relay_trouble(shared, &with_remedy(trouble));
-}
-
-/// What an attempt says of the relay.
-fn judge_relay(shared: &Shared, attempt: &Attempt, stopped: Option<&Stopped>) {
-    let blameless =
-        |outcome: &RecipientOutcome| matches!(outcome, RecipientOutcome::Untried | RecipientOutcome::Accepted(_));
-    let all_blameless = attempt.outcomes.iter().all(|(_, outcome)| blameless(outcome));
-    if let Some(Stopped::Ledger(error)) = stopped {
-        return ledger_trouble(shared, error);
-    }
-    match &attempt.relay {
-        // Our own heartbeat is overdue: the smarthost has no part in that.
-        Some(_) if stopped.is_some() && all_blameless => {}
-        Some(trouble) if all_blameless => relay_trouble(shared, &with_remedy(trouble)),
-        Some(_) => throttled(shared),
-        None if asks_for_less(attempt) => throttled(shared),
-        None if was_answered(attempt) && refusal(attempt).is_none() => shared.health.clean(),
-        None => {}
-    }
 }
 
 /// The pace is too high for the smarthost: a 4yz reply that concerns neither mail nor recipient, or speaks of policy or
@@ -274,64 +276,127 @@ fn was_answered(attempt: &Attempt) -> bool {
     })
 }
 
-fn throttled(shared: &Shared) {
-    if let Some(cap) = shared.health.throttled(Instant::now()) {
-        tracing::info!(target: events::RELAY, connections = cap, "the smarthost throttles: fewer connections");
+/// Guards the transactions of one mail: no final dot without an entry in the ledger and a lease that lasts.
+struct FinalDotGuard<'a> {
+    ledger: &'a Ledger,
+    progress: &'a Progress,
+    job: &'a Job,
+    closing: Closing,
+    /// The entry of the transaction under way, and the number of its recipients.
+    current: Option<(EntryId, usize)>,
+    /// The number of recipients that are accepted.
+    accepted: usize,
+    stopped: Option<Stopped>,
+}
+
+/// The reason for which a final dot was stopped: neither mail nor smarthost is to blame.
+#[derive(Debug)]
+enum Stopped {
+    /// Our heartbeat is overdue: another dispatcher may take the claim over.
+    Overdue,
+    /// The ledger cannot be written.
+    Ledger(ledger::Error),
+}
+
+impl<'a> FinalDotGuard<'a> {
+    fn new(ledger: &'a Ledger, progress: &'a Progress, job: &'a Job) -> Self {
+        let accepted = job.prepared.history.accepted_of(&job.mail().envelope.recipients);
+        Self { ledger, progress, job, closing: Closing::default(), current: None, accepted, stopped: None }
+    }
+
+    /// Returns the entries that can be closed once the row is settled, and the reason for which a dot was stopped.
+    fn end(mut self) -> (Closing, Option<Stopped>) {
+        // A transaction that was cut off between the two calls has an unknown outcome.
+        self.closing.other.extend(self.current.take().map(|(entry, _)| entry));
+        (self.closing, self.stopped)
+    }
+
+    fn transmission(&self, recipients: &[Address]) -> Transmission {
+        let (job, mail) = (self.job, self.job.mail());
+        let complete = mail.invalid.is_empty() && self.accepted + recipients.len() == mail.envelope.recipients.len();
+        Transmission {
+            id: job.id().clone(),
+            record: *job.prepared.claim.record(),
+            fingerprint: job.prepared.fingerprint,
+            message_id: mail.message_id.clone(),
+            recipients: recipients.iter().map(Address::to_string).collect(),
+            complete,
+            repairs: mail.repair_labels(),
+            begun: Timestamp::now(),
+        }
     }
 }
 
-/// The smarthost's words, with what an operator can do where they do not say it.
-pub fn with_remedy(trouble: &Trouble) -> String {
-    match (&trouble.cause, trouble.stage) {
-        (Cause::Reply(Reply { code: 535, .. }), _) => {
-            format!("{trouble}: the login was refused; relay.username or the file in relay.password_file is wrong")
+fn stop(why: String) -> Trouble {
+    Trouble { stage: Stage::FinalDot, scope: Scope::Relay, cause: Cause::Local(Reason::RelayUnavailable, why) }
+}
+
+impl TransactionHook for FinalDotGuard<'_> {
+    async fn before_final_dot(&mut self, recipients: &[Address]) -> Result<(), Trouble> {
+        match self.ledger.transmitting(self.transmission(recipients)).await {
+            Ok(entry) => self.current = Some((entry, recipients.len())),
+            Err(error) => {
+                let why = error.to_string();
+                self.stopped = Some(Stopped::Ledger(error));
+                return Err(stop(why));
+            }
         }
-        (Cause::Reply(Reply { code: 530, .. }), stage) if stage >= Stage::Mail => {
-            format!(
-                "{trouble}: the smarthost wants a login; set relay.username and relay.password_file, or look at relay.tls"
-            )
+        // Last of all, and after everything that can take time: the process may have been stopped for an hour.
+        if !self.job.is_covered(Instant::now()) {
+            self.stopped = Some(Stopped::Overdue);
+            if let Some((entry, _)) = self.current.take() {
+                self.ledger.refused(entry);
+            }
+            return Err(stop("our heartbeat could not be written for too long".to_owned()));
         }
-        (Cause::Timeout, Stage::Greeting) => {
-            format!("{trouble}: it may wait for TLS, as on port 465, which wants relay.tls = \"implicit\"")
+        failpoint::hit("before-dot");
+        Ok(())
+    }
+
+    async fn after_final_dot(&mut self, answer: Result<&Reply, &Trouble>) {
+        let Some((entry, recipients)) = self.current.take() else { return };
+        self.progress.counters.dot(answer.err());
+        match answer {
+            Ok(reply) => {
+                failpoint::hit("after-250");
+                self.ledger.accepted(entry, reply.to_string(), Timestamp::now());
+                self.closing.accepted.push(entry);
+                self.accepted += recipients;
+            }
+            Err(Trouble { cause: Cause::Reply(_), .. }) => self.ledger.refused(entry),
+            Err(_) => self.closing.other.push(entry),
         }
-        _ => trouble.to_string(),
     }
 }
 
-/// Pauses the relay, or ends the pass.
-pub fn relay_trouble(shared: &Shared, reason: &str) {
-    pause(shared, reason, "relay down", "relay in trouble: the pass ends here");
-}
-
-/// Likewise, because of our own disk: nothing is sent that cannot be written down.
-pub fn ledger_trouble(shared: &Shared, error: &ledger::Error) {
-    let reason =
-        format!("{error}: make room on its disk, or mend its rights; until then nothing is sent, and nothing is lost");
-    pause(shared, &reason, "sending suspended", "the ledger cannot be written: the pass ends here");
-}
-
-fn pause(shared: &Shared, reason: &str, paused: &str, ended: &str) {
-    if let Opened::Now(pause) = shared.health.trouble(reason, Instant::now(), jitter()) {
-        shared.outage.begins(Timestamp::now());
-        shared.progress.note_relay_trouble(reason);
-        // Nothing more comes that could make a streak longer.
-        shared.refusals.flush(shared);
-        let reason = (shared.settings.redact)(reason);
-        if shared.once {
-            tracing::warn!(target: events::RELAY, reason = reason.as_str(), "{ended}");
-        } else {
-            tracing::warn!(target: events::RELAY, reason = reason.as_str(), seconds = pause.as_secs(), "{paused}");
+/// Offers a mail of our own, which has no row, on a connection of its own. Trouble with it does not take the relay down.
+pub async fn send_notice(relay: &Arc<Relay>, bucket: &Bucket, mail: &Mail) -> Result<(), SendError> {
+    bucket.take().await;
+    let mut client = relay.worker();
+    client.ready().await.map_err(|trouble| SendError::Temporary(trouble.to_string()))?;
+    let attempt = client.send(mail, &mail.envelope.recipients, &mut Unguarded).await;
+    client.quit().await;
+    let relay = attempt.relay.as_ref().map(Trouble::to_string).unwrap_or_default();
+    for (_, outcome) in attempt.outcomes {
+        match outcome {
+            RecipientOutcome::Accepted(_) => {}
+            RecipientOutcome::Deferred(trouble) => return Err(SendError::Temporary(trouble.to_string())),
+            RecipientOutcome::Untried => return Err(SendError::Temporary(relay)),
+            RecipientOutcome::Refused(trouble) | RecipientOutcome::Unknown(trouble) => {
+                return Err(SendError::Permanent(trouble.to_string()));
+            }
         }
     }
+    Ok(())
 }
 
-/// Decides what becomes of the row and hands it to the settler.
-pub fn conclude(shared: &Shared, finished: Finished) {
-    let Finished { job, attempt, mut notes, .. } = finished;
-    let verdict = retry::decide(&shared.settings.retry, &job.history, &attempt, Timestamp::now(), jitter());
-    let Job { lane, claim, fingerprint, mail, memory, .. } = job;
-    notes.memory = Some(memory);
-    let message_id = Some(mail.message_id.clone());
-    let settlement = Settlement { claim, fingerprint: Some(fingerprint), message_id, verdict };
-    lane.settle(Done { settlement, notes });
+/// A notice may be lost or sent twice.
+struct Unguarded;
+
+impl TransactionHook for Unguarded {
+    async fn before_final_dot(&mut self, _: &[Address]) -> Result<(), Trouble> {
+        Ok(())
+    }
+
+    async fn after_final_dot(&mut self, _: Result<&Reply, &Trouble>) {}
 }

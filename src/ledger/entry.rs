@@ -25,6 +25,23 @@ pub enum Error {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct EntryId(pub(super) i64);
 
+/// Entries of which the database knows everything, so that they need not stay open.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Closing {
+    /// Of accepted transactions. They go into the archive.
+    pub accepted: Vec<EntryId>,
+    /// Of transactions that were refused, or whose outcome is unknown. They are forgotten.
+    pub other: Vec<EntryId>,
+}
+
+impl Closing {
+    /// Adds further entries.
+    pub fn append(&mut self, mut more: Self) {
+        self.accepted.append(&mut more.accepted);
+        self.other.append(&mut more.other);
+    }
+}
+
 /// A transaction that is about to come to its final dot.
 #[derive(Clone, Debug)]
 pub struct Transmission {

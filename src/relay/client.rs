@@ -8,11 +8,11 @@ use tokio::time::Instant;
 use super::announced::Announced;
 use super::classify::LoginWanted;
 use super::commands::{Envelope, obstacle, outdated, unreachable};
-use super::hook::TransactionHook;
 use super::judge::{Anew, Answers, Fate, Judgement, Next, judge};
 use super::pipelining::PipeliningMode;
 use super::session::Session;
 use super::smarthost::Relay;
+use super::transaction_hook::TransactionHook;
 use crate::mail::{Address, Capabilities, Mail};
 use crate::outcome::{Attempt, Cause, RecipientOutcome, Trouble};
 

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use mailqueue::dispatch::Rate;
+use mailqueue::dispatch::breaker::{Breaker, Trip};
 use mailqueue::dispatch::connections::Learned;
-use mailqueue::dispatch::health::{Health, Opened};
 use mailqueue::dispatch::rate::Bucket;
 use mailqueue::dispatch::ready_queue::ReadyQueue;
 use mailqueue::telemetry::RelayState;
@@ -13,56 +13,56 @@ use tokio::time::Instant;
 /// No jitter: pauses are exactly as long as they are meant to be.
 const MIDDLE: f64 = 0.5;
 
-fn drain(share: &ReadyQueue<&'static str>, count: usize) -> Vec<&'static str> {
-    (0..count).map(|_| share.try_next().unwrap()).collect()
+fn drain(queue: &ReadyQueue<&'static str>, count: usize) -> Vec<&'static str> {
+    (0..count).map(|_| queue.try_next().unwrap()).collect()
 }
 
 #[test]
 fn queues_with_work_share_the_relay_by_weight() {
-    let share = ReadyQueue::new([1, 4]);
+    let queue = ReadyQueue::new([1, 4]);
     for _ in 0..100 {
-        share.push(0, "newsletter");
-        share.push(1, "admidio");
+        queue.push(0, "newsletter");
+        queue.push(1, "admidio");
     }
-    let first = drain(&share, 50);
+    let first = drain(&queue, 50);
     assert_eq!(first.iter().filter(|&&queue| queue == "admidio").count(), 40);
 }
 
 #[test]
 fn a_queue_that_was_idle_overtakes_and_does_not_make_up_for_lost_time() {
-    let share = ReadyQueue::new([1, 1]);
+    let queue = ReadyQueue::new([1, 1]);
     for _ in 0..1000 {
-        share.push(0, "newsletter");
+        queue.push(0, "newsletter");
     }
-    drain(&share, 500);
+    drain(&queue, 500);
     for _ in 0..3 {
-        share.push(1, "password");
+        queue.push(1, "password");
     }
-    let next = drain(&share, 6);
+    let next = drain(&queue, 6);
     assert_eq!(next.iter().filter(|&&queue| queue == "password").count(), 3);
     assert!(next[..2].contains(&"password"));
 }
 
 #[test]
 fn within_a_queue_it_is_first_come_first_served() {
-    let share = ReadyQueue::new([1]);
+    let queue = ReadyQueue::new([1]);
     for word in ["one", "two", "three"] {
-        share.push(0, word);
+        queue.push(0, word);
     }
-    assert_eq!(drain(&share, 3), ["one", "two", "three"]);
-    assert!(share.try_next().is_none());
+    assert_eq!(drain(&queue, 3), ["one", "two", "three"]);
+    assert!(queue.try_next().is_none());
 }
 
 #[tokio::test(start_paused = true)]
 async fn everybody_who_waits_for_mails_gets_one_when_there_are_enough() {
-    let share = std::sync::Arc::new(ReadyQueue::new([1]));
+    let queue = std::sync::Arc::new(ReadyQueue::new([1]));
     let mut waiting = tokio::task::JoinSet::new();
     for _ in 0..4 {
-        let share = share.clone();
+        let queue = queue.clone();
         waiting.spawn(async move {
             loop {
-                share.wait_nonempty(|| !share.is_empty()).await;
-                if let Some(mail) = share.try_next() {
+                queue.wait_nonempty(|| !queue.is_empty()).await;
+                if let Some(mail) = queue.try_next() {
                     return mail;
                 }
             }
@@ -70,7 +70,7 @@ async fn everybody_who_waits_for_mails_gets_one_when_there_are_enough() {
     }
     tokio::task::yield_now().await;
     for _ in 0..4 {
-        share.push(0, "mail");
+        queue.push(0, "mail");
     }
     let all = tokio::time::timeout(Duration::from_secs(1), waiting.join_all()).await.unwrap();
     assert_eq!(all.len(), 4);
@@ -139,69 +139,69 @@ async fn with_a_rate_one_at_a_time_waits_and_without_one_nobody_does() {
 
 #[tokio::test(start_paused = true)]
 async fn who_waits_for_room_or_a_mail_waits_exactly_until_it_is_there() {
-    let share = ReadyQueue::new([1]);
+    let queue = ReadyQueue::new([1]);
     let waits = async |future: &mut (dyn Future<Output = ()> + Unpin)| {
         tokio::time::timeout(Duration::from_millis(1), future).await.is_err()
     };
-    assert!(share.is_empty());
-    let mut arrival = Box::pin(share.wait_nonempty(|| !share.is_empty()));
+    assert!(queue.is_empty());
+    let mut arrival = Box::pin(queue.wait_nonempty(|| !queue.is_empty()));
     assert!(waits(&mut arrival).await);
-    share.push(0, "one");
+    queue.push(0, "one");
     assert!(!waits(&mut arrival).await);
-    assert!(!share.is_empty());
-    share.push(0, "two");
-    assert_eq!(share.len(0), 2);
-    assert!(!waits(&mut Box::pin(share.wait_below(0, 3))).await);
-    let mut room = Box::pin(share.wait_below(0, 2));
+    assert!(!queue.is_empty());
+    queue.push(0, "two");
+    assert_eq!(queue.len(0), 2);
+    assert!(!waits(&mut Box::pin(queue.wait_below(0, 3))).await);
+    let mut room = Box::pin(queue.wait_below(0, 2));
     assert!(waits(&mut room).await, "two are not fewer than two");
-    assert_eq!(share.try_next(), Some("one"));
+    assert_eq!(queue.try_next(), Some("one"));
     assert!(!waits(&mut room).await);
-    let mut cleared = Box::pin(share.wait_below(0, 1));
+    let mut cleared = Box::pin(queue.wait_below(0, 1));
     assert!(waits(&mut cleared).await);
-    assert_eq!(share.drain(0), ["two"]);
+    assert_eq!(queue.drain(0), ["two"]);
     assert!(!waits(&mut cleared).await);
 }
 
 #[tokio::test(start_paused = true)]
 async fn who_waits_for_a_mail_looks_again_when_stirred() {
-    let share = ReadyQueue::new([1]);
-    share.push(0, "later");
+    let queue = ReadyQueue::new([1]);
+    queue.push(0, "later");
     let turn = std::cell::Cell::new(false);
-    let mut arrival = Box::pin(share.wait_nonempty(|| turn.get()));
+    let mut arrival = Box::pin(queue.wait_nonempty(|| turn.get()));
     assert!(tokio::time::timeout(Duration::from_millis(1), &mut arrival).await.is_err());
     turn.set(true);
     assert!(tokio::time::timeout(Duration::from_millis(1), &mut arrival).await.is_err(), "nobody has said so");
-    share.stir();
+    queue.stir();
     tokio::time::timeout(Duration::from_millis(1), &mut arrival).await.unwrap();
 }
 
 #[test]
 fn mails_of_the_lowest_rank_go_first_and_those_without_one_stay() {
-    let share = ReadyQueue::new([1, 1]);
+    let queue = ReadyQueue::new([1, 1]);
     for item in ["c1", "x", "b1", "a1", "a2"] {
-        share.push(0, item);
+        queue.push(0, item);
     }
-    share.push(1, "b2");
+    queue.push(1, "b2");
     let rank = |_: usize, item: &&'static str| item.chars().next().filter(|first| *first != 'x');
-    let next = || share.try_next_by('a', rank);
+    let next = || queue.try_next_by('a', rank);
     assert_eq!([next(), next()], [Some("a1"), Some("a2")]);
     assert_eq!(next(), Some("b2"), "the other line has had less");
     assert_eq!([next(), next(), next()], [Some("b1"), Some("c1"), None]);
-    assert_eq!(share.try_next(), Some("x"));
+    assert_eq!(queue.try_next(), Some("x"));
 }
 
 #[test]
 fn a_mail_that_is_put_back_goes_first_and_mails_can_be_taken_out_by_kind() {
-    let share = ReadyQueue::new([1, 1]);
+    let queue = ReadyQueue::new([1, 1]);
     for (line, item) in [(0, "a1"), (0, "b1"), (1, "a2"), (1, "b2")] {
-        share.push(line, item);
+        queue.push(line, item);
     }
-    share.push_front(0, "b0");
-    assert!(share.any(|line, item| line == 1 && item.starts_with('a')));
-    assert_eq!(share.extract(|item| item.starts_with('a')), ["a1", "a2"]);
-    assert!(!share.any(|_, item| item.starts_with('a')));
-    assert_eq!((share.len(0), share.len(1)), (2, 1));
-    assert_eq!(share.try_next(), Some("b0"));
+    queue.push_front(0, "b0");
+    assert!(queue.any(|line, item| line == 1 && item.starts_with('a')));
+    assert_eq!(queue.extract(|item| item.starts_with('a')), ["a1", "a2"]);
+    assert!(!queue.any(|_, item| item.starts_with('a')));
+    assert_eq!((queue.len(0), queue.len(1)), (2, 1));
+    assert_eq!(queue.try_next(), Some("b0"));
 }
 
 #[tokio::test(start_paused = true)]
@@ -216,125 +216,125 @@ async fn without_a_rate_nobody_waits() {
 
 #[tokio::test(start_paused = true)]
 async fn a_relay_in_trouble_is_left_alone_for_longer_and_longer() {
-    let health = Health::new(4);
+    let breaker = Breaker::new(4);
     let mut pauses = Vec::new();
     for _ in 0..10 {
-        let Opened::Now(pause) = health.trouble("connect refused", Instant::now(), MIDDLE) else {
+        let Trip::Opened(pause) = breaker.trip("connect refused", Instant::now(), MIDDLE) else {
             panic!("open already")
         };
-        assert_eq!(health.trouble("another worker's word", Instant::now(), MIDDLE), Opened::Before);
+        assert_eq!(breaker.trip("another worker's word", Instant::now(), MIDDLE), Trip::AlreadyOpen);
         pauses.push(pause.as_secs());
         tokio::time::advance(pause).await;
     }
     assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 64, 128, 256, 300]);
-    assert!(!health.is_up());
+    assert!(!breaker.is_up());
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_relay_that_is_back_gets_one_connection_first_and_more_as_mails_get_through() {
-    let health = Health::new(4);
-    let Opened::Now(pause) = health.trouble("connect refused", Instant::now(), MIDDLE) else { panic!("open already") };
+    let breaker = Breaker::new(4);
+    let Trip::Opened(pause) = breaker.trip("connect refused", Instant::now(), MIDDLE) else { panic!("open already") };
     tokio::time::advance(pause * 3).await;
-    assert_eq!(health.reachable(Instant::now()), pause * 3);
-    let cap = || health.watch().borrow().cap;
+    breaker.close();
+    let cap = || breaker.watch().borrow().cap;
     assert_eq!(cap(), 1);
     let mut transactions = 0;
     while cap() < 4 {
-        health.clean();
+        breaker.success();
         transactions += 1;
     }
     assert!((4..=20).contains(&transactions), "{transactions}");
-    let Opened::Now(again) = health.trouble("connect refused", Instant::now(), MIDDLE) else { panic!("open already") };
+    let Trip::Opened(again) = breaker.trip("connect refused", Instant::now(), MIDDLE) else { panic!("open already") };
     assert_eq!(again, pause, "a clean transaction ends the series");
 }
 
 #[tokio::test(start_paused = true)]
 async fn throttling_halves_the_connections_once_for_what_was_under_way_together() {
-    let health = Health::new(8);
-    let cap = || health.watch().borrow().cap;
-    assert_eq!(health.throttled(Instant::now()), Some(4));
-    assert_eq!(health.throttled(Instant::now()), None);
+    let breaker = Breaker::new(8);
+    let cap = || breaker.watch().borrow().cap;
+    assert_eq!(breaker.throttled(Instant::now()), Some(4));
+    assert_eq!(breaker.throttled(Instant::now()), None);
     assert_eq!(cap(), 4);
     for _ in 0..5 {
         tokio::time::advance(Duration::from_secs(2)).await;
-        health.throttled(Instant::now());
+        breaker.throttled(Instant::now());
     }
     assert_eq!(cap(), 1, "one connection always remains");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_worker_is_admitted_while_the_relay_is_up_and_there_is_a_slot() {
-    let health = Health::new(2);
+    let breaker = Breaker::new(2);
     let waits =
-        async |worker: usize| tokio::time::timeout(Duration::from_millis(1), health.admitted(worker)).await.is_err();
+        async |worker: usize| tokio::time::timeout(Duration::from_millis(1), breaker.admitted(worker)).await.is_err();
     assert!(!waits(0).await && !waits(1).await);
-    assert!(health.admits(0, Instant::now()));
-    assert_eq!(health.throttled(Instant::now()), Some(1));
-    assert!(health.admits(0, Instant::now()) && !health.admits(1, Instant::now()));
+    assert!(breaker.admits(0, Instant::now()));
+    assert_eq!(breaker.throttled(Instant::now()), Some(1));
+    assert!(breaker.admits(0, Instant::now()) && !breaker.admits(1, Instant::now()));
     assert!(waits(1).await);
-    health.left(0);
+    breaker.left(0);
     assert!(!waits(1).await, "it has the only slot now");
-    health.stop(0, true);
-    assert!(!health.admits(1, Instant::now()) && waits(1).await);
-    tokio::time::timeout(Duration::from_millis(1), health.down()).await.unwrap();
-    health.stop(0, false);
+    breaker.set_paused(0, true);
+    assert!(!breaker.admits(1, Instant::now()) && waits(1).await);
+    tokio::time::timeout(Duration::from_millis(1), breaker.down()).await.unwrap();
+    breaker.set_paused(0, false);
     assert!(!waits(1).await);
-    assert!(tokio::time::timeout(Duration::from_millis(1), health.down()).await.is_err());
-    health.trouble("no", Instant::now(), MIDDLE);
-    assert!(!health.admits(1, Instant::now()) && waits(1).await);
+    assert!(tokio::time::timeout(Duration::from_millis(1), breaker.down()).await.is_err());
+    breaker.trip("no", Instant::now(), MIDDLE);
+    assert!(!breaker.admits(1, Instant::now()) && waits(1).await);
 }
 
 #[tokio::test(start_paused = true)]
 async fn who_waits_for_a_slot_is_admitted_when_a_learned_limit_is_to_be_tried_again() {
-    let health = Health::new(2);
+    let breaker = Breaker::new(2);
     for worker in 0..2 {
-        health.admitted(worker).await;
-        health.connecting(worker);
+        breaker.admitted(worker).await;
+        breaker.connecting(worker);
     }
-    health.connected(0, Instant::now());
-    assert_eq!(health.refused(1, Instant::now()), Some(Learned::Limit(1)));
-    assert_eq!(health.watch().borrow().cap, 1);
+    breaker.connected(0, Instant::now());
+    assert_eq!(breaker.refused(1, Instant::now()), Some(Learned::Limit(1)));
+    assert_eq!(breaker.watch().borrow().cap, 1);
     let refused = Instant::now();
-    health.admitted(1).await;
+    breaker.admitted(1).await;
     assert_eq!(refused.elapsed().as_secs(), 30);
     // Down, nothing that was learned holds.
-    health.trouble("no", Instant::now(), MIDDLE);
-    health.reachable(Instant::now());
-    (0..5).for_each(|_| health.clean());
-    assert_eq!(health.watch().borrow().cap, 2);
+    breaker.trip("no", Instant::now(), MIDDLE);
+    breaker.close();
+    (0..5).for_each(|_| breaker.success());
+    assert_eq!(breaker.watch().borrow().cap, 2);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_probe_waits_until_no_connection_is_in_use() {
-    let health = Health::new(2);
-    tokio::time::timeout(Duration::from_millis(1), health.all_left()).await.unwrap();
-    health.admitted(0).await;
-    health.connecting(0);
-    let mut left = Box::pin(health.all_left());
+    let breaker = Breaker::new(2);
+    tokio::time::timeout(Duration::from_millis(1), breaker.all_left()).await.unwrap();
+    breaker.admitted(0).await;
+    breaker.connecting(0);
+    let mut left = Box::pin(breaker.all_left());
     assert!(tokio::time::timeout(Duration::from_millis(1), &mut left).await.is_err());
-    health.left(0);
+    breaker.left(0);
     tokio::time::timeout(Duration::from_millis(1), &mut left).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
 async fn only_what_changes_is_seen_by_those_who_watch() {
-    let health = Health::new(2);
-    let mut view = health.watch();
-    health.clean();
+    let breaker = Breaker::new(2);
+    let mut view = breaker.watch();
+    breaker.success();
     assert!(!view.has_changed().unwrap());
-    health.throttled(Instant::now());
+    breaker.throttled(Instant::now());
     assert!(view.has_changed().unwrap());
     assert_eq!(view.borrow_and_update().cap, 1);
 }
 
 #[test]
 fn the_operators_stop_stands_above_the_breaker_and_is_lifted_by_every_queue_that_set_it() {
-    let health = Health::new(1);
-    assert!(health.stop(0, true));
-    assert!(health.stop(1, true));
-    assert!(!health.stop(1, true), "no change");
-    assert!(health.stop(0, false));
-    assert_eq!(health.watch().borrow().state, RelayState::Paused);
-    health.stop(1, false);
-    assert!(health.is_up());
+    let breaker = Breaker::new(1);
+    assert!(breaker.set_paused(0, true));
+    assert!(breaker.set_paused(1, true));
+    assert!(!breaker.set_paused(1, true), "no change");
+    assert!(breaker.set_paused(0, false));
+    assert_eq!(breaker.watch().borrow().state, RelayState::Paused);
+    breaker.set_paused(1, false);
+    assert!(breaker.is_up());
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use mailqueue::dispatch::refusal_streak::{
-    Heard, Offered, PATIENCE, RefusalStreak, Ruling, Sender, Trip, Turn, heard, refusal,
+    Consequence, Heard, Offered, PATIENCE, RefusalStreak, Ruling, Sender, Turn, heard, refusal,
 };
 use mailqueue::outcome::{Attempt, Cause, RecipientOutcome, Reply, Scope, Stage, Trouble};
 use tokio::time::Instant;
@@ -46,7 +46,7 @@ impl Bench {
     /// Takes `count` refused mails of this sender; returns the last one's ruling.
     fn refused(&mut self, name: &str, count: usize, others: bool) -> Ruling<u32> {
         for _ in 1..count {
-            assert_eq!(self.mail(name, no("550 no"), others).trips, []);
+            assert_eq!(self.mail(name, no("550 no"), others).consequences, []);
         }
         self.mail(name, no("550 no"), others)
     }
@@ -64,19 +64,21 @@ impl Bench {
         self.streak.goes_out(&sender(name));
         let ruling = self.mail(name, no("550 no"), others);
         assert_eq!(ruling.excused.len(), 1);
-        match ruling.trips.as_slice() {
-            [Trip::Sender { pause, .. }, ..] => *pause,
+        match ruling.consequences.as_slice() {
+            [Consequence::Sender { pause, .. }, ..] => *pause,
             other => panic!("{other:?}"),
         }
     }
 }
 
 fn paused(ruling: &Ruling<u32>) -> Vec<String> {
-    let name = |trip: &Trip| match trip {
-        Trip::Relay { .. } => "relay".to_owned(),
-        Trip::Sender { sender, .. } => sender.as_ref().map_or("<>".to_owned(), |sender| sender.user().to_owned()),
+    let name = |trip: &Consequence| match trip {
+        Consequence::Relay { .. } => "relay".to_owned(),
+        Consequence::Sender { sender, .. } => {
+            sender.as_ref().map_or("<>".to_owned(), |sender| sender.user().to_owned())
+        }
     };
-    ruling.trips.iter().map(name).collect()
+    ruling.consequences.iter().map(name).collect()
 }
 
 #[test]
@@ -171,9 +173,9 @@ fn another_refusal_begins_another_row() {
     let mut bench = Bench::new();
     bench.refused("a", 9, true);
     let ruling = bench.mail("a", no("554 spam"), true);
-    assert_eq!((ruling.settled, ruling.trips), ((1..=9).collect(), vec![]));
+    assert_eq!((ruling.settled, ruling.consequences), ((1..=9).collect(), vec![]));
     for _ in 0..8 {
-        assert_eq!(bench.mail("a", no("554 spam"), true).trips, []);
+        assert_eq!(bench.mail("a", no("554 spam"), true).consequences, []);
     }
     assert_eq!(paused(&bench.mail("a", no("554 spam"), true)), ["a"]);
 }
@@ -182,7 +184,10 @@ fn another_refusal_begins_another_row() {
 fn what_says_nothing_about_rights_neither_ends_a_row_nor_lengthens_it() {
     let mut bench = Bench::new();
     bench.refused("a", 9, true);
-    assert_eq!(bench.mail("a", Heard::Other, true), Ruling { settled: vec![10], excused: vec![], trips: vec![] });
+    assert_eq!(
+        bench.mail("a", Heard::Other, true),
+        Ruling { settled: vec![10], excused: vec![], consequences: vec![] }
+    );
     assert_eq!(paused(&bench.refused("a", 1, true)), ["a"]);
 }
 

@@ -1,4 +1,4 @@
-//! The relay's health: a breaker that opens on trouble which is no mail's, and the connections that may be in use.
+//! The relay's circuit breaker, which opens on trouble that is no mail's, and the connections that may be in use.
 
 use std::sync::Mutex;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::telemetry::{RelayState, RelayView};
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 
 #[derive(Debug)]
-pub struct Health {
+pub struct Breaker {
     view: watch::Sender<RelayView>,
     /// Sent whenever a worker's turn may have come or gone.
     turns: watch::Sender<()>,
@@ -24,31 +24,29 @@ pub struct Health {
 struct Inner {
     /// Pauses in a row, without a clean transaction between them.
     failures: u32,
-    down_since: Option<Instant>,
     connections: Connections,
-    /// The breaker's own state, under an operator's stop.
+    /// The breaker's own state, under an operator's pause.
     breaker: RelayState,
-    /// Lanes in whose databases an operator stopped the relay.
-    stopped: std::collections::HashSet<usize>,
+    /// Lanes in whose databases an operator has paused the relay.
+    paused: std::collections::HashSet<usize>,
 }
 
-/// What [`Health::trouble`] did.
+/// The effect of [`Breaker::trip`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Opened {
-    /// The relay is paused for so long.
-    Now(Duration),
-    /// It was paused already.
-    Before,
+pub enum Trip {
+    /// The relay is down now, and is tried again after this time.
+    Opened(Duration),
+    /// The relay was down already.
+    AlreadyOpen,
 }
 
-impl Health {
+impl Breaker {
     pub fn new(connections: usize) -> Self {
         let inner = Inner {
             failures: 0,
-            down_since: None,
             connections: Connections::new(connections),
             breaker: RelayState::Up,
-            stopped: std::collections::HashSet::new(),
+            paused: std::collections::HashSet::new(),
         };
         Self { view: watch::Sender::new(inner.view()), turns: watch::Sender::new(()), inner: Mutex::new(inner) }
     }
@@ -125,46 +123,43 @@ impl Health {
     }
 
     /// Trouble that concerns the relay as a whole. `jitter` is in `0.0..1.0`.
-    pub fn trouble(&self, reason: &str, now: Instant, jitter: f64) -> Opened {
+    pub fn trip(&self, reason: &str, now: Instant, jitter: f64) -> Trip {
         self.change(|inner| {
             if matches!(inner.breaker, RelayState::Down { until, .. } if until > now) {
-                return Opened::Before;
+                return Trip::AlreadyOpen;
             }
             let pause = pause(inner.failures, jitter);
             inner.failures = inner.failures.saturating_add(1);
-            inner.down_since.get_or_insert(now);
             inner.connections.forget_limit();
             inner.breaker = RelayState::Down { until: now + pause, reason: reason.to_owned() };
-            Opened::Now(pause)
+            Trip::Opened(pause)
         })
     }
 
-    /// The relay can be reached again: one connection at first, more as mails get through. Answers for how long it could
-    /// not.
-    pub fn reachable(&self, now: Instant) -> Duration {
+    /// The relay can be reached again: one connection at first, more as mails get through.
+    pub fn close(&self) {
         self.change(|inner| {
             inner.breaker = RelayState::Up;
             inner.connections.begin_with_one();
-            inner.down_since.take().map_or(Duration::ZERO, |since| now - since)
-        })
+        });
     }
 
     /// A transaction ended without trouble that is the relay's.
-    pub fn clean(&self) {
+    pub fn success(&self) {
         self.change(|inner| {
             inner.failures = 0;
             inner.connections.clean();
         });
     }
 
-    /// The smarthost asks for less. Answers the new cap where it changed.
+    /// The smarthost asks for less. Returns the new cap if it changed.
     pub fn throttled(&self, now: Instant) -> Option<usize> {
         self.change(|inner| inner.connections.throttled(now))
     }
 
-    /// Sets or lifts the operators' stop that stands in the database of a lane; true where that is a change.
-    pub fn stop(&self, lane: usize, stop: bool) -> bool {
-        self.change(|inner| if stop { inner.stopped.insert(lane) } else { inner.stopped.remove(&lane) })
+    /// Sets or lifts the operators' pause of the relay, as the database of a lane has it. Returns true if that is a change.
+    pub fn set_paused(&self, lane: usize, paused: bool) -> bool {
+        self.change(|inner| if paused { inner.paused.insert(lane) } else { inner.paused.remove(&lane) })
     }
 
     fn change<T>(&self, change: impl FnOnce(&mut Inner) -> T) -> T {
@@ -203,11 +198,11 @@ pub fn pause(before: u32, jitter: f64) -> Duration {
 
 impl Inner {
     fn is_up(&self) -> bool {
-        self.stopped.is_empty() && self.breaker == RelayState::Up
+        self.paused.is_empty() && self.breaker == RelayState::Up
     }
 
     fn view(&self) -> RelayView {
-        let state = if !self.stopped.is_empty() { RelayState::Paused } else { self.breaker.clone() };
+        let state = if !self.paused.is_empty() { RelayState::Paused } else { self.breaker.clone() };
         RelayView { state, cap: self.connections.cap() }
     }
 }

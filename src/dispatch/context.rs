@@ -1,0 +1,370 @@
+//! State that all tasks share: it decides whether a mail may go and which goes next, and takes back those that may not.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::breaker::{Breaker, Trip};
+use super::events::{self, Events};
+use super::lane::{Finished, Job, Lane};
+use super::outage::Outage;
+use super::ready_queue::ReadyQueue;
+use super::refusal_streak::{Consequence, Heard, Offered, RefusalStreak, Ruling, Sender, Turn, heard};
+use crate::ledger;
+use crate::mail::Address;
+use crate::outcome::{Cause, Fate, Reason, Reply, Stage, Trouble, Verdict};
+use crate::queue;
+use crate::retry;
+
+pub struct Context {
+    pub breaker: Breaker,
+    pub outage: Outage,
+    pub events: Events,
+    /// One pass, then the end; trouble of the relay ends it too.
+    pub once: bool,
+    /// The order to end: no new claims; ready mails are given back, mails on the wire are finished.
+    pub stop: CancellationToken,
+    /// Wakes the fetchers.
+    pub poll: Notify,
+    ready: ReadyQueue<Job>,
+    /// Attempts that were refused. Its lock is taken before that of the ready mails, never the other way round.
+    refusals: Mutex<RefusalStreak<Finished>>,
+    retry: retry::Settings,
+}
+
+impl Context {
+    /// `weights` has one for each queue.
+    pub fn new(
+        breaker: Breaker,
+        outage: Outage,
+        events: Events,
+        weights: impl IntoIterator<Item = u32>,
+        retry: retry::Settings,
+        once: bool,
+    ) -> Self {
+        Self {
+            breaker,
+            outage,
+            events,
+            once,
+            stop: CancellationToken::new(),
+            poll: Notify::new(),
+            ready: ReadyQueue::new(weights),
+            refusals: Mutex::default(),
+            retry,
+        }
+    }
+
+    // --- a lane ---
+
+    /// Returns true while mails of this lane may be claimed and offered.
+    pub fn may_send(&self, lane: &Lane) -> bool {
+        self.breaker.is_up() && !lane.is_paused() && !self.stop.is_cancelled()
+    }
+
+    /// Waits until fewer than `limit` mails of the lane are ready and it may send. Returns false if it will not in this
+    /// pass.
+    pub async fn wait_wanted(&self, lane: &Lane, limit: usize) -> bool {
+        let mut view = self.breaker.watch();
+        while !self.may_send(lane) {
+            if self.once || lane.is_paused() || view.changed().await.is_err() {
+                return false;
+            }
+        }
+        self.ready.wait_below(lane.index, limit).await;
+        self.may_send(lane)
+    }
+
+    /// Gives the lane's ready mails back to the table. Those on the wire are not among them.
+    pub fn return_ready(&self, lane: &Lane) {
+        self.ready.drain(lane.index).into_iter().for_each(Job::release);
+    }
+
+    /// Gives the lane's mails back if they may not go now, and settles refusals to which no more will come.
+    pub fn return_unless_open(&self, lane: &Lane) {
+        if !self.may_send(lane) {
+            self.return_ready(lane);
+            self.flush_refusals();
+        }
+    }
+
+    /// Looks up whether an operator has paused the queue or the relay, and obeys.
+    pub async fn obey_operator(&self, lane: &Lane) -> Result<(), queue::Error> {
+        let paused = lane.queue.paused().await?;
+        if lane.set_paused(paused.queue) {
+            let word = if paused.queue { "queue paused by an operator" } else { "queue resumed by an operator" };
+            tracing::info!(target: events::DATABASE, queue = %lane.name(), "{word}");
+            self.poll.notify_waiters();
+        }
+        if self.breaker.set_paused(lane.index, paused.relay) {
+            let word = if paused.relay { "relay paused by an operator" } else { "relay resumed by an operator" };
+            tracing::info!(target: events::RELAY, "{word}");
+            self.poll.notify_waiters();
+        }
+        Ok(())
+    }
+
+    // --- ready mails ---
+
+    /// Makes a mail ready. Where its sender is paused, it is deferred until the pause is over.
+    pub fn push(&self, job: Job) {
+        self.make_ready(job, |flow, job| self.ready.push(flow, job));
+    }
+
+    /// Makes a mail ready again that was taken and not offered, for another connection; or gives it back to the table,
+    /// where no connection will take it.
+    pub fn put_back(&self, job: Job) {
+        let lane = job.lane.clone();
+        if !self.may_send(&lane) {
+            return self.release(job);
+        }
+        self.refusals().came_back(job.sender());
+        self.make_ready(job, |flow, job| self.ready.push_front(flow, job));
+        // What closed the lane meanwhile may have given back all that was ready before.
+        if !self.may_send(&lane) {
+            self.return_ready(&lane);
+        }
+    }
+
+    /// Gives a mail back to the table that was taken and not offered.
+    pub fn release(&self, job: Job) {
+        let sender = job.sender().clone();
+        job.release();
+        self.came_back(&sender);
+    }
+
+    /// A mail of this sender was taken and not offered. Another one may try whether the sender's pause is over.
+    pub fn came_back(&self, sender: &Sender) {
+        self.refusals().came_back(sender);
+        self.ready.stir();
+    }
+
+    fn make_ready(&self, job: Job, push: impl FnOnce(usize, Job)) {
+        let now = Instant::now();
+        let streak = self.refusals();
+        match streak.paused(job.sender(), now) {
+            Some((left, said)) => self.keep_for_later(job, left, said),
+            None => push(job.lane.index, job),
+        }
+    }
+
+    /// Takes the next mail whose turn it is.
+    pub fn next(&self, now: Instant) -> Option<Job> {
+        let mut streak = self.refusals();
+        if streak.is_quiet() {
+            return self.ready.try_next();
+        }
+        let turn = |flow, job: &Job| streak.turn(job.sender(), flow, now);
+        let job = self.ready.try_next_by(Turn::Now, turn)?;
+        streak.goes_out(job.sender());
+        Some(job)
+    }
+
+    /// Waits until [`Context::next`] would return a mail.
+    pub async fn wait_nonempty(&self) {
+        self.ready.wait_nonempty(|| self.has_next()).await;
+    }
+
+    fn has_next(&self) -> bool {
+        let streak = self.refusals();
+        if streak.is_quiet() {
+            return !self.ready.is_empty();
+        }
+        let now = Instant::now();
+        self.ready.any(|flow, job| streak.turn(job.sender(), flow, now).is_some())
+    }
+
+    /// Returns true while the mails of this one's sender are not offered.
+    pub fn sender_is_paused(&self, job: &Job) -> bool {
+        self.refusals().paused(job.sender(), Instant::now()).is_some()
+    }
+
+    // --- attempts ---
+
+    /// Takes a finished attempt. Settles it, unless it may be part of a streak of refusals.
+    pub fn finished(&self, finished: Finished) {
+        let heard = heard(&finished.attempt);
+        let was_accepted = heard == Heard::Accepted;
+        let (sender, flow) = (finished.job.sender().clone(), finished.job.lane.index);
+        let (ruling, paused) = {
+            let mut streak = self.refusals();
+            // A single pass goes on behind the mails of one sender: other senders' may follow, and have no later turn.
+            let others = || self.once || self.others_are_ready(&sender);
+            let begun = finished.begun;
+            let offered = Offered { item: finished, sender: &sender, queue: flow, begun };
+            let ruling = streak.take(offered, heard, others, Instant::now(), jitter());
+            (ruling, self.take_paused(&streak))
+        };
+        if self.once && was_accepted && self.breaker.is_up() {
+            self.events.progress.clear_relay_trouble();
+        }
+        self.ready.stir();
+        let Ruling { settled, excused, consequences } = ruling;
+        settled.into_iter().for_each(|finished| self.conclude(finished));
+        for finished in excused {
+            let attempt = retry::excused(&finished.attempt);
+            self.conclude(Finished { attempt, ..finished });
+        }
+        for consequence in consequences {
+            match consequence {
+                Consequence::Sender { sender, pause, said } => {
+                    self.note_sender_paused(sender.as_ref(), pause, &said);
+                    if self.once && !self.others_are_ready(&sender) {
+                        // Unless a mail of another sender is accepted, the pass ends with this.
+                        self.events.progress.note_relay_trouble(&in_a_row(&said));
+                    }
+                }
+                Consequence::Relay { said } => self.take_relay_down(&in_a_row(&said)),
+            }
+        }
+        paused.into_iter().for_each(|(job, left, said)| self.keep_for_later(job, left, &said));
+    }
+
+    /// Returns true while refused mails wait for others.
+    pub fn has_refusals_waiting(&self) -> bool {
+        !self.refusals().is_idle()
+    }
+
+    /// Settles the refused mails to which no further refusal came for a while.
+    pub fn flush_ripe_refusals(&self) {
+        let ripe = self.refusals().ripe(Instant::now());
+        ripe.into_iter().for_each(|finished| self.conclude(finished));
+    }
+
+    /// Settles all refused mails that wait, because no other may come for a while. The streaks go on.
+    pub fn flush_refusals(&self) {
+        let waiting = self.refusals().flush();
+        waiting.into_iter().for_each(|finished| self.conclude(finished));
+    }
+
+    /// Decides what becomes of the row, and hands it to the settler.
+    fn conclude(&self, finished: Finished) {
+        let history = &finished.job.prepared.history;
+        let verdict = retry::decide(&self.retry, history, &finished.attempt, Timestamp::now(), jitter());
+        finished.settle(verdict);
+    }
+
+    fn others_are_ready(&self, sender: &Sender) -> bool {
+        self.ready.any(|_, job| job.sender() != sender)
+    }
+
+    /// Takes out the ready mails of senders that are paused.
+    fn take_paused(&self, streak: &RefusalStreak<Finished>) -> Vec<(Job, Duration, String)> {
+        let now = Instant::now();
+        if streak.is_quiet() || !self.ready.any(|_, job| streak.paused(job.sender(), now).is_some()) {
+            return Vec::new();
+        }
+        let jobs = self.ready.extract(|job| streak.paused(job.sender(), now).is_some());
+        let with_pause = |job: Job| {
+            let (left, said) = streak.paused(job.sender(), now)?;
+            let said = said.to_owned();
+            Some((job, left, said))
+        };
+        jobs.into_iter().filter_map(with_pause).collect()
+    }
+
+    fn note_sender_paused(&self, sender: Option<&Address>, pause: Duration, said: &str) {
+        let sender = sender.map_or("<>".to_owned(), |sender| self.events.redact(sender.as_ref()));
+        tracing::warn!(target: events::RELAY, sender, reason = self.events.redact(said),
+            seconds = pause.as_secs_f64().round(),
+            "sender paused: its mails in a row are refused; they are deferred, and one is tried after the pause");
+    }
+
+    /// Defers a mail that is not offered, because its sender is paused for this long. No attempt is used.
+    fn keep_for_later(&self, job: Job, left: Duration, said: &str) {
+        if self.once && job.prepared.claim.is_new() {
+            // This pass has its turn behind it. A row that was deferred before would be found again at once.
+            job.release();
+        } else {
+            defer(job, left, said);
+        }
+    }
+
+    fn refusals(&self) -> MutexGuard<'_, RefusalStreak<Finished>> {
+        self.refusals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    // --- the relay ---
+
+    /// Takes the relay down, or ends the pass, because of trouble that is no mail's.
+    pub fn relay_failed(&self, trouble: &Trouble) {
+        self.take_relay_down(&with_remedy(trouble));
+    }
+
+    /// As [`Context::relay_failed`], for a reason in words.
+    pub fn take_relay_down(&self, reason: &str) {
+        self.trip(reason, "relay down", "relay in trouble: the pass ends here");
+    }
+
+    /// Stops sending because of our own disk: no mail is sent that cannot be noted in the ledger.
+    pub fn ledger_failed(&self, error: &ledger::Error) {
+        let reason = format!(
+            "{error}: make room on its disk, or mend its rights; until then nothing is sent, and nothing is lost"
+        );
+        self.trip(&reason, "sending suspended", "the ledger cannot be written: the pass ends here");
+    }
+
+    fn trip(&self, reason: &str, down: &str, ended: &str) {
+        let Trip::Opened(pause) = self.breaker.trip(reason, Instant::now(), jitter()) else { return };
+        self.outage.begins(Timestamp::now());
+        self.events.progress.note_relay_trouble(reason);
+        // No more mails come that could make a streak longer.
+        self.flush_refusals();
+        let reason = self.events.redact(reason);
+        if self.once {
+            tracing::warn!(target: events::RELAY, reason, "{ended}");
+        } else {
+            tracing::warn!(target: events::RELAY, reason, seconds = pause.as_secs(), "{down}");
+        }
+    }
+
+    /// The relay can be reached again.
+    pub fn relay_is_back(&self) {
+        let down = self.outage.ends(Timestamp::now());
+        self.breaker.close();
+        tracing::info!(target: events::RELAY, seconds = down.as_secs(), "relay up again");
+        self.events.progress.clear_relay_trouble();
+        self.poll.notify_waiters();
+    }
+}
+
+/// `jitter` for the policies, which take chance as an argument.
+pub fn jitter() -> f64 {
+    rand::random_range(0.0..1.0)
+}
+
+fn in_a_row(said: &str) -> String {
+    format!("mails in a row are refused with {said}")
+}
+
+/// Defers a mail. The mails come back one after the other, over a time as long as the pause, because after it a single
+/// one is tried.
+fn defer(job: Job, left: Duration, said: &str) {
+    let next_attempt = Timestamp::now().checked_add(left + left.mul_f64(jitter())).unwrap_or(Timestamp::MAX);
+    let fate = Fate::Deferred { reason: Reason::Throttled, next_attempt };
+    let last_reply = Some(format!("not offered: mails of its sender are refused with {said}"));
+    let history = job.prepared.history.clone();
+    job.settle(Verdict { fate, history, last_reply });
+}
+
+/// Returns the smarthost's words, with a remedy where they do not say it.
+fn with_remedy(trouble: &Trouble) -> String {
+    match (&trouble.cause, trouble.stage) {
+        (Cause::Reply(Reply { code: 535, .. }), _) => {
+            format!("{trouble}: the login was refused; relay.username or the file in relay.password_file is wrong")
+        }
+        (Cause::Reply(Reply { code: 530, .. }), stage) if stage >= Stage::Mail => {
+            format!(
+                "{trouble}: the smarthost wants a login; set relay.username and relay.password_file, or look at relay.tls"
+            )
+        }
+        (Cause::Timeout, Stage::Greeting) => {
+            format!("{trouble}: it may wait for TLS, as on port 465, which wants relay.tls = \"implicit\"")
+        }
+        _ => trouble.to_string(),
+    }
+}

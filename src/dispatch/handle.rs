@@ -1,0 +1,93 @@
+//! The view of a running dispatcher from outside: steers it, and shows it to its observers.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::context::Context;
+use super::memory::Memory;
+use super::progress::Progress;
+use super::rate::Bucket;
+use super::sender;
+use crate::ledger::Ledger;
+use crate::mail::Mail;
+use crate::relay::Relay;
+use crate::telemetry::{FailureReport, LaneSample, Observed, RelayState, RelayView, Sample, SendError};
+
+/// Steers a running dispatcher. Cheap to clone.
+#[derive(Clone)]
+pub struct Handle {
+    pub(super) context: Arc<Context>,
+    pub(super) relay: Arc<Relay>,
+    pub(super) ledger: Ledger,
+    pub(super) memory: Arc<Memory>,
+    pub(super) bucket: Arc<Bucket>,
+}
+
+impl Handle {
+    /// Finishes the mails on the wire, gives all others back, and lets [`Dispatcher::run`](super::Dispatcher::run) end.
+    pub fn stop(&self) {
+        self.context.stop.cancel();
+    }
+
+    /// Looks at all tables now.
+    pub fn poll(&self) {
+        self.context.poll.notify_waiters();
+    }
+
+    pub fn progress(&self) -> Arc<Progress> {
+        self.context.events.progress.clone()
+    }
+
+    fn redact(&self, text: &str) -> String {
+        self.context.events.redact(text)
+    }
+
+    fn relay_view(&self) -> RelayView {
+        let view = self.context.breaker.watch().borrow().clone();
+        let state = match view.state {
+            RelayState::Down { until, reason } => RelayState::Down { until, reason: self.redact(&reason) },
+            state @ (RelayState::Up | RelayState::Paused) => state,
+        };
+        RelayView { state, ..view }
+    }
+}
+
+impl Observed for Handle {
+    fn sample(&self) -> Sample {
+        let progress = &self.context.events.progress;
+        let now = Instant::now();
+        let lanes = progress.liveness.lanes(now).into_iter().map(|(name, liveness)| LaneSample {
+            database: progress.database_trouble(&name).map(|error| self.redact(&error)),
+            liveness,
+            name,
+        });
+        let announced = self.relay.announced();
+        let pipelining = announced.as_ref().map(|_| self.relay.pipelining(now));
+        Sample {
+            lanes: lanes.collect(),
+            relay: self.relay_view(),
+            pipelining: pipelining.map(|(mode, reason)| (mode.as_str(), reason)),
+            capabilities: announced.map(|announced| announced.capabilities()),
+            last_poll: progress.last_poll(),
+            last_accepted: progress.last_accepted(),
+            ledger_open: self.ledger.open_count(),
+            in_flight_bytes: self.memory.in_use(),
+            tally: progress.tally(),
+        }
+    }
+
+    fn take_failures(&self) -> FailureReport {
+        self.context.events.progress.take_failures()
+    }
+
+    async fn send_notice(&self, mail: &Mail) -> Result<(), SendError> {
+        if !self.context.breaker.is_up() {
+            return Err(SendError::Temporary("the relay is down or paused".to_owned()));
+        }
+        sender::send_notice(&self.relay, &self.bucket, mail).await.map_err(|error| match error {
+            SendError::Temporary(reason) => SendError::Temporary(self.redact(&reason)),
+            SendError::Permanent(reason) => SendError::Permanent(self.redact(&reason)),
+        })
+    }
+}

@@ -1,0 +1,241 @@
+//! Progress of a running dispatcher: counts, signs of life and troubles. Reading it costs nothing.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::time::{Instant, interval};
+
+use super::counters::Counters;
+use crate::outcome::Fate;
+use crate::telemetry::{FailedRow, FailureReport, LaneLiveness, Tally};
+
+/// The counts grow while a dispatcher runs.
+#[derive(Debug, Default)]
+pub struct Progress {
+    claimed: AtomicU64,
+    delivered: AtomicU64,
+    deferred: AtomicU64,
+    failed: AtomicU64,
+    unreadable: AtomicU64,
+    held: AtomicU64,
+    relay_trouble: Mutex<Option<String>>,
+    last_poll: Mutex<Option<Timestamp>>,
+    last_accepted: Mutex<Option<Timestamp>>,
+    /// Queues whose database is out of reach, with its last words.
+    databases: Mutex<HashMap<Arc<str>, String>>,
+    /// Queues whose database does not take delivery results, with its last words.
+    unsettled: Mutex<HashMap<Arc<str>, String>>,
+    /// Rows that failed or became unreadable since the last [`Progress::take_failures`].
+    failures: Mutex<FailureReport>,
+    /// Counters and histograms for monitoring.
+    pub counters: Counters,
+    /// Signs of life of the loops.
+    pub liveness: Liveness,
+}
+
+impl Progress {
+    /// Returns the progress for the next dispatcher of this process: counts go on, signs of life and troubles start empty.
+    pub fn carry_over(&self) -> Self {
+        let Tally { claimed, delivered, deferred, failed, unreadable, held } = self.tally();
+        Self {
+            claimed: claimed.into(),
+            delivered: delivered.into(),
+            deferred: deferred.into(),
+            failed: failed.into(),
+            unreadable: unreadable.into(),
+            held: held.into(),
+            last_poll: self.last_poll().into(),
+            last_accepted: self.last_accepted().into(),
+            counters: self.counters.clone(),
+            ..Self::default()
+        }
+    }
+
+    pub fn tally(&self) -> Tally {
+        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        Tally {
+            claimed: read(&self.claimed),
+            delivered: read(&self.delivered),
+            deferred: read(&self.deferred),
+            failed: read(&self.failed),
+            unreadable: read(&self.unreadable),
+            held: read(&self.held),
+        }
+    }
+
+    /// The trouble because of which the relay is down, or a pass ended early.
+    pub fn relay_trouble(&self) -> Option<String> {
+        lock(&self.relay_trouble).clone()
+    }
+
+    pub fn last_poll(&self) -> Option<Timestamp> {
+        *lock(&self.last_poll)
+    }
+
+    pub fn last_accepted(&self) -> Option<Timestamp> {
+        *lock(&self.last_accepted)
+    }
+
+    /// Returns the last words of a database that is out of reach, or does not do what it should.
+    pub fn database_trouble(&self, queue: &str) -> Option<String> {
+        lock(&self.databases).get(queue).or(lock(&self.unsettled).get(queue)).cloned()
+    }
+
+    /// Takes the rows that failed or became unreadable since the last call.
+    pub fn take_failures(&self) -> FailureReport {
+        std::mem::take(&mut *lock(&self.failures))
+    }
+
+    pub(super) fn expect_lane(&self, name: &Arc<str>) {
+        self.counters.expect_queue(name);
+        self.liveness.expect(name.clone());
+    }
+
+    pub(super) fn note_relay_trouble(&self, reason: &str) {
+        *lock(&self.relay_trouble) = Some(reason.to_owned());
+    }
+
+    pub(super) fn clear_relay_trouble(&self) {
+        *lock(&self.relay_trouble) = None;
+    }
+
+    pub(super) fn note_poll(&self, now: Timestamp) {
+        *lock(&self.last_poll) = Some(now);
+    }
+
+    pub(super) fn note_accepted(&self, now: Timestamp) {
+        *lock(&self.last_accepted) = Some(now);
+    }
+
+    pub(super) fn note_claimed(&self) {
+        self.claimed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn note_settled(&self, queue: &str, fate: &Fate) {
+        self.counters.settled(queue, fate);
+        let count = match fate {
+            Fate::Delivered => &self.delivered,
+            Fate::Deferred { .. } => &self.deferred,
+            Fate::Failed { .. } => &self.failed,
+            Fate::Held { .. } => &self.held,
+            Fate::Unreadable { .. } => &self.unreadable,
+            Fate::Released => return,
+        };
+        count.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn note_failure(&self, row: FailedRow) {
+        lock(&self.failures).push(row);
+    }
+
+    /// A database is out of reach, or refuses a statement. Returns true if these words are new.
+    pub(super) fn note_database(&self, queue: &Arc<str>, words: &str) -> bool {
+        let before = lock(&self.databases).insert(queue.clone(), words.to_owned());
+        before.as_deref() != Some(words)
+    }
+
+    /// Returns true if there was trouble before.
+    pub(super) fn clear_database(&self, queue: &str) -> bool {
+        lock(&self.databases).remove(queue).is_some()
+    }
+
+    /// A database does not take delivery results. Returns true if these words are new.
+    pub(super) fn note_unsettled(&self, queue: &Arc<str>, words: &str) -> bool {
+        let before = lock(&self.unsettled).insert(queue.clone(), words.to_owned());
+        before.as_deref() != Some(words)
+    }
+
+    /// Returns true if there was trouble before.
+    pub(super) fn clear_unsettled(&self, queue: &str) -> bool {
+        lock(&self.unsettled).remove(queue).is_some()
+    }
+}
+
+/// The interval at which a loop that waits shows that it is alive.
+const WHILE_WAITING: Duration = Duration::from_secs(5);
+
+/// Signs of life of each lane's loops. A loop touches its own when it makes progress, and while it waits for something
+/// that may take long.
+#[derive(Debug, Default)]
+pub struct Liveness {
+    lanes: Mutex<BTreeMap<Arc<str>, Touched>>,
+}
+
+/// The time of each loop's newest sign of life.
+#[derive(Clone, Copy, Debug)]
+struct Touched {
+    /// `None` once the loop has ended, long before the last mails are finished.
+    fetcher: Option<Instant>,
+    maintenance: Instant,
+    started: bool,
+}
+
+/// The loops of a lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loop {
+    Fetcher,
+    Maintenance,
+}
+
+impl Liveness {
+    /// Adds a lane that runs from now on.
+    fn expect(&self, lane: Arc<str>) {
+        let now = Instant::now();
+        lock(&self.lanes).insert(lane, Touched { fetcher: Some(now), maintenance: now, started: false });
+    }
+
+    pub(super) fn touch(&self, lane: &str, which: Loop) {
+        self.with(lane, |touched| match which {
+            Loop::Fetcher => touched.fetcher = Some(Instant::now()),
+            Loop::Maintenance => touched.maintenance = Instant::now(),
+        });
+    }
+
+    pub(super) fn fetcher_ended(&self, lane: &str) {
+        self.with(lane, |touched| (touched.fetcher, touched.started) = (None, true));
+    }
+
+    pub(super) fn started(&self, lane: &str) {
+        self.with(lane, |touched| touched.started = true);
+    }
+
+    /// Touches the fetcher's sign of life while it waits for something that may take long: a due row, room, memory, a
+    /// relay that is down.
+    pub(super) async fn touch_while<T>(&self, lane: &str, what: impl Future<Output = T>) -> T {
+        let mut ticks = interval(WHILE_WAITING);
+        tokio::pin!(what);
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut what => {
+                    self.touch(lane, Loop::Fetcher);
+                    return done;
+                }
+                _ = ticks.tick() => self.touch(lane, Loop::Fetcher),
+            }
+        }
+    }
+
+    /// Returns each lane's signs of life, in the order of their names.
+    pub fn lanes(&self, now: Instant) -> Vec<(Arc<str>, LaneLiveness)> {
+        let liveness = |Touched { fetcher, maintenance, started }: &Touched| LaneLiveness {
+            stalled_for: now
+                .saturating_duration_since(fetcher.map_or(*maintenance, |fetcher| fetcher.min(*maintenance))),
+            started: *started,
+        };
+        lock(&self.lanes).iter().map(|(name, touched)| (name.clone(), liveness(touched))).collect()
+    }
+
+    fn with(&self, lane: &str, change: impl FnOnce(&mut Touched)) {
+        if let Some(touched) = lock(&self.lanes).get_mut(lane) {
+            change(touched);
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
