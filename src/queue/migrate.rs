@@ -9,6 +9,10 @@ use super::handle::Queue;
 
 const OURS: &str = "mailqueue_delivery, mailqueue_recipient, mailqueue_dispatcher";
 
+/// The name of the lock under which MySQL and MariaDB migrate a database. Both take up to 64 characters. MySQL 9 has no
+/// MD5().
+const LOCK: &str = "CONCAT('mailqueue ', LEFT(SHA2(DATABASE(), 256), 32))";
+
 impl Queue {
     /// Creates our tables, and the producers' table too if asked, where they do not exist. Answers in sentences.
     pub async fn migrate(&self, producers: bool) -> Result<Vec<String>, Error> {
@@ -62,8 +66,8 @@ impl Connection {
     async fn migrate(&mut self) -> Result<(), Failure> {
         // sqlx's own lock waits without limit, which MariaDB does not know and answers with no lock at all.
         if let Native::MySql(_) = self.mark_dirty() {
-            let lock = "SELECT GET_LOCK(CONCAT('mailqueue ', MD5(DATABASE())), 50)";
-            let locked = self.fetch(lock, Vec::new()).await?;
+            let lock = format!("SELECT GET_LOCK({LOCK}, 50)");
+            let locked = self.fetch(&lock, Vec::new()).await?;
             if locked.first().map(|line| line.i64(0)).transpose()?.flatten() != Some(1) {
                 return Err(Failure::Refused("another migration has been running for long".to_owned()));
             }
@@ -76,7 +80,7 @@ impl Connection {
         match done {
             Ok(()) => {
                 if let Native::MySql(_) = self.mark_dirty() {
-                    self.fetch("SELECT RELEASE_LOCK(CONCAT('mailqueue ', MD5(DATABASE())))", Vec::new()).await?;
+                    self.fetch(&format!("SELECT RELEASE_LOCK({LOCK})"), Vec::new()).await?;
                 }
                 self.mark_clean();
                 Ok(())

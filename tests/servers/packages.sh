@@ -5,14 +5,18 @@
 cache=      # what was unpacked is in $cache/root
 system=()   # see installed_system
 packaged=() # stands before a program that may be from there, and lets it find its libraries
+foreign=()  # stands before a program of another release of Debian, below $foreign_root; see provide_foreign
+foreign_root=
 
 # Packages, and one file that each cannot do without.
 needed=(
     "openssl                 usr/bin/openssl"
     "mariadb-server-core     usr/sbin/mariadbd"
     "mariadb-client-core     usr/bin/my_print_defaults"
+    "mariadb-server          usr/lib/mysql/plugin/auth_ed25519.so"
     "galera-4                usr/lib/galera/libgalera_smm.so"
     "postgresql              usr/lib/postgresql/*/bin/initdb"
+    "pgbouncer               usr/sbin/pgbouncer"
     "postfix                 usr/lib/postfix/sbin/master"
     "sasl2-bin               usr/sbin/saslpasswd2"
     "libsasl2-modules        usr/lib/*/sasl2/libplain.so"
@@ -47,6 +51,7 @@ provide_packages() {
     if ((${#missing[@]} > 0)); then
         download "${missing[@]}"
     fi
+    provide_foreign
     exec 9>&-
 
     local libraries
@@ -84,10 +89,55 @@ runnable() {
     echo "$script"
 }
 
+# What only a later release of Debian has. A program of another release needs that release's C library, and with it all
+# other libraries from there. So all that it depends on is unpacked into a root of its own, and it is started by that
+# root's dynamic loader. Perl stays away, because only scripts that no test runs are written in it.
+foreign_needed=(mysql-server-core)
+
+provide_foreign() {
+    local package loader
+    foreign_root=$cache/foreign
+    for package in "${foreign_needed[@]}"; do
+        [[ -e $cache/unpacked/$package ]] || download_foreign "$package"
+    done
+    loader=$(compgen -G "$foreign_root/usr/lib/*/ld-linux*") || fail "$foreign_root has no dynamic loader"
+    foreign=(env -u LD_LIBRARY_PATH "$loader" --library-path "${loader%/*}")
+}
+
+# download_foreign PACKAGE: from the release that is never frozen, by way of the mirror that the machine uses.
+download_foreign() {
+    local mirror packages apt_sources=()
+    type apt-get >/dev/null 2>&1 || fail "$1 comes from Debian's archive; without apt: tests/run --embedded-only"
+    echo "tests/run: downloading $1" >&2
+    mkdir -p "$foreign_root" "$cache"/{unpacked,debs,apt/lists/partial,apt/archives/partial}
+    apt update || true
+    mirror=$(apt_lists)
+    [[ -n $mirror ]] || fail "no Debian archive among the sources of apt; without it: tests/run --embedded-only"
+    echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror sid main" >"$cache/apt/sources.list"
+    : >"$cache/apt/nothing-installed"
+    apt_sources=(-o Dir::Etc::sourcelist="$cache/apt/sources.list" -o Dir::Etc::sourceparts=- \
+        -o Dir::State::status="$cache/apt/nothing-installed")
+    apt update || fail "the index of Debian's archive could not be read; without it: tests/run --embedded-only"
+    packages=$(apt -s install "$1" | awk '$1 == "Inst" && $2 !~ /perl/ { print $2 }')
+    rm -f "$cache"/debs/*
+    # shellcheck disable=SC2086 # one word a package
+    (cd "$cache/debs" && apt download $packages) || fail "could not download $1; without it: tests/run --embedded-only"
+    for deb in "$cache"/debs/*.deb; do
+        dpkg -x "$deb" "$foreign_root"
+    done
+    touch "$cache/unpacked/$1"
+    rm -rf "$cache/debs" "$cache/apt"
+}
+
+# The address of the Debian archive in the lists that are there.
+apt_lists() {
+    apt indextargets --format '$(REPO_URI)' 'Origin: Debian' 'Label: Debian' | head -n 1
+}
+
 # apt with lists and archives of our own: needs no rights, and does not depend on how old the machine's lists are.
 apt() {
     apt-get -qq -o Dir::State="$cache/apt" -o Dir::State::status=/var/lib/dpkg/status -o Dir::Cache="$cache/apt" \
-        -o APT::Sandbox::User="$(id -un)" --no-install-recommends "$@"
+        -o APT::Sandbox::User="$(id -un)" --no-install-recommends ${apt_sources[@]+"${apt_sources[@]}"} "$@"
 }
 
 # download PACKAGE…: each with all that it depends on and the machine lacks, into the cache.

@@ -48,7 +48,7 @@ pub(crate) struct Dialect {
     pub columns: &'static str,
     /// About how many rows a table has, without counting.
     pub estimate: &'static str,
-    /// The stored bytes of a column of this type.
+    /// The stored bytes of a column of this type; in UTF-8 where a letter is stored in more than one byte.
     pub bytes: fn(column: &str, kind: &str) -> String,
     /// The number of stored bytes of a column of this type, as a 64-bit integer; NULL for NULL. Tells it without the
     /// content, where the database can.

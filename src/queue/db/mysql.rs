@@ -4,11 +4,14 @@ use super::dialect::{Dialect, Engine};
 
 pub(crate) const DIALECT: Dialect = Dialect {
     engine: Engine::MySql,
-    // Strict, so that nothing of ours is cut without a word. The metadata lock is what ALTER TABLE holds. Columns come
+    // Strict, so that nothing of ours is cut without a word. Each statement outside a transaction is one, COMMIT begins no
+    // other, and no limit of the server applies to statements without a WHERE or to joins, whatever the server's defaults
+    // are. The metadata lock is what ALTER TABLE holds. Columns come
     // as they are stored, whatever their character set; and texts are compared byte by byte, which is what is meant and
     // costs least. MariaDB ends a transaction that a stopped process left open; MySQL cannot.
     session: "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED; \
-              SET SESSION innodb_lock_wait_timeout = 5, lock_wait_timeout = 5, \
+              SET SESSION autocommit = 1, completion_type = 0, sql_safe_updates = 0, sql_big_selects = 1, \
+              sql_select_limit = 18446744073709551615, innodb_lock_wait_timeout = 5, lock_wait_timeout = 5, \
               character_set_results = NULL, collation_connection = utf8mb4_bin, \
               sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION' /*M!100300 , idle_transaction_timeout = 30 */",
     begin: "START TRANSACTION",
@@ -38,13 +41,15 @@ pub(crate) const DIALECT: Dialect = Dialect {
                      state = IF(state = 'accepted', state, VALUES(state))",
     same_dispatcher: "ON DUPLICATE KEY UPDATE heartbeat = heartbeat + 1",
     now: "CAST(UNIX_TIMESTAMP(NOW(3)) * 1000 AS SIGNED)",
-    columns: "SELECT column_name, data_type, CAST(character_maximum_length AS SIGNED) \
+    // The character sets whose letters take more than one byte each. Base64 is ASCII in all others.
+    columns: "SELECT column_name, IF(character_set_name IN ('ucs2', 'utf16', 'utf16le', 'utf32'), 'wide', data_type), \
+              CAST(character_maximum_length AS SIGNED) \
               FROM information_schema.columns WHERE table_schema = DATABASE() AND table_name = ?",
     estimate: "SELECT CAST(table_rows AS SIGNED) FROM information_schema.tables \
                WHERE table_schema = DATABASE() AND table_name = ?",
     // A CAST would copy each, which takes longer than to hash it.
-    bytes: |column, _| column.to_owned(),
-    length: |column, _| format!("LENGTH({column})"),
+    bytes: |column, kind| stored(column, kind),
+    length: |column, kind| format!("LENGTH({})", stored(column, kind)),
     no_length: "-1",
     greatest: "GREATEST",
     // VARCHAR(n) holds n characters, and base64 has one byte a character, whichever the character set; TEXT and its
@@ -64,6 +69,14 @@ pub(crate) const DIALECT: Dialect = Dialect {
     producers_mparams: ",\n  mparams LONGTEXT NULL",
     last_number: Some("SELECT CAST(LAST_INSERT_ID() AS SIGNED)"),
 };
+
+/// The stored bytes of a column, or what they are in UTF-8 where they are no ASCII.
+fn stored(column: &str, kind: &str) -> String {
+    match kind {
+        "wide" => format!("CONVERT({column} USING utf8mb4)"),
+        _ => column.to_owned(),
+    }
+}
 
 pub(crate) const VERSION: &str = "SELECT CONCAT(IF(VERSION() LIKE '%MariaDB%', 'MariaDB ', 'MySQL '), VERSION())";
 pub(crate) const GRANTS: &str = "SHOW GRANTS FOR CURRENT_USER()";

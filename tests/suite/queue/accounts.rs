@@ -155,7 +155,13 @@ impl Place {
     async fn disconnect(&self, user: &str) {
         let mut session = self.session().await;
         match session {
-            Session::MariaDb(_) => session.run(&format!("KILL USER '{user}'")).await.unwrap(),
+            Session::MariaDb(_) => {
+                let theirs = format!("SELECT CAST(id AS CHAR) FROM information_schema.processlist WHERE user = '{user}'");
+                for id in session.lines(&theirs).await {
+                    // One that has just ended by itself is as well.
+                    let _ = session.run(&format!("KILL {id}")).await;
+                }
+            }
             _ => {
                 let sql = format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{user}'");
                 session.run(&sql).await.unwrap();

@@ -25,6 +25,12 @@ macro_rules! on_each_database {
                 super::$name(crate::queue::place::Place::mariadb().await).await;
             })+
         }
+        mod mysql {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                super::$name(crate::queue::place::Place::mysql().await).await;
+            })+
+        }
         mod postgres {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $name() {
@@ -48,6 +54,12 @@ macro_rules! on_each_server {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $name() {
                 super::$name(crate::queue::place::Place::mariadb().await).await;
+            })+
+        }
+        mod mysql {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                super::$name(crate::queue::place::Place::mysql().await).await;
             })+
         }
         mod postgres {

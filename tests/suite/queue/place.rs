@@ -32,6 +32,10 @@ impl Place {
         Self::on(database::mariadb().await).await
     }
 
+    pub async fn mysql() -> Self {
+        Self::on(database::mysql().await).await
+    }
+
     pub async fn postgres() -> Self {
         Self::on(database::postgres().await).await
     }

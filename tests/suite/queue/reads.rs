@@ -147,15 +147,20 @@ impl Reads {
 /// A session that asks the database what others have read.
 struct Counter {
     session: Session,
+    is_mariadb: bool,
 }
 
 impl Counter {
     async fn on(place: &Place) -> Self {
         let mut session = place.session().await;
+        let mut is_mariadb = false;
         if let Session::MariaDb(_) = session {
+            is_mariadb = session.number("SELECT VERSION() LIKE '%MariaDB%'").await == 1;
+        }
+        if is_mariadb {
             session.run("SET GLOBAL userstat = ON").await.unwrap();
         }
-        Self { session }
+        Self { session, is_mariadb }
     }
 
     fn analyze(&self) -> &'static str {
@@ -176,6 +181,11 @@ impl Counter {
 
     async fn now(&mut self) -> Reads {
         let of = |table: &str| match self.session {
+            Session::MariaDb(_) if !self.is_mariadb => format!(
+                "SELECT CAST(COALESCE(SUM(COUNT_FETCH), 0) AS SIGNED) \
+                 FROM performance_schema.table_io_waits_summary_by_table \
+                 WHERE OBJECT_SCHEMA = DATABASE() AND OBJECT_NAME = '{table}'"
+            ),
             Session::MariaDb(_) => format!(
                 "SELECT CAST(COALESCE(SUM(ROWS_READ), 0) AS SIGNED) FROM information_schema.TABLE_STATISTICS \
                  WHERE TABLE_SCHEMA = DATABASE() AND TABLE_NAME = '{table}'"
@@ -211,7 +221,14 @@ async fn fill(place: &Place, n: i64) {
         }
     }
     let (all, numbers, id) = match session {
-        Session::MariaDb(_) => ("seq", format!("seq_1_to_{}", 3 * n), "MD5(seq)"),
+        Session::MariaDb(_) => {
+            session.run("CREATE TABLE numbers (seq BIGINT PRIMARY KEY) AS SELECT 1 AS seq").await.unwrap();
+            while session.number("SELECT MAX(seq) FROM numbers").await < 3 * n {
+                let more = "INSERT INTO numbers SELECT n.seq + m.seq FROM numbers n JOIN (SELECT MAX(seq) AS seq FROM numbers) m";
+                session.run(more).await.unwrap();
+            }
+            ("seq", format!("(SELECT seq FROM numbers WHERE seq <= {}) AS numbers", 3 * n), "LEFT(SHA2(seq, 256), 32)")
+        }
         _ => ("seq", format!("generate_series(1, {}) AS seq", 3 * n), "md5(seq::text)"),
     };
     let rows = format!("INSERT INTO {TABLE} (mid, mto, mbody) SELECT {all}, 'bWVtYmVy', 'SGVsbG8=' FROM {numbers}");

@@ -17,9 +17,14 @@ pub async fn mariadb() -> TestDatabase {
     on_mysql(&variable("MAILQUEUE_TEST_MARIADB")).await
 }
 
+/// On MySQL itself, of which MariaDB differs more with each release.
+pub async fn mysql() -> TestDatabase {
+    on_mysql(&variable("MAILQUEUE_TEST_MYSQL")).await
+}
+
 pub async fn on_mysql(server: &str) -> TestDatabase {
     let name = random_name();
-    let mut connection = MySqlConnection::connect(server).await.expect("MariaDB is out of reach");
+    let mut connection = MySqlConnection::connect(server).await.expect("the server is out of reach");
     connection.execute(AssertSqlSafe(format!("CREATE DATABASE {name}"))).await.expect("CREATE DATABASE");
     on_server(server, &name)
 }

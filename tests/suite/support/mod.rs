@@ -1,7 +1,7 @@
 //! What tests stand on: databases, smarthosts, and the program itself.
 //!
 //! Servers are started by `tests/run`, which names them to the tests in environment variables; [`variable`] reads them.
-//! A test that needs a server stands in a module that is named after it, `mariadb`, `postgres`, `postfix`, `exim`, `dovecot`,
+//! A test that needs a server stands in a module that is named after it, `mariadb`, `mysql`, `postgres`, `pgbouncer`, `postfix`, `exim`, `dovecot`,
 //! `chasquid` or `opensmtpd`, one that gives a name several addresses in `nss_wrapper`, one that needs a cluster in `galera`, one that needs Prometheus' own tool in `promtool`, and one that needs Debian's
 //! tools or a machine with systemd in `debian`, because `tests/run --embedded-only` chooses by these names
 //! (`.config/nextest.toml`). Started without its server, such a test fails and says what to do; it never passes by doing
@@ -10,7 +10,9 @@
 //! | variable | holds |
 //! | --- | --- |
 //! | `MAILQUEUE_TEST_MARIADB` | URL of an account that may do everything; [`database::mariadb`] |
+//! | `MAILQUEUE_TEST_MYSQL` | likewise; [`database::mysql`] |
 //! | `MAILQUEUE_TEST_POSTGRES` | likewise; [`database::postgres`] |
+//! | `MAILQUEUE_TEST_PGBOUNCER_SESSION`, `…_TRANSACTION` | the same by way of PgBouncer, which pools sessions or transactions |
 //! | `MAILQUEUE_TEST_POSTFIX_…`, `MAILQUEUE_TEST_EXIM_…` | [`smarthost::Smarthost`], its methods in their order: |
 //! | `MAILQUEUE_TEST_DOVECOT_…`, `MAILQUEUE_TEST_CHASQUID_…`, `MAILQUEUE_TEST_OPENSMTPD_…` | likewise |
 //! | `…_PORT` | submission: STARTTLS, then AUTH, are required |
