@@ -1,6 +1,7 @@
 //! Our tables, the producers' tables where they are wanted, and a row as a producer would write it.
 
 use sqlx::migrate::{MigrateError, Migrator};
+use sqlx::{Connection as _, PgConnection};
 
 use super::db::connection::{Connection, Native};
 use super::db::error::Failure;
@@ -74,7 +75,7 @@ impl Connection {
         }
         let done = match self.mark_dirty() {
             Native::MySql(raw) => named(sqlx::migrate!("migrations/mysql")).run(&mut **raw).await,
-            Native::Postgres(raw) => named(sqlx::migrate!("migrations/postgres")).run(&mut **raw).await,
+            Native::Postgres(raw) | Native::Pooled(raw) => migrate_postgres(raw).await,
             Native::Sqlite(raw) => named(sqlx::migrate!("migrations/sqlite")).run(&mut **raw).await,
         };
         match done {
@@ -93,6 +94,19 @@ impl Connection {
             Err(error) => Err(Failure::Refused(format!("our tables are not those of this version: {error}"))),
         }
     }
+}
+
+/// Everything is in one transaction, under a lock that ends with it: sqlx's own lock belongs to the session, which behind
+/// a pooler is another client's next.
+async fn migrate_postgres(raw: &mut PgConnection) -> Result<(), MigrateError> {
+    let mut migrator = named(sqlx::migrate!("migrations/postgres"));
+    migrator.set_locking(false);
+    let mut transaction = raw.begin().await?;
+    sqlx::raw_sql("SELECT pg_advisory_xact_lock(hashtext('mailqueue'))").execute(&mut *transaction).await?;
+    migrator.run(&mut *transaction).await?;
+    // sqlx prepares its statements under names, which another client of a pooler may want for its own.
+    transaction.clear_cached_statements().await?;
+    Ok(transaction.commit().await?)
 }
 
 fn named(mut migrator: Migrator) -> Migrator {

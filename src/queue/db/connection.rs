@@ -14,6 +14,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout};
 
 use super::error::Failure;
+use super::postgres;
 
 /// The longest wait for a statement's answer, or for its next row. Longer than any lock wait.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -61,6 +62,9 @@ fn storable(text: &str) -> Cow<'_, str> {
 pub(crate) enum Native {
     MySql(Box<MySqlConnection>),
     Postgres(Box<PgConnection>),
+    /// To PostgreSQL by way of a pooler, which may give each transaction another connection. So each statement is in a
+    /// transaction, none is prepared for later ones, and no setting outlives its transaction.
+    Pooled(Box<PgConnection>),
     Sqlite(Box<SqliteConnection>),
 }
 
@@ -69,7 +73,7 @@ impl Native {
     pub(crate) fn shrink(&mut self) {
         match self {
             Self::MySql(raw) => raw.shrink_buffers(),
-            Self::Postgres(raw) => raw.shrink_buffers(),
+            Self::Postgres(raw) | Self::Pooled(raw) => raw.shrink_buffers(),
             Self::Sqlite(raw) => raw.shrink_buffers(),
         }
     }
@@ -77,7 +81,7 @@ impl Native {
     pub(crate) async fn ping(&mut self) -> Result<(), sqlx::Error> {
         match self {
             Self::MySql(raw) => raw.ping().await,
-            Self::Postgres(raw) => raw.ping().await,
+            Self::Postgres(raw) | Self::Pooled(raw) => raw.ping().await,
             Self::Sqlite(raw) => raw.ping().await,
         }
     }
@@ -164,6 +168,7 @@ impl Connection {
 
     /// Begins a transaction with the dialect's own words.
     pub(crate) async fn begin(&mut self, words: &'static str) -> Result<(), Failure> {
+        let words = if self.is_pooled() { postgres::POOLED_BEGIN } else { words };
         self.in_transaction = true;
         self.command(words).await
     }
@@ -189,7 +194,7 @@ impl Connection {
         let done = timeout(PATIENCE, async {
             match self.native() {
                 Native::MySql(raw) => sql.execute(&mut **raw).await.map(drop),
-                Native::Postgres(raw) => sql.execute(&mut **raw).await.map(drop),
+                Native::Postgres(raw) | Native::Pooled(raw) => sql.execute(&mut **raw).await.map(drop),
                 Native::Sqlite(raw) => sql.execute(&mut **raw).await.map(drop),
             }
         });
@@ -199,6 +204,46 @@ impl Connection {
 
     /// Returns the number of rows that the statement changed (on MySQL: found, changed or not).
     pub(crate) async fn execute(&mut self, sql: &str, args: Vec<Value<'_>>) -> Result<u64, Failure> {
+        if !self.wants_transaction() {
+            return self.execute_here(sql, args).await;
+        }
+        self.begin(postgres::POOLED_BEGIN).await?;
+        let done = self.execute_here(sql, args).await;
+        self.end(done).await
+    }
+
+    /// Returns the rows that the statement answers.
+    pub(crate) async fn fetch(&mut self, sql: &str, args: Vec<Value<'_>>) -> Result<Vec<DbRow>, Failure> {
+        if !self.wants_transaction() {
+            return self.fetch_here(sql, args).await;
+        }
+        self.begin(postgres::POOLED_BEGIN).await?;
+        let done = self.fetch_here(sql, args).await;
+        self.end(done).await
+    }
+
+    /// Returns true for a connection by way of a pooler.
+    pub(crate) fn is_pooled(&mut self) -> bool {
+        matches!(self.native(), Native::Pooled(_))
+    }
+
+    /// Returns true outside a transaction, where a statement by way of a pooler needs one.
+    fn wants_transaction(&mut self) -> bool {
+        !self.in_transaction && self.is_pooled()
+    }
+
+    /// Ends the transaction of a single statement.
+    async fn end<T>(&mut self, done: Result<T, Failure>) -> Result<T, Failure> {
+        match &done {
+            Ok(_) => self.commit().await?,
+            // The connection is closed, and the server undoes what was not committed.
+            Err(Failure::Broken(_) | Failure::Stalled(_)) => {}
+            Err(_) => self.rollback().await?,
+        }
+        done
+    }
+
+    async fn execute_here(&mut self, sql: &str, args: Vec<Value<'_>>) -> Result<u64, Failure> {
         self.reusable = false;
         let done = timeout(PATIENCE, async {
             match self.native() {
@@ -209,6 +254,10 @@ impl Connection {
                     .execute(&mut **raw)
                     .await
                     .map(|done| done.rows_affected()),
+                Native::Pooled(raw) => {
+                    let query = query!(Postgres, dollar_placeholders(sql), &args).persistent(false);
+                    query.execute(&mut **raw).await.map(|done| done.rows_affected())
+                }
                 Native::Sqlite(raw) => {
                     query!(Sqlite, sql.to_owned(), &args).execute(&mut **raw).await.map(|done| done.rows_affected())
                 }
@@ -218,7 +267,7 @@ impl Connection {
         self.judge(done)
     }
 
-    pub(crate) async fn fetch(&mut self, sql: &str, args: Vec<Value<'_>>) -> Result<Vec<DbRow>, Failure> {
+    async fn fetch_here(&mut self, sql: &str, args: Vec<Value<'_>>) -> Result<Vec<DbRow>, Failure> {
         self.reusable = false;
         macro_rules! rows {
             ($query:expr, $raw:expr, $kind:path) => {{
@@ -237,6 +286,9 @@ impl Connection {
         let done = match self.native() {
             Native::MySql(raw) => rows!(query!(MySql, sql.to_owned(), &args), raw, DbRow::MySql),
             Native::Postgres(raw) => rows!(query!(Postgres, dollar_placeholders(sql), &args), raw, DbRow::Postgres),
+            Native::Pooled(raw) => {
+                rows!(query!(Postgres, dollar_placeholders(sql), &args).persistent(false), raw, DbRow::Postgres)
+            }
             Native::Sqlite(raw) => rows!(query!(Sqlite, sql.to_owned(), &args), raw, DbRow::Sqlite),
         };
         self.judge(done)

@@ -74,6 +74,9 @@ fn postgres(code: &str, what: String) -> Failure {
         "23505" if what.contains("pg_") => Failure::Busy(what),
         "42P01" | "42703" => Failure::Missing(what),
         "28000" | "28P01" | "3D000" => Failure::Refused(who_and_where(&what)),
+        "08P01" if what.contains("statement pooling") => Failure::Refused(format!(
+            "{what}; set `pool_mode` to session or transaction there, because several statements belong together"
+        )),
         code if code.starts_with("08") => Failure::Broken(what),
         _ => Failure::Refused(what),
     }

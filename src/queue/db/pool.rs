@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use log::LevelFilter;
@@ -36,6 +37,8 @@ pub(crate) struct Pool {
     dialect: &'static Dialect,
     permits: Arc<Semaphore>,
     idle: Arc<Idle>,
+    /// A pooler was found before PostgreSQL. It is not looked for again.
+    is_pooled: AtomicBool,
 }
 
 impl Pool {
@@ -47,7 +50,13 @@ impl Pool {
             "sqlite" => &sqlite::DIALECT,
             other => return Err(format!("`{other}:` is no database; write mysql:, postgres: or sqlite:")),
         };
-        Ok(Self { database, dialect, permits: Arc::new(Semaphore::new(CONNECTIONS)), idle: Arc::default() })
+        Ok(Self {
+            database,
+            dialect,
+            permits: Arc::new(Semaphore::new(CONNECTIONS)),
+            idle: Arc::default(),
+            is_pooled: AtomicBool::new(false),
+        })
     }
 
     pub(crate) fn dialect(&self) -> &'static Dialect {
@@ -74,6 +83,9 @@ impl Pool {
     async fn open(&self, permit: OwnedSemaphorePermit) -> Result<Connection, Failure> {
         let native = self.connect().await?;
         let mut connection = Connection::new(native, Arc::clone(&self.idle), permit);
+        if self.dialect.session.is_empty() {
+            return Ok(connection);
+        }
         let ready = connection.command(self.dialect.session).await;
         if ready.is_err() {
             connection.mark_dirty();
@@ -108,10 +120,21 @@ impl Pool {
                 if !named(url, &["ssl-mode", "sslmode"]) && options.get_socket().is_none() && is_remote(&host) {
                     options = options.ssl_mode(PgSslMode::VerifyFull);
                 }
-                Ok(Native::Postgres(Box::new(quiet(options).connect().await?)))
+                self.connect_postgres(quiet(options).extra_float_digits(None)).await
             }
             Engine::Sqlite => Ok(Native::Sqlite(Box::new(quiet(sqlite_options(url)?).connect().await?))),
         }
+    }
+
+    async fn connect_postgres(&self, options: PgConnectOptions) -> Result<Native, Failure> {
+        if !self.is_pooled.load(Ordering::Relaxed) {
+            let mark = format!("{:016x}", rand::random::<u64>());
+            if let Some(native) = postgres::connect_directly(&options, &mark).await? {
+                return Ok(Native::Postgres(Box::new(native)));
+            }
+            self.is_pooled.store(true, Ordering::Relaxed);
+        }
+        Ok(Native::Pooled(Box::new(options.connect().await?)))
     }
 
     /// Creates the file of an SQLite database that does not exist yet; answers whether it did. WAL is a property of

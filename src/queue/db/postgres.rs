@@ -1,14 +1,14 @@
 //! The dialect of PostgreSQL.
 
+use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::{AssertSqlSafe, ConnectOptions, Row};
+
 use super::dialect::{Dialect, Engine};
 
 pub(crate) const DIALECT: Dialect = Dialect {
     engine: Engine::Postgres,
-    // A transaction that a stopped process left open ends by itself. A plan that knows nothing of the values takes a
-    // LIMIT for a tenth of the table, and reads all of it.
-    session: "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED; \
-              SET lock_timeout = '5s'; SET idle_in_transaction_session_timeout = '30s'; SET TIME ZONE 'UTC'; \
-              SET plan_cache_mode = 'force_custom_plan'",
+    // The startup message holds the settings: see `SETTINGS`.
+    session: "",
     begin: "BEGIN",
     lock: " FOR UPDATE",
     by_index: |_| String::new(),
@@ -68,6 +68,49 @@ pub(crate) const DIALECT: Dialect = Dialect {
     producers_mparams: ",\n  mparams TEXT NULL",
     last_number: None,
 };
+
+/// The settings of a session. A transaction that a stopped process left open ends by itself. A plan that knows nothing of
+/// the values takes a LIMIT for a tenth of the table, and reads all of it.
+const SETTINGS: [(&str, &str); 4] = [
+    ("default_transaction_isolation", "read committed"),
+    ("lock_timeout", "5s"),
+    ("idle_in_transaction_session_timeout", "30s"),
+    ("plan_cache_mode", "force_custom_plan"),
+];
+
+/// Begins a transaction behind a pooler, with the same settings for the transaction alone: the next transaction may be on
+/// another connection of the pooler's, and this connection's next transaction another client's.
+pub(crate) const POOLED_BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = '5s'; \
+     SET LOCAL idle_in_transaction_session_timeout = '30s'; SET LOCAL plan_cache_mode = 'force_custom_plan'";
+
+/// A setting that no server has. Its value is another for each connection.
+const MARK: &str = "mailqueue.session";
+
+/// Connects to the server itself, with the settings of a session in the startup message; `None` where a pooler such as
+/// PgBouncer is in between. Poolers refuse or drop what they do not know, so that the server does not know the mark.
+pub(crate) async fn connect_directly(
+    options: &PgConnectOptions,
+    mark: &str,
+) -> Result<Option<PgConnection>, sqlx::Error> {
+    let marked = options.clone().options(SETTINGS).options([(MARK, mark)]);
+    let mut connection = match marked.connect().await {
+        Ok(connection) => connection,
+        Err(error) if refuses_startup(&error) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let sql = format!("SELECT current_setting('{MARK}', true) = '{mark}'");
+    let row = sqlx::raw_sql(AssertSqlSafe(sql)).fetch_one(&mut connection).await?;
+    let is_marked: Option<&str> = row.try_get_unchecked(0)?;
+    Ok((is_marked == Some("t")).then_some(connection))
+}
+
+/// Returns true where the startup message is refused. 08P01 is PgBouncer's code, 0A000 that of poolers that take no
+/// `options` at all.
+fn refuses_startup(error: &sqlx::Error) -> bool {
+    let sqlx::Error::Database(refused) = error else { return false };
+    refused.code().is_some_and(|code| code == "08P01" || code == "0A000")
+        && ["startup", "options"].iter().any(|word| refused.message().contains(word))
+}
 
 pub(crate) const VERSION: &str = "SELECT 'PostgreSQL ' || current_setting('server_version')";
 /// Returns each right that we have on a table.
