@@ -9,13 +9,15 @@ mod locks;
 mod operators;
 mod peculiar;
 mod place;
+mod pooler;
 mod producers;
 mod reads;
 mod recovery;
 mod settling;
 mod setup;
 
-/// Makes of each function a test on every database, in modules that are named after them.
+/// Makes of each function a test on every database, in modules that are named after them. `pgbouncer` is PostgreSQL by way of
+/// a PgBouncer that pools transactions.
 macro_rules! on_each_database {
     ($(async fn $name:ident($place:ident: Place) $body:block)+) => {
         $(async fn $name($place: Place) $body)+
@@ -35,6 +37,12 @@ macro_rules! on_each_database {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $name() {
                 super::$name(crate::queue::place::Place::postgres().await).await;
+            })+
+        }
+        mod pgbouncer {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                super::$name(crate::queue::place::Place::pgbouncer().await).await;
             })+
         }
         mod sqlite {

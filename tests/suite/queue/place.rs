@@ -40,6 +40,10 @@ impl Place {
         Self::on(database::postgres().await).await
     }
 
+    pub async fn pgbouncer() -> Self {
+        Self::on(database::pgbouncer("transaction").await).await
+    }
+
     pub async fn sqlite() -> Self {
         Self::on(database::sqlite()).await
     }
@@ -66,7 +70,7 @@ impl Place {
     }
 
     pub async fn session(&self) -> Session {
-        Session::on(&self.database.url).await
+        Session::on(&self.database.direct).await
     }
 
     pub fn is_sqlite(&self) -> bool {

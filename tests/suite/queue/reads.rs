@@ -16,6 +16,8 @@ use crate::support::{DEADLINE, long};
 struct Reads {
     rows: i64,
     records: i64,
+    /// MySQL counts each step of a cursor, also one that finds the end.
+    counts_steps: bool,
 }
 
 /// How many rows wait. Behind them are as many again that are held, and as many that are deferred.
@@ -68,7 +70,7 @@ on_each_server! {
             assert_eq!(queue.next_due().await.unwrap(), None);
         });
         let reads = reads.await;
-        assert!(reads.rows + reads.records <= 1, "{reads:?}");
+        reads.within("an idle table", 1, 1);
     }
 }
 
@@ -138,6 +140,7 @@ async fn walk(place: &Place, counter: &mut Counter, analyzed: bool) {
 
 impl Reads {
     fn within(self, what: &str, rows: i64, records: i64) {
+        let [rows, records] = [rows, records].map(|most| if self.counts_steps { 2 * most + 4 } else { most });
         println!("{what}: {self:?}");
         assert!(self.rows <= rows, "{what} reads {} rows, not {rows}", self.rows);
         assert!(self.records <= records, "{what} reads {} records, not {records}", self.records);
@@ -176,7 +179,7 @@ impl Counter {
         let queue = place.dispatcher("a");
         operation(queue).await;
         let after = self.now().await;
-        Reads { rows: after.rows - before.rows, records: after.records - before.records }
+        Reads { rows: after.rows - before.rows, records: after.records - before.records, ..after }
     }
 
     async fn now(&mut self) -> Reads {
@@ -207,7 +210,12 @@ impl Counter {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         }
-        Reads { rows: self.session.number(&rows).await, records: self.session.number(&records).await }
+        let counts_steps = matches!(self.session, Session::MariaDb(_)) && !self.is_mariadb;
+        Reads {
+            rows: self.session.number(&rows).await,
+            records: self.session.number(&records).await,
+            counts_steps,
+        }
     }
 }
 

@@ -9,6 +9,8 @@ use super::variable;
 pub struct TestDatabase {
     /// With user and password, as sqlx and the configuration's `database` take it.
     pub url: Url,
+    /// The same without a pooler in between, for what a test does itself.
+    pub direct: Url,
     /// Holds an SQLite file.
     _directory: Option<TempDir>,
 }
@@ -36,17 +38,27 @@ pub async fn postgres() -> TestDatabase {
     on_server(&server, &name)
 }
 
+/// By way of a PgBouncer: `session`, `transaction`, `statement` or `lenient`, as in `tests/servers/pgbouncer.sh`.
+pub async fn pgbouncer(which: &str) -> TestDatabase {
+    let database = postgres().await;
+    let pooler = variable(&format!("MAILQUEUE_TEST_PGBOUNCER_{}", which.to_uppercase()));
+    let mut url: Url = pooler.parse().expect("URL");
+    url.set_path(database.direct.path());
+    TestDatabase { url, ..database }
+}
+
 /// A file that does not exist yet, in a directory of its own.
 pub fn sqlite() -> TestDatabase {
     let directory = tempfile::tempdir().expect("temporary directory");
     let url = format!("sqlite:{}", directory.path().join("queue.sqlite").display());
-    TestDatabase { url: url.parse().expect("URL"), _directory: Some(directory) }
+    let url: Url = url.parse().expect("URL");
+    TestDatabase { direct: url.clone(), url, _directory: Some(directory) }
 }
 
 fn on_server(server: &str, name: &str) -> TestDatabase {
     let mut url: Url = server.parse().expect("URL");
     url.set_path(name);
-    TestDatabase { url, _directory: None }
+    TestDatabase { direct: url.clone(), url, _directory: None }
 }
 
 fn random_name() -> String {

@@ -12,7 +12,7 @@
 //! | `MAILQUEUE_TEST_MARIADB` | URL of an account that may do everything; [`database::mariadb`] |
 //! | `MAILQUEUE_TEST_MYSQL` | likewise; [`database::mysql`] |
 //! | `MAILQUEUE_TEST_POSTGRES` | likewise; [`database::postgres`] |
-//! | `MAILQUEUE_TEST_PGBOUNCER_SESSION`, `…_TRANSACTION` | the same by way of PgBouncer, which pools sessions or transactions |
+//! | `MAILQUEUE_TEST_PGBOUNCER_…` | the same by way of PgBouncer; [`database::pgbouncer`] |
 //! | `MAILQUEUE_TEST_POSTFIX_…`, `MAILQUEUE_TEST_EXIM_…` | [`smarthost::Smarthost`], its methods in their order: |
 //! | `MAILQUEUE_TEST_DOVECOT_…`, `MAILQUEUE_TEST_CHASQUID_…`, `MAILQUEUE_TEST_OPENSMTPD_…` | likewise |
 //! | `…_PORT` | submission: STARTTLS, then AUTH, are required |
