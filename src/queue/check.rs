@@ -46,13 +46,11 @@ impl Queue {
                     findings.push(Finding { level: Level::Failed, what: "password".to_owned(), found: what });
                     return findings;
                 }
-                failure => failure,
-            };
-            let found = match found.into_error(self.name()) {
-                Error::Unreachable { what, .. } => {
+                Failure::Unavailable(what) => format!("the server answered: {what}"),
+                Failure::Broken(what) | Failure::Stalled(what) => {
                     format!("out of reach: {what}; check `database` and whether the server is up")
                 }
-                error => error.to_string(),
+                failure => failure.into_error(self.name()).to_string(),
             };
             findings.push(Finding { level: Level::Failed, what: what.to_owned(), found });
         }
@@ -100,7 +98,7 @@ impl Queue {
                 tell(Level::Ok, "table", format!("{} has the columns{without}", self.settings().table));
                 Some(schema)
             }
-            Err(failure @ (Failure::Broken(_) | Failure::Stalled(_))) => return Err(failure),
+            Err(failure) if failure.ends_connection() => return Err(failure),
             Err(failure) => {
                 tell(Level::Failed, "table", failure.into_error(self.name()).to_string());
                 None
@@ -145,7 +143,15 @@ impl Queue {
             Engine::MySql => mysql::CLOCK,
             Engine::Postgres => postgres::CLOCK,
             // A file has no clock of its own.
-            Engine::Sqlite => return Ok(told),
+            Engine::Sqlite => {
+                let lines = connection.fetch(sqlite::IS_UTF16, Vec::new()).await?;
+                if lines.first().map(|line| line.required_i64(0)).transpose()? != Some(0) {
+                    let found = "the file keeps texts in UTF-16, in which no value is base64: every row would be set aside; \
+                                 make it with PRAGMA encoding = 'UTF-8'";
+                    told.push((Level::Failed, "encoding", found.to_owned()));
+                }
+                return Ok(told);
+            }
         };
         let asked = Timestamp::now();
         let lines = connection.fetch(clock, Vec::new()).await?;

@@ -21,7 +21,9 @@ impl Failure {
     pub(super) fn into_error(self, queue: &Arc<str>) -> Error {
         let queue = Arc::clone(queue);
         match self {
-            Self::Broken(what) | Self::Stalled(what) | Self::NoSecret(what) => Error::Unreachable { queue, what },
+            Self::Broken(what) | Self::Unavailable(what) | Self::Stalled(what) | Self::NoSecret(what) => {
+                Error::Unreachable { queue, what }
+            }
             Self::NotMigrated(what) => Error::NotMigrated { queue, what },
             Self::Missing(what) if what.contains("mailqueue_") => Error::NotMigrated { queue, what },
             Self::Busy(what) | Self::Missing(what) | Self::Refused(what) => Error::Refused { queue, what },

@@ -56,7 +56,7 @@ impl Rights {
         // What everybody may, which only MariaDB 10.11 and newer know.
         match connection.fetch("SHOW GRANTS FOR PUBLIC", Vec::new()).await {
             Ok(public) => lines.extend(public),
-            Err(Failure::Broken(what)) => return Err(Failure::Broken(what)),
+            Err(failure) if failure.ends_connection() => return Err(failure),
             Err(_) => {}
         }
         for line in lines {

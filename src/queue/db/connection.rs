@@ -237,7 +237,7 @@ impl Connection {
         match &done {
             Ok(_) => self.commit().await?,
             // The connection is closed, and the server undoes what was not committed.
-            Err(Failure::Broken(_) | Failure::Stalled(_)) => {}
+            Err(failure) if failure.ends_connection() => {}
             Err(_) => self.rollback().await?,
         }
         done
@@ -303,7 +303,7 @@ impl Connection {
             Ok(Err(error)) => {
                 self.reusable = !self.in_transaction && matches!(error, sqlx::Error::Database(_));
                 let failure = Failure::from(error);
-                if matches!(failure, Failure::Broken(_)) {
+                if failure.ends_connection() {
                     self.reusable = false;
                     self.discard_idle();
                 }

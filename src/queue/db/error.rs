@@ -9,6 +9,9 @@ use sqlx::mysql::MySqlDatabaseError;
 pub(crate) enum Failure {
     /// The connection broke: a fresh one may do.
     Broken(String),
+    /// The server has answered that it does not serve: it is full, starts, stops, or has ended the connection. Like
+    /// `Broken` otherwise.
+    Unavailable(String),
     /// Nothing came for longer than we wait; a further try would only wait again.
     Stalled(String),
     /// Deadlock, lock wait, serialization: nothing happened, and the same again may succeed.
@@ -21,13 +24,31 @@ pub(crate) enum Failure {
     NoSecret(String),
 }
 
+impl Failure {
+    /// The same, with the file that is missing where one is.
+    pub(crate) fn naming(self, missing: Option<String>) -> Self {
+        match (self, missing) {
+            (Self::Broken(what), Some(missing)) => Self::Broken(format!("{what}: {missing}")),
+            (Self::Unavailable(what), Some(missing)) => Self::Unavailable(format!("{what}: {missing}")),
+            (failure, _) => failure,
+        }
+    }
+
+    /// Returns true where the connection is of no use any more.
+    pub(crate) fn ends_connection(&self) -> bool {
+        matches!(self, Self::Broken(_) | Self::Unavailable(_) | Self::Stalled(_))
+    }
+}
+
 impl From<sqlx::Error> for Failure {
     fn from(error: sqlx::Error) -> Self {
         let sqlx::Error::Database(refused) = &error else {
             return match error {
-                sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::Protocol(_) | sqlx::Error::WorkerCrashed => {
-                    Self::Broken(plain(&error))
-                }
+                sqlx::Error::Tls(error) => Self::Unavailable(format!(
+                    "TLS: {error}; look at the server's certificate, and at ssl-mode and ssl-ca in `database`"
+                )),
+                sqlx::Error::Protocol(what) => no_such_login(&what).map_or(Self::Broken(what), Self::Refused),
+                sqlx::Error::Io(_) | sqlx::Error::WorkerCrashed => Self::Broken(plain(&error)),
                 _ => Self::Refused(plain(&error)),
             };
         };
@@ -46,7 +67,6 @@ impl From<sqlx::Error> for Failure {
 fn plain(error: &sqlx::Error) -> String {
     match error {
         sqlx::Error::Io(error) => error.to_string(),
-        sqlx::Error::Tls(error) => format!("TLS: {error}"),
         error => error.to_string(),
     }
 }
@@ -55,7 +75,7 @@ fn plain(error: &sqlx::Error) -> String {
 fn mysql(number: u16, what: String) -> Failure {
     match number {
         // Too many connections, shutdown, killed, limits, aborted or read errors of the network, Galera not ready.
-        1040 | 1047 | 1053 | 1077 | 1079 | 1152..=1161 | 1184 | 1203 | 1226 | 1927 | 4031 => Failure::Broken(what),
+        1040 | 1047 | 1053 | 1077 | 1079 | 1152..=1161 | 1184 | 1203 | 1226 | 1927 | 4031 => Failure::Unavailable(what),
         // A conflict with another node of a cluster is told as a deadlock, as an interrupted statement, or at COMMIT.
         1205 | 1213 | 1020 | 1180 | 1317 => Failure::Busy(what),
         1054 | 1146 => Failure::Missing(what),
@@ -68,7 +88,7 @@ fn mysql(number: u16, what: String) -> Failure {
 /// SQLSTATE, PostgreSQL documentation, appendix A.
 fn postgres(code: &str, what: String) -> Failure {
     match code {
-        "57P01" | "57P02" | "57P03" | "57P05" | "25P03" | "53300" => Failure::Broken(what),
+        "57P01" | "57P02" | "57P03" | "57P05" | "25P03" | "53300" => Failure::Unavailable(what),
         "40001" | "40P01" | "55P03" => Failure::Busy(what),
         // CREATE TABLE IF NOT EXISTS, twice at the same moment.
         "23505" if what.contains("pg_") => Failure::Busy(what),
@@ -77,9 +97,28 @@ fn postgres(code: &str, what: String) -> Failure {
         "08P01" if what.contains("statement pooling") => Failure::Refused(format!(
             "{what}; set `pool_mode` to session or transaction there, because several statements belong together"
         )),
-        code if code.starts_with("08") => Failure::Broken(what),
+        code if code.starts_with("08") => Failure::Unavailable(what),
         _ => Failure::Refused(what),
     }
+}
+
+/// The remedy where the server wants a login that sqlx does not have; `None` for another breach of the protocol.
+fn no_such_login(what: &str) -> Option<String> {
+    if let Some((_, method)) = what.split_once("unsupported authentication method: ") {
+        return Some(format!(
+            "the server wants a login by {method}, which is not supported; let it take scram-sha-256 from this user and \
+             host (pg_hba.conf)"
+        ));
+    }
+    let plugin = match what.split_once("unknown authentication plugin: ") {
+        Some((_, plugin)) => plugin.split_whitespace().next()?,
+        None => what.contains("mysql_cleartext_plugin disabled").then_some("mysql_clear_password")?,
+    };
+    Some(format!(
+        "the user logs in by {plugin}, which is not supported; supported are mysql_native_password, caching_sha2_password \
+         and sha256_password: ALTER USER … IDENTIFIED VIA mysql_native_password USING PASSWORD('…') on MariaDB, \
+         IDENTIFIED WITH caching_sha2_password BY '…' on MySQL"
+    ))
 }
 
 fn who_and_where(what: &str) -> String {
@@ -115,7 +154,7 @@ impl Retries {
     pub(crate) fn next_pause(&mut self, failure: &Failure) -> Option<Duration> {
         let since = *self.since.get_or_insert_with(tokio::time::Instant::now);
         match failure {
-            Failure::Broken(_) if self.broken == 0 => {
+            Failure::Broken(_) | Failure::Unavailable(_) if self.broken == 0 => {
                 self.broken += 1;
                 Some(Duration::ZERO)
             }

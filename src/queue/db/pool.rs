@@ -81,7 +81,7 @@ impl Pool {
 
     /// Opens a connection and sets its session up.
     async fn open(&self, permit: OwnedSemaphorePermit) -> Result<Connection, Failure> {
-        let native = self.connect().await?;
+        let native = self.connect().await.map_err(|failure| failure.naming(missing_file(&self.database.url)))?;
         let mut connection = Connection::new(native, Arc::clone(&self.idle), permit);
         if self.dialect.session.is_empty() {
             return Ok(connection);
@@ -172,6 +172,22 @@ fn sqlite_options(url: &Url) -> Result<SqliteConnectOptions, Failure> {
 fn file(url: &Url) -> PathBuf {
     let path = percent_encoding::percent_decode_str(url.path()).decode_utf8_lossy();
     Path::new(path.as_ref()).to_owned()
+}
+
+/// Returns the file that the URL names and that does not exist, with the parameter that names it.
+fn missing_file(url: &Url) -> Option<String> {
+    let paths = url.query_pairs().filter(|(_, value)| value.starts_with('/'));
+    let files = paths.map(|(key, value)| {
+        let path = Path::new(&*value);
+        // PostgreSQL's `host` is the folder of the socket.
+        let file = match &*key {
+            "host" => path.join(format!(".s.PGSQL.{}", url.port().unwrap_or(5432))),
+            _ => path.to_owned(),
+        };
+        (key, file)
+    });
+    let missing = files.filter(|(_, file)| !file.exists()).next();
+    missing.map(|(key, file)| format!("{} does not exist (`{key}` in `database`)", file.display()))
 }
 
 fn named(url: &Url, keys: &[&str]) -> bool {

@@ -48,6 +48,8 @@ pub(crate) const DIALECT: Dialect = Dialect {
     last_number: None,
 };
 
+/// Files in another encoding than UTF-8, which is chosen when a file is made, answer 1.
+pub(crate) const IS_UTF16: &str = "SELECT COUNT(*) FROM pragma_encoding WHERE encoding <> 'UTF-8'";
 pub(crate) const VERSION: &str = "SELECT 'SQLite ' || sqlite_version()";
 /// Counts the unique keys of the number alone, the primary key among them.
 pub(crate) const UNIQUE: &str = "SELECT (SELECT COUNT(*) FROM pragma_table_info(?1) t WHERE t.name = 'mid' AND t.pk = 1 \

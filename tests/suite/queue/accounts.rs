@@ -106,7 +106,7 @@ on_each_server! {
 
 impl Place {
     /// A user with these rights, and those on our tables if asked; its URL with the password `first`, and its name.
-    async fn account(&self, rights: &[&str], ours: bool) -> (Url, String) {
+    pub async fn account(&self, rights: &[&str], ours: bool) -> (Url, String) {
         let user = format!("user_{:08x}", rand::random::<u32>());
         let mut session = self.session().await;
         let account = match session {
@@ -156,7 +156,8 @@ impl Place {
         let mut session = self.session().await;
         match session {
             Session::MariaDb(_) => {
-                let theirs = format!("SELECT CAST(id AS CHAR) FROM information_schema.processlist WHERE user = '{user}'");
+                let theirs =
+                    format!("SELECT CAST(id AS CHAR) FROM information_schema.processlist WHERE user = '{user}'");
                 for id in session.lines(&theirs).await {
                     // One that has just ended by itself is as well.
                     let _ = session.run(&format!("KILL {id}")).await;

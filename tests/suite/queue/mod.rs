@@ -4,8 +4,10 @@ mod accounts;
 mod claims;
 mod conflicts;
 mod contents;
+mod errors;
 mod links;
 mod locks;
+mod mysql;
 mod operators;
 mod peculiar;
 mod place;
@@ -78,4 +80,23 @@ macro_rules! on_each_server {
         }
     };
 }
-use {on_each_database, on_each_server};
+
+/// The same for what MariaDB and MySQL alone have.
+macro_rules! on_each_mysql {
+    ($(async fn $name:ident($place:ident: Place) $body:block)+) => {
+        $(async fn $name($place: Place) $body)+
+        mod mariadb {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                super::$name(crate::queue::place::Place::mariadb().await).await;
+            })+
+        }
+        mod mysql {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                super::$name(crate::queue::place::Place::mysql().await).await;
+            })+
+        }
+    };
+}
+use {on_each_database, on_each_mysql, on_each_server};

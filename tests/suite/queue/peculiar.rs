@@ -28,10 +28,62 @@ mod sqlite {
         place.dispatcher("").migrate(true).await.unwrap();
         assert_eq!(place.session().await.lines("PRAGMA journal_mode").await, ["delete"]);
     }
+
+    #[tokio::test]
+    async fn a_file_in_utf_16_fails_the_check() {
+        let database = database::sqlite();
+        std::fs::File::create(database.url.path()).unwrap();
+        Session::on(&database.url).await.run("PRAGMA encoding = 'UTF-16le'; CREATE TABLE t (a)").await.unwrap();
+        let findings = Place { database }.dispatcher("").check().await;
+        let encoding = findings.iter().find(|finding| finding.what == "encoding").expect("a finding");
+        assert!(encoding.level == Level::Failed && encoding.found.contains("encoding = 'UTF-8'"), "{encoding:?}");
+    }
 }
 
 mod mariadb {
     use super::*;
+
+    #[tokio::test]
+    async fn a_login_by_ed25519_is_refused_with_its_name_and_the_remedy() {
+        let place = Place::mariadb().await;
+        let url = super::super::mysql::login(&place, "VIA ed25519 USING PASSWORD(").await;
+        let queue = place.queue_on(url, TABLE, "a");
+        let error = queue.find(0, 1).await.unwrap_err();
+        assert!(matches!(error, Error::Refused { .. }), "{error:?}");
+        let finding = queue.check().await.remove(0);
+        assert_eq!((finding.level, finding.what.as_str()), (Level::Failed, "database"));
+        for said in ["client_ed25519, which is not supported", "IDENTIFIED VIA mysql_native_password"] {
+            assert!(error.to_string().contains(said) && finding.found.contains(said), "{error} {finding:?}");
+        }
+        assert!(!finding.found.contains("server is up"), "{finding:?}");
+    }
+
+    #[tokio::test]
+    async fn the_servers_own_defaults_change_nothing() {
+        let database = database::odd_mariadb().await;
+        let place = Place::on(database).await;
+        let mids = place.mails(5).await;
+        let queue = place.dispatcher("a");
+        queue.beat().await.unwrap();
+        let mut rows = take_all(&queue).await;
+        assert_eq!(rows.len(), 5);
+        assert_eq!(send(&queue, &rows).await, [true; 5]);
+        assert_eq!(settle(&queue, rows.remove(0), delivered()).await, Settled::Done);
+        assert_eq!(settle(&queue, rows.remove(0), deferred(at(1))).await, Settled::Done);
+        assert_eq!(settle(&queue, rows.remove(0), failed()).await, Settled::Done);
+        // What was not committed dies with the connections.
+        drop(queue);
+        let states = async |place: &Place| {
+            let listed = place.dispatcher("").list(&Default::default(), 0, 10).await.unwrap();
+            listed.iter().map(|row| format!("{} {}", row.id.mid, row.state)).collect::<Vec<_>>()
+        };
+        let wanted = ["deferred", "failed", "sending", "sending"];
+        let wanted: Vec<_> = mids[1..].iter().zip(wanted).map(|(mid, state)| format!("{mid} {state}")).collect();
+        assert_eq!(states(&place).await, wanted);
+        assert_eq!(place.dispatcher("a").claim_due(at(2), 10).await.unwrap().len(), 1);
+        let findings = place.dispatcher("").check().await;
+        assert!(findings.iter().all(|finding| finding.level != Level::Failed), "{findings:#?}");
+    }
 
     #[tokio::test]
     async fn a_table_without_transactions_works_and_is_warned_of() {

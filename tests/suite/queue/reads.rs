@@ -211,11 +211,7 @@ impl Counter {
             }
         }
         let counts_steps = matches!(self.session, Session::MariaDb(_)) && !self.is_mariadb;
-        Reads {
-            rows: self.session.number(&rows).await,
-            records: self.session.number(&records).await,
-            counts_steps,
-        }
+        Reads { rows: self.session.number(&rows).await, records: self.session.number(&records).await, counts_steps }
     }
 }
 

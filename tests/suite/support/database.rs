@@ -19,6 +19,11 @@ pub async fn mariadb() -> TestDatabase {
     on_mysql(&variable("MAILQUEUE_TEST_MARIADB")).await
 }
 
+/// On a MariaDB whose sessions begin with odd settings: `autocommit = 0` and the like.
+pub async fn odd_mariadb() -> TestDatabase {
+    on_mysql(&variable("MAILQUEUE_TEST_MARIADB_ODD")).await
+}
+
 /// On MySQL itself, of which MariaDB differs more with each release.
 pub async fn mysql() -> TestDatabase {
     on_mysql(&variable("MAILQUEUE_TEST_MYSQL")).await

@@ -10,6 +10,7 @@
 //! | variable | holds |
 //! | --- | --- |
 //! | `MAILQUEUE_TEST_MARIADB` | URL of an account that may do everything; [`database::mariadb`] |
+//! | `MAILQUEUE_TEST_MARIADB_ODD` | likewise, with odd settings for each session; [`database::odd_mariadb`] |
 //! | `MAILQUEUE_TEST_MYSQL` | likewise; [`database::mysql`] |
 //! | `MAILQUEUE_TEST_POSTGRES` | likewise; [`database::postgres`] |
 //! | `MAILQUEUE_TEST_PGBOUNCER_…` | the same by way of PgBouncer; [`database::pgbouncer`] |
