@@ -177,7 +177,7 @@ fn file(url: &Url) -> PathBuf {
 /// Returns the file that the URL names and that does not exist, with the parameter that names it.
 fn missing_file(url: &Url) -> Option<String> {
     let paths = url.query_pairs().filter(|(_, value)| value.starts_with('/'));
-    let files = paths.map(|(key, value)| {
+    let mut files = paths.map(|(key, value)| {
         let path = Path::new(&*value);
         // PostgreSQL's `host` is the folder of the socket.
         let file = match &*key {
@@ -186,7 +186,7 @@ fn missing_file(url: &Url) -> Option<String> {
         };
         (key, file)
     });
-    let missing = files.filter(|(_, file)| !file.exists()).next();
+    let missing = files.find(|(_, file)| !file.exists());
     missing.map(|(key, file)| format!("{} does not exist (`{key}` in `database`)", file.display()))
 }
 

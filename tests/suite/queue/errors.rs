@@ -10,7 +10,7 @@ mod mariadb {
     #[tokio::test]
     async fn a_file_that_the_url_names_and_that_is_missing_is_named() {
         let place = Place::mariadb().await;
-        for (key, rest) in [("socket", ""), ("ssl-ca", "&ssl-mode=verify-ca")] {
+        for (key, rest) in [("socket", ""), ("ssl-ca", "&ssl-mode=verify_ca")] {
             let mut url = place.database.url.clone();
             url.set_query(Some(&format!("{key}=/nowhere/file{rest}")));
             let finding = place.queue_on(url, TABLE, "a").check().await.remove(0);
