@@ -4,6 +4,8 @@ use std::collections::HashSet;
 use std::sync::Mutex;
 use std::time::Duration;
 
+use rustix::process::Signal;
+
 use super::{OFTEN, SOON, stop, story, until_empty};
 use crate::support::binary::Running;
 use crate::support::catcher::{Catcher, Step};
@@ -15,7 +17,10 @@ use crate::support::session::Session;
 use crate::support::{eventually, long};
 
 on_every_server!(
-    a_link_that_breaks_at_any_statement_loses_and_repeats_nothing,
+    a_link_that_is_cut_at_any_statement_loses_and_repeats_nothing,
+    a_link_that_loses_the_answer_to_any_statement_loses_and_repeats_no_mail,
+    a_link_that_stalls_and_breaks_at_any_statement_loses_and_repeats_nothing,
+    a_link_that_is_slow_at_any_statement_loses_and_repeats_nothing,
     while_one_database_is_out_of_reach_the_other_queues_go_on,
     a_database_that_restarts_under_load_is_survived,
 );
@@ -34,8 +39,27 @@ const STATEMENTS: [&str; 10] = [
     "q WHERE q.mid IN",
 ];
 
-async fn a_link_that_breaks_at_any_statement_loses_and_repeats_nothing(database: TestDatabase) {
-    let stall = Duration::from_millis(if long() { 5_000 } else { 300 });
+fn stall() -> Duration {
+    Duration::from_millis(if long() { 5_000 } else { 300 })
+}
+
+async fn a_link_that_is_cut_at_any_statement_loses_and_repeats_nothing(database: TestDatabase) {
+    at_any_statement(database, Fault::Cut).await;
+}
+
+async fn a_link_that_loses_the_answer_to_any_statement_loses_and_repeats_no_mail(database: TestDatabase) {
+    at_any_statement(database, Fault::LoseAnswer).await;
+}
+
+async fn a_link_that_stalls_and_breaks_at_any_statement_loses_and_repeats_nothing(database: TestDatabase) {
+    at_any_statement(database, Fault::Stall(stall())).await;
+}
+
+async fn a_link_that_is_slow_at_any_statement_loses_and_repeats_nothing(database: TestDatabase) {
+    at_any_statement(database, Fault::Delay(stall())).await;
+}
+
+async fn at_any_statement(database: TestDatabase, fault: Fault) {
     // Some mails are put off at first, since rows that are settled in different ways take other statements.
     let put_off = Mutex::new(HashSet::new());
     let script = move |step: Step<'_>| match step {
@@ -50,30 +74,28 @@ async fn a_link_that_breaks_at_any_statement_loses_and_repeats_nothing(database:
     let proxy = Proxy::to(&database.url).await;
     // The lease makes heartbeats frequent: ten in a second.
     let house = House::build(database, catcher.port(), &format!("{OFTEN}\nlease = \"3s\""), SOON).await;
-    house.reroute(proxy.port());
+    // Without prepared statements, so that each statement's text passes each time.
+    house.reroute_with(proxy.port(), "statement-cache-capacity=0");
     let mut session = Session::on(&house.database.url).await;
     let mut mails = Mails::default();
     let daemon = house.start();
-    for fault in [Fault::Cut, Fault::LoseAnswer, Fault::Stall(stall), Fault::Delay(stall)] {
-        for (place, statement) in STATEMENTS.into_iter().enumerate() {
-            proxy.arm(statement, fault);
-            let name = format!("{fault:?}-{place}-").replace(|c: char| !c.is_ascii_alphanumeric(), "-");
-            let mut tries = 0;
-            while !proxy.has_fired() {
-                // A group of five with one that was put off is settled by other statements than five delivered ones.
-                assert!(tries < 60, "`{statement}` is not said: {}", daemon.lines().join("\n"));
-                mails.fill(&mut session, &format!("{name}{tries}"), 5).await;
-                tries += 1;
-                let fired = async {
-                    while !proxy.has_fired() {
-                        tokio::time::sleep(Duration::from_millis(5)).await;
-                    }
-                };
-                if tokio::time::timeout(Duration::from_millis(500), fired).await.is_err() {
-                    // A statement's text passes once on each connection.
-                    proxy.cut();
+    // Before it, the signal that is sent below would end it.
+    daemon.wait_for_line("started").await;
+    for (place, statement) in STATEMENTS.into_iter().enumerate() {
+        proxy.arm(statement, fault);
+        let mut tries = 0;
+        while !proxy.has_fired() {
+            // A group of five with one that was put off is settled by other statements than five delivered ones.
+            assert!(tries < 60, "`{statement}` is not said: {}", daemon.lines().join("\n"));
+            mails.fill(&mut session, &format!("statement{place}-{tries}"), 5).await;
+            daemon.signal(Signal::USR1);
+            tries += 1;
+            let fired = async {
+                while !proxy.has_fired() {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
                 }
-            }
+            };
+            let _ = tokio::time::timeout(Duration::from_millis(500), fired).await;
         }
     }
     until_empty(&house.newsletter).await;

@@ -39,8 +39,14 @@ impl House {
 
     /// Lets the program, but not the test, reach the database of the queue `newsletter` on another port.
     pub fn reroute(&self, port: u16) {
+        self.reroute_with(port, "");
+    }
+
+    /// The same, with parameters in the URL's query.
+    pub fn reroute_with(&self, port: u16, parameters: &str) {
         let mut url = self.database.url.clone();
         url.set_port(Some(port)).expect("a server's URL");
+        url.set_query(Some(parameters).filter(|parameters| !parameters.is_empty()));
         let text = std::fs::read_to_string(self.installation.configuration()).expect("configuration");
         let text = text.replacen(self.database.url.as_str(), url.as_str(), 1);
         std::fs::write(self.installation.configuration(), text).expect("configuration");
