@@ -11,7 +11,7 @@
 //!
 //! Imports run one way: `main → cli → {config, dispatch, observe} → {queue, ledger, relay, translate, retry} → outcome
 //! → mail`, and `translate → decode`; `dispatch` fills `telemetry` and `observe` shows it; below all are `secret`,
-//! `visible`, `failpoint` and `panics`. The five in the middle never import each other, each owns its `Settings`, and
+//! `visible`, `failpoint`, `panics` and `open_files`. The five in the middle never import each other, each owns its `Settings`, and
 //! nothing below `cli` imports `config`. `tests/suite/layers.rs` holds this rule.
 
 pub mod cli;
@@ -22,6 +22,7 @@ pub mod failpoint;
 pub mod ledger;
 pub mod mail;
 pub mod observe;
+pub mod open_files;
 pub mod outcome;
 pub mod panics;
 pub mod queue;

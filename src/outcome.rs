@@ -119,6 +119,8 @@ pub enum Cause {
     Closed(String),
     /// The peer does not speak SMTP as it should; the text says how.
     Protocol(String),
+    /// No socket could be opened: our own limit of open files was reached; the text says what to do.
+    OpenFiles(String),
     /// We did not go on, for a reason of our own.
     Local(Reason, String),
 }
@@ -128,7 +130,7 @@ impl fmt::Display for Cause {
         match self {
             Self::Reply(reply) => reply.fmt(f),
             Self::Timeout => f.write_str("no reply in time"),
-            Self::Closed(how) | Self::Protocol(how) | Self::Local(_, how) => f.write_str(how),
+            Self::Closed(how) | Self::Protocol(how) | Self::OpenFiles(how) | Self::Local(_, how) => f.write_str(how),
         }
     }
 }
@@ -150,8 +152,13 @@ impl Trouble {
             Cause::Reply(reply) => reply.code == 421 || self.stage == Stage::Greeting && reply.code / 100 == 4,
             Cause::Closed(_) => true,
             Cause::Timeout => matches!(self.stage, Stage::Connect | Stage::Greeting),
-            Cause::Protocol(_) | Cause::Local(..) => false,
+            Cause::Protocol(_) | Cause::OpenFiles(_) | Cause::Local(..) => false,
         }
+    }
+
+    /// Returns true where our own limit of open files kept us from connecting: the smarthost has no part in that.
+    pub fn is_open_files(&self) -> bool {
+        matches!(self.cause, Cause::OpenFiles(_))
     }
 
     /// Returns true where the login failed, or the smarthost wants one.

@@ -26,6 +26,9 @@ pub trait Observed: Clone + Send + Sync + 'static {
     /// Takes the rows that failed or became unreadable since the last call.
     fn take_failures(&self) -> FailureReport;
 
+    /// Tells it that our own limit of open files was reached. It then uses fewer connections, so that files come free.
+    fn out_of_files(&self);
+
     /// Offers a mail of our own that has no row. Texts of an error are redacted as the log is.
     fn send_notice(&self, mail: &Mail) -> impl Future<Output = Result<(), SendError>> + Send;
 }
@@ -72,6 +75,8 @@ pub struct RelayView {
     pub state: RelayState,
     /// Connections that may be in use: fewer than configured where the smarthost takes no more, or throttles.
     pub cap: usize,
+    /// The reason for fewer connections where it is our own limit of open files, with what to do.
+    pub cap_reason: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]

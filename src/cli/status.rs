@@ -87,6 +87,9 @@ fn relay(relay: &Relay, daemon: &Daemon, now: Timestamp, out: &Out) -> String {
             count(usize::try_from(*mails_per_minute).unwrap_or(usize::MAX), "mail")
         );
     }
+    if let Some(reason) = &relay.connections_reason {
+        text += &format!("; fewer connections: {}", safe(reason));
+    }
     text
 }
 

@@ -7,6 +7,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
 use super::connections::{Connections, Learned};
+use crate::open_files;
 use crate::telemetry::{RelayState, RelayView};
 
 /// The longest pause between two tries of a relay in trouble.
@@ -75,7 +76,7 @@ impl Breaker {
                 if inner.is_up() && inner.connections.enter(worker, Instant::now()) {
                     return;
                 }
-                inner.connections.probe_at().filter(|probe_at| *probe_at > Instant::now())
+                inner.connections.next_probe(Instant::now())
             };
             // The sender lives in `self`, so that a wait cannot end with an error.
             let _ = match probe_at {
@@ -108,9 +109,34 @@ impl Breaker {
         self.change_slots(|connections| connections.refused(worker, now))
     }
 
+    /// Our own limit of open files was reached: at the connection of this worker, or elsewhere. Returns the new cap where
+    /// it is news.
+    pub fn out_of_files(&self, worker: Option<usize>, now: Instant) -> Option<usize> {
+        self.change_slots(|connections| connections.out_of_files(worker, now))
+    }
+
+    /// Returns true while there are fewer connections because our own limit of open files was reached.
+    pub fn is_short_of_files(&self) -> bool {
+        self.lock().connections.is_short_of_files()
+    }
+
+    /// Waits until this worker's connection is one for which there is no file any more.
+    pub async fn surplus(&self, worker: usize) {
+        let mut turns = self.turns.subscribe();
+        while !self.lock().connections.is_surplus(worker, Instant::now()) {
+            // As above.
+            let _ = turns.changed().await;
+        }
+    }
+
     /// The worker has no connection any more.
     pub fn left(&self, worker: usize) {
         self.change_slots(|connections| connections.left(worker));
+    }
+
+    /// Returns true while a connection of ours exists or is being made.
+    pub fn has_connections(&self) -> bool {
+        self.lock().connections.in_use() > 0
     }
 
     /// Waits until none of our connections is in use.
@@ -203,6 +229,7 @@ impl Inner {
 
     fn view(&self) -> RelayView {
         let state = if !self.paused.is_empty() { RelayState::Paused } else { self.breaker.clone() };
-        RelayView { state, cap: self.connections.cap() }
+        let cap_reason = self.connections.is_short_of_files().then(open_files::explanation);
+        RelayView { state, cap: self.connections.cap(), cap_reason }
     }
 }

@@ -14,6 +14,13 @@ const LONGEST_PROBE: Duration = Duration::from_secs(3600);
 /// Throttling replies that come within this time are answers to what was under way at once, and shrink the cap once.
 const ONE_SHRINK: Duration = Duration::from_secs(1);
 
+/// After our own limit of open files was reached, one connection more is tried after this time. Files come free when the
+/// peers of other connections close them, within seconds.
+const FIRST_FILES_PROBE: Duration = Duration::from_secs(2);
+
+/// Each further time doubles it, up to this: a limit that is too low stays so until somebody raises it.
+const LONGEST_FILES_PROBE: Duration = Duration::from_secs(60);
+
 /// The connections of all workers, which are counted from 0.
 ///
 /// A worker may connect only while it holds a slot. There are as many slots as the cap says: the least of what is
@@ -25,6 +32,17 @@ pub struct Connections {
     pace: f64,
     shrunk: Option<Instant>,
     limit: Option<Limit>,
+    files: Option<FilesLimit>,
+}
+
+/// The number for which there are files. It can be 0.
+#[derive(Clone, Copy, Debug)]
+struct FilesLimit {
+    connections: usize,
+    /// From here on one more connection may be tried.
+    probe_at: Instant,
+    /// Before the next probe.
+    patience: Duration,
 }
 
 /// The state of a worker. Greater is more worth keeping.
@@ -59,28 +77,87 @@ pub enum Learned {
     Limit(usize),
     /// The smarthost takes this many connections, more than it did before.
     More(usize),
+    /// There are files for all connections again.
+    Files,
 }
 
 impl Connections {
     pub fn new(configured: usize) -> Self {
         let slots = vec![Slot::Nothing; configured.max(1)];
-        Self { pace: slots.len() as f64, slots, shrunk: None, limit: None }
+        Self { pace: slots.len() as f64, slots, shrunk: None, limit: None, files: None }
     }
 
     /// Returns the number of connections that there may be, a probe left out.
     pub fn cap(&self) -> usize {
         let limit = self.limit.map_or(self.slots.len(), |limit| limit.connections);
-        (self.pace as usize).min(limit).max(1)
+        let files = self.files.map_or(self.slots.len(), |files| files.connections);
+        (self.pace as usize).min(limit).min(files).max(1)
     }
 
     fn cap_at(&self, now: Instant) -> usize {
         let limit = self.limit.map_or(self.slots.len(), |limit| limit.connections + usize::from(now >= limit.probe_at));
-        (self.pace as usize).min(limit).max(1)
+        let files = self.files.map_or(self.slots.len(), |files| files.connections + usize::from(now >= files.probe_at));
+        (self.pace as usize).min(limit).max(1).min(files)
     }
 
     /// The time at which a cap that was learned may be tried again.
     pub fn probe_at(&self) -> Option<Instant> {
         self.limit.map(|limit| limit.probe_at)
+    }
+
+    /// The next time after `now` at which one connection more may be tried.
+    pub fn next_probe(&self, now: Instant) -> Option<Instant> {
+        let files = self.files.map(|files| files.probe_at);
+        self.probe_at().into_iter().chain(files).filter(|probe_at| *probe_at > now).min()
+    }
+
+    /// Returns true if this worker has a connection for which there is no file any more.
+    pub fn is_surplus(&self, worker: usize, now: Instant) -> bool {
+        self.files.is_some() && self.slots[worker] >= Slot::Connecting && !self.admits(worker, now)
+    }
+
+    /// Returns true while there are fewer connections because our own limit of open files was reached.
+    pub fn is_short_of_files(&self) -> bool {
+        self.files.is_some()
+    }
+
+    /// No file could be opened: for the connection of this worker, or, with `None`, for something else, which then needs
+    /// the place of a connection. Returns the new cap where it is news.
+    pub fn out_of_files(&mut self, worker: Option<usize>, now: Instant) -> Option<usize> {
+        if let Some(worker) = worker {
+            self.slots[worker] = Slot::Nothing;
+        }
+        let before = self.files;
+        let in_use = self.in_use();
+        let connections = if worker.is_some() { in_use } else { in_use.saturating_sub(1) };
+        let was_probe = before.is_some_and(|files| files.probe_at <= now);
+        let (probe_at, patience) = match before {
+            Some(files) if !was_probe => (files.probe_at, files.patience),
+            Some(files) => (now + files.patience * 2, files.patience * 2),
+            None => (now + FIRST_FILES_PROBE, FIRST_FILES_PROBE),
+        };
+        let patience = patience.min(LONGEST_FILES_PROBE);
+        let probe_at = probe_at.min(now + patience);
+        let connections = before.map_or(connections, |files| files.connections.min(connections));
+        self.files = Some(FilesLimit { connections, probe_at, patience });
+        before.is_none().then(|| self.cap())
+    }
+
+    /// A file could be opened again that is as good as a connection. Returns true where the limit is over.
+    fn files_came_free(&mut self, connected: usize, now: Instant) -> bool {
+        let configured = self.slots.len();
+        match &mut self.files {
+            Some(files) if connected > files.connections => {
+                files.connections = connected;
+                // The next one is tried at once.
+                files.probe_at = now;
+                if connected >= configured {
+                    self.files = None;
+                }
+                self.files.is_none()
+            }
+            _ => false,
+        }
     }
 
     /// Returns true if this worker has a slot, or can have one, and its turn for a mail.
@@ -113,6 +190,9 @@ impl Connections {
     pub fn connected(&mut self, worker: usize, now: Instant) -> Learned {
         self.slots[worker] = Slot::Connected;
         let connected = self.slots.iter().filter(|slot| **slot == Slot::Connected).count();
+        if self.files_came_free(connected, now) {
+            return Learned::Files;
+        }
         let configured = self.slots.len();
         let Some(limit) = &mut self.limit else { return Learned::Nothing };
         if connected > limit.connections {
@@ -343,5 +423,59 @@ mod tests {
         assert_eq!(connections.in_use(), 2);
         connections.left(1);
         assert_eq!(connections.in_use(), 1);
+    }
+
+    #[test]
+    fn without_a_file_for_a_connection_there_are_fewer_and_one_more_is_tried_after_a_while() {
+        let at = clock();
+        let mut connections = Connections::new(4);
+        for worker in 0..4 {
+            assert!(connections.enter(worker, at(0)));
+            connections.connecting(worker);
+        }
+        connections.connected(0, at(0));
+        connections.connected(1, at(0));
+        assert_eq!(connections.out_of_files(Some(3), at(0)), Some(3), "that is news");
+        assert_eq!(connections.out_of_files(Some(2), at(0)), None, "and said once");
+        assert_eq!((connections.cap(), connections.is_short_of_files()), (2, true));
+        assert!(!connections.enter(2, at(1)));
+        assert_eq!(connections.next_probe(at(1)), Some(at(2)));
+        assert!(connections.enter(2, at(2)) && !connections.enter(3, at(2)), "one at a time");
+        connections.connecting(2);
+        assert_eq!(connections.out_of_files(Some(2), at(2)), None);
+        assert_eq!(connections.next_probe(at(2)), Some(at(6)), "after twice the time");
+
+        assert!(connections.enter(2, at(6)));
+        connections.connecting(2);
+        assert_eq!(connections.connected(2, at(6)), Learned::Nothing);
+        assert!(connections.enter(3, at(6)), "the next is tried at once");
+        connections.connecting(3);
+        assert_eq!(connections.connected(3, at(6)), Learned::Files);
+        assert_eq!((connections.cap(), connections.is_short_of_files()), (4, false));
+    }
+
+    #[test]
+    fn without_a_file_for_any_connection_none_is_tried_for_a_while() {
+        let at = clock();
+        let mut connections = Connections::new(2);
+        assert!(connections.enter(0, at(0)));
+        connections.connecting(0);
+        assert_eq!(connections.out_of_files(Some(0), at(0)), Some(1));
+        assert!(!connections.enter(0, at(1)) && !connections.enter(1, at(1)));
+        assert!(connections.enter(1, at(2)));
+    }
+
+    #[test]
+    fn a_file_that_something_else_needs_is_that_of_a_connection() {
+        let at = clock();
+        let mut connections = Connections::new(2);
+        for worker in 0..2 {
+            assert!(connections.enter(worker, at(0)));
+            connections.connecting(worker);
+            connections.connected(worker, at(0));
+        }
+        assert!(!connections.is_surplus(1, at(0)));
+        assert_eq!(connections.out_of_files(None, at(0)), Some(1));
+        assert!(connections.is_surplus(1, at(0)) && !connections.is_surplus(0, at(0)));
     }
 }

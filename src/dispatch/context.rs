@@ -16,6 +16,7 @@ use super::ready_queue::ReadyQueue;
 use super::refusal_streak::{Consequence, Heard, Offered, RefusalStreak, Ruling, Sender, Turn, heard};
 use crate::ledger;
 use crate::mail::Address;
+use crate::open_files;
 use crate::outcome::{Cause, Fate, Reason, Reply, Stage, Trouble, Verdict};
 use crate::queue;
 use crate::retry;
@@ -306,6 +307,22 @@ impl Context {
             "{error}: make room on its disk, or mend its rights; until then nothing is sent, and nothing is lost"
         );
         self.trip(&reason, "sending suspended", "the ledger cannot be written: the pass ends here");
+    }
+
+    /// Uses fewer connections, because our own limit of open files was reached: at the connection of this sender, or
+    /// elsewhere. The relay stays up.
+    pub fn out_of_files(&self, connection: Option<usize>) {
+        if let Some(connections) = self.breaker.out_of_files(connection, Instant::now()) {
+            tracing::warn!(target: events::RELAY, connections, reason = open_files::explanation(),
+                "fewer connections: our own limit of open files was reached");
+        }
+    }
+
+    /// As [`Context::out_of_files`], where a part that opens files failed and may not say why.
+    pub fn check_files(&self) {
+        if open_files::is_reached() {
+            self.out_of_files(None);
+        }
     }
 
     fn trip(&self, reason: &str, down: &str, ended: &str) {

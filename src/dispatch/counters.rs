@@ -152,7 +152,7 @@ fn reply_class(cause: &Cause) -> &'static str {
         Cause::Timeout => "timeout",
         Cause::Closed(_) => "closed",
         Cause::Protocol(_) => "protocol",
-        Cause::Local(..) => "local",
+        Cause::OpenFiles(_) | Cause::Local(..) => "local",
     }
 }
 

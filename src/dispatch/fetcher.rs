@@ -134,7 +134,10 @@ impl Fetcher {
     fn report(&self, error: PassError) -> String {
         self.liveness().started(self.lane.name());
         match &error {
-            PassError::Database(error) => self.context.events.database_failed(self.lane.name(), error),
+            PassError::Database(error) => {
+                self.context.check_files();
+                self.context.events.database_failed(self.lane.name(), error);
+            }
             PassError::Ledger(error) => {
                 tracing::error!(target: events::MAIL, queue = %self.lane.name(), %error, "nothing is sent");
             }

@@ -81,6 +81,10 @@ impl Observed for Handle {
         self.context.events.progress.take_failures()
     }
 
+    fn out_of_files(&self) {
+        self.context.out_of_files(None);
+    }
+
     async fn send_notice(&self, mail: &Mail) -> Result<(), SendError> {
         if !self.context.breaker.is_up() {
             return Err(SendError::Temporary("the relay is down or paused".to_owned()));

@@ -102,6 +102,7 @@ impl Sender {
                 }
                 // A probe must not be refused because of connections that are idle.
                 () = context.breaker.down(), if self.client.is_connected() => self.close().await,
+                () = context.breaker.surplus(self.connection), if self.client.is_connected() => self.close().await,
                 () = tokio::time::sleep(patience) => {}
             }
             context.flush_ripe_refusals();
@@ -192,6 +193,7 @@ impl Sender {
                 tracing::info!(target: events::RELAY, connections,
                     "the smarthost takes no more connections than these: the others wait; set relay.connections to this number");
             }
+            Learned::Files => tracing::info!(target: events::RELAY, "there are files for all connections again"),
             Learned::More(connections) => {
                 tracing::info!(target: events::RELAY, connections, "the smarthost takes more connections again");
             }
@@ -201,6 +203,14 @@ impl Sender {
     /// No connection could be made. While another one works and this can be a limit, there are just fewer connections.
     fn not_let_in(&self, trouble: &Trouble) {
         let breaker = &self.context.breaker;
+        if trouble.is_open_files() {
+            self.context.out_of_files(Some(self.connection));
+            // A single pass has no later time at which there may be files.
+            if self.context.once && !breaker.has_connections() {
+                self.context.relay_failed(trouble);
+            }
+            return;
+        }
         if trouble.is_connection_limit() {
             if let Some(news) = breaker.refused(self.connection, Instant::now()) {
                 tracing::debug!(target: events::RELAY, reason = self.context.events.redact(&trouble.to_string()),

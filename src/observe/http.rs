@@ -20,8 +20,8 @@ use tokio::sync::Semaphore;
 
 use super::metrics::{self, Metrics};
 use super::relay::Relay;
-use crate::failpoint;
 use crate::telemetry::{Observed, Sample};
+use crate::{failpoint, open_files};
 
 /// Connections at the same time; further ones wait to be accepted.
 const CONNECTIONS: usize = 16;
@@ -65,6 +65,10 @@ impl Server {
                         let _ = tokio::time::timeout(TIMEOUT, converse(stream, dispatcher, metrics)).await;
                         drop(place);
                     });
+                }
+                Err(error) if open_files::is_limit(&error) => {
+                    dispatcher.out_of_files();
+                    tokio::time::sleep(Duration::from_secs(1)).await;
                 }
                 Err(error) => {
                     tracing::warn!(target: "mailqueue::monitor", %error, "a connection could not be accepted");

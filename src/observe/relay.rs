@@ -16,6 +16,9 @@ pub struct Relay {
     /// where no dispatcher runs.
     #[serde(default)]
     pub connections_cap: Option<usize>,
+    /// The reason for fewer connections where it is our own limit of open files.
+    #[serde(default)]
+    pub connections_reason: Option<String>,
     /// The form of pipelining in use: `full`, `commands` or `off`. `None` before the first connection.
     #[serde(default)]
     pub pipelining: Option<String>,
@@ -63,6 +66,7 @@ impl Relay {
         };
         Self {
             connections_cap: Some(sample.relay.cap),
+            connections_reason: sample.relay.cap_reason.clone(),
             pipelining: sample.pipelining.as_ref().map(|(mode, _)| (*mode).to_owned()),
             pipelining_reason: sample.pipelining.as_ref().map(|(_, reason)| reason.clone()),
             ..relay

@@ -17,7 +17,7 @@ use super::settings::Tls;
 use super::smarthost::Relay;
 use super::wire::{Stream, Wire};
 use super::{addresses, auth, classify, reply, tls};
-use crate::outcome::{Cause, Reason, Scope, Stage, Trouble};
+use crate::outcome::{Cause, Scope, Stage, Trouble};
 
 /// A connection on which MAIL may follow.
 pub(super) struct Connection {
@@ -34,16 +34,14 @@ pub(super) async fn connect(relay: &Relay) -> Result<Connection, Trouble> {
     let limit = settings.timeouts.connect;
     let found = match &relay.fixed_addresses {
         Some(addresses) => addresses.clone(),
-        None => resolve(&settings.host, settings.port, limit)
-            .await
-            .map_err(|why| at(Stage::Connect)(Cause::Local(Reason::RelayUnavailable, why)))?,
+        None => resolve(&settings.host, settings.port, limit).await.map_err(at(Stage::Connect))?,
     };
     let mut dialing = Dialing::new(relay.addresses.order(&found, Instant::now()), limit);
     let mut failures: Vec<(SocketAddr, Trouble)> = Vec::new();
     while let Some((address, connected)) = dialing.next().await {
         let greeted = match connected {
             Ok(stream) => greet(relay, stream, address).await,
-            Err(how) => Err(at(Stage::Connect)(Cause::Closed(how))),
+            Err(how) => Err(at(Stage::Connect)(how)),
         };
         match greeted {
             Ok(greeted) => {
@@ -58,7 +56,9 @@ pub(super) async fn connect(relay: &Relay) -> Result<Connection, Trouble> {
 
 /// Notes which address works, and says once which are passed over from here on.
 fn note_address(relay: &Relay, address: SocketAddr, failures: &[(SocketAddr, Trouble)]) {
-    let failed: Vec<_> = failures.iter().map(|(failed, _)| *failed).collect();
+    // An address that could not be tried, because our limit of open files was reached, does not count as failed.
+    let failed = failures.iter().filter(|(_, trouble)| !trouble.is_open_files());
+    let failed: Vec<_> = failed.map(|(failed, _)| *failed).collect();
     for news in relay.addresses.note(address, &failed, Instant::now()) {
         if let Some((_, trouble)) = failures.iter().find(|(failed, _)| *failed == news) {
             tracing::warn!(
@@ -72,8 +72,12 @@ fn note_address(relay: &Relay, address: SocketAddr, failures: &[(SocketAddr, Tro
     }
 }
 
-/// The trouble of the address that came furthest. Where none could be connected to, all are told.
+/// Returns the trouble of the address that came furthest; where none could be connected to, that of all. Our own limit
+/// of open files comes first, because it says nothing about the smarthost.
 fn worst(relay: &Relay, failures: Vec<(SocketAddr, Trouble)>) -> Trouble {
+    if let Some((_, ours)) = failures.iter().find(|(_, trouble)| trouble.is_open_files()) {
+        return ours.clone();
+    }
     let furthest = failures.iter().map(|(_, trouble)| trouble).max_by_key(|trouble| trouble.stage);
     match furthest {
         Some(trouble) if trouble.stage > Stage::Connect => trouble.clone(),
@@ -107,7 +111,7 @@ async fn greet(relay: &Relay, stream: TcpStream, address: SocketAddr) -> Result<
     let candidate = addresses::Candidate { address, is_last_resort: false };
     match Dialing::new(vec![candidate], limit).next().await {
         Some((_, Ok(stream))) => greet_over(relay, stream, address, Some(why)).await,
-        Some((_, Err(how))) => Err(at(Stage::Connect)(Cause::Closed(how))),
+        Some((_, Err(how))) => Err(at(Stage::Connect)(how)),
         None => Err(at(Stage::Connect)(Cause::Timeout)),
     }
 }

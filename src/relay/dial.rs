@@ -13,9 +13,15 @@ use tokio::time::{sleep, timeout};
 
 use super::addresses::Candidate;
 use super::log::LOG;
+use crate::open_files;
+use crate::outcome::{Cause, Reason};
 
 /// After this long without an answer the next address is tried beside the one before (RFC 8305 §8).
 const STAGGER: Duration = Duration::from_millis(250);
+
+/// Connections to the smarthost leave room for this many files: for databases, the ledger, the status file and those that
+/// ask for it over HTTP. Without them mails would go out whose rows cannot be deleted.
+const SPARE: usize = 8;
 
 /// A host's name, or an address without the brackets that URLs have around it.
 pub(super) fn without_brackets(host: &str) -> &str {
@@ -23,18 +29,24 @@ pub(super) fn without_brackets(host: &str) -> &str {
 }
 
 /// Asks the system's resolver. An address stands for itself.
-pub(super) async fn resolve(host: &str, port: u16, limit: Duration) -> Result<Vec<SocketAddr>, String> {
+pub(super) async fn resolve(host: &str, port: u16, limit: Duration) -> Result<Vec<SocketAddr>, Cause> {
     match timeout(limit, lookup_host((without_brackets(host), port))).await {
         Ok(Ok(found)) => Ok(found.collect()),
-        Ok(Err(error)) => Err(format!("{host} was not found: {error}")),
-        Err(_) => Err(format!("{host} was not found in time")),
+        // The resolver opens files too, and does not say that it could not.
+        Ok(Err(_)) if open_files::is_reached() => Err(Cause::OpenFiles(open_files::explanation())),
+        Ok(Err(error)) => Err(not_found(format!("{host} was not found: {error}"))),
+        Err(_) => Err(not_found(format!("{host} was not found in time"))),
     }
+}
+
+fn not_found(how: String) -> Cause {
+    Cause::Local(Reason::RelayUnavailable, how)
 }
 
 /// Connections as they come up, in no promised order.
 pub(super) struct Dialing {
     waiting: VecDeque<Candidate>,
-    under_way: FuturesUnordered<BoxFuture<'static, (SocketAddr, Result<TcpStream, String>)>>,
+    under_way: FuturesUnordered<BoxFuture<'static, (SocketAddr, Result<TcpStream, Cause>)>>,
     limit: Duration,
 }
 
@@ -46,7 +58,7 @@ impl Dialing {
 
     /// The next connection that is made or has failed; `None` when no address is left. What is under way when the last
     /// one is taken goes on, and is given up when this is dropped.
-    pub async fn next(&mut self) -> Option<(SocketAddr, Result<TcpStream, String>)> {
+    pub async fn next(&mut self) -> Option<(SocketAddr, Result<TcpStream, Cause>)> {
         if self.under_way.is_empty() {
             self.begin();
         }
@@ -64,6 +76,9 @@ impl Dialing {
         let Some(Candidate { address, .. }) = self.waiting.pop_front() else { return };
         let limit = self.limit;
         self.under_way.push(Box::pin(async move {
+            if !open_files::have_room_for(SPARE) {
+                return (address, Err(Cause::OpenFiles(open_files::explanation())));
+            }
             let connected = match timeout(limit, TcpStream::connect(address)).await {
                 Ok(Ok(stream)) => {
                     // A write of ours is a whole flight; waiting for more would only cost the peer's delayed ACK.
@@ -72,8 +87,9 @@ impl Dialing {
                     }
                     Ok(stream)
                 }
-                Ok(Err(error)) => Err(error.to_string()),
-                Err(_) => Err("no answer in time".to_owned()),
+                Ok(Err(error)) if open_files::is_limit(&error) => Err(Cause::OpenFiles(open_files::explanation())),
+                Ok(Err(error)) => Err(Cause::Closed(error.to_string())),
+                Err(_) => Err(Cause::Closed("no answer in time".to_owned())),
             };
             (address, connected)
         }));

@@ -144,6 +144,7 @@ pub fn show(trouble: &Trouble) -> String {
         Cause::Timeout => "timeout".into(),
         Cause::Closed(_) => "closed".into(),
         Cause::Protocol(_) => "protocol".into(),
+        Cause::OpenFiles(how) => how.clone(),
         Cause::Local(reason, _) => format!("local {reason}"),
     };
     format!("{} {scope} {cause}", trouble.stage.as_str())

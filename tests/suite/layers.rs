@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use proc_macro2::{Delimiter, TokenStream, TokenTree, token_stream::IntoIter};
 
 /// Each module with those that it may import. What is not listed here may import nothing of ours.
-const MAY_IMPORT: [(&str, &[&str]); 19] = [
+const MAY_IMPORT: [(&str, &[&str]); 20] = [
     ("main", &["cli"]),
     (
         "cli",
@@ -27,6 +27,7 @@ const MAY_IMPORT: [(&str, &[&str]); 19] = [
             "secret",
             "visible",
             "panics",
+            "open_files",
         ],
     ),
     // It fills the settings of its neighbours; nothing but `cli` imports it.
@@ -48,17 +49,41 @@ const MAY_IMPORT: [(&str, &[&str]); 19] = [
     ),
     (
         "dispatch",
-        &["telemetry", "queue", "ledger", "relay", "translate", "retry", "outcome", "mail", "failpoint", "panics"],
+        &[
+            "telemetry",
+            "queue",
+            "ledger",
+            "relay",
+            "translate",
+            "retry",
+            "outcome",
+            "mail",
+            "failpoint",
+            "panics",
+            "open_files",
+        ],
     ),
     (
         "observe",
-        &["telemetry", "queue", "ledger", "relay", "translate", "retry", "outcome", "mail", "visible", "failpoint"],
+        &[
+            "telemetry",
+            "queue",
+            "ledger",
+            "relay",
+            "translate",
+            "retry",
+            "outcome",
+            "mail",
+            "visible",
+            "failpoint",
+            "open_files",
+        ],
     ),
     // Plain data of a running dispatcher: dispatch fills it, observe shows it.
     ("telemetry", &["outcome", "mail"]),
-    ("queue", &["outcome", "mail", "secret", "failpoint"]),
+    ("queue", &["outcome", "mail", "secret", "failpoint", "open_files"]),
     ("ledger", &["outcome", "mail", "failpoint"]),
-    ("relay", &["outcome", "mail", "secret", "visible", "failpoint"]),
+    ("relay", &["outcome", "mail", "secret", "visible", "failpoint", "open_files"]),
     ("translate", &["decode", "outcome", "mail", "visible"]),
     ("retry", &["outcome", "mail"]),
     ("decode", &["outcome", "mail"]),
@@ -68,6 +93,7 @@ const MAY_IMPORT: [(&str, &[&str]); 19] = [
     ("visible", &[]),
     ("failpoint", &[]),
     ("panics", &[]),
+    ("open_files", &[]),
     ("lib", &[]),
 ];
 

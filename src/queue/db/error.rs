@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use sqlx::mysql::MySqlDatabaseError;
 
+use crate::open_files;
+
 /// An error, before it is known whether another try helps.
 #[derive(Debug)]
 pub(crate) enum Failure {
@@ -44,6 +46,7 @@ impl From<sqlx::Error> for Failure {
     fn from(error: sqlx::Error) -> Self {
         let sqlx::Error::Database(refused) = &error else {
             return match error {
+                sqlx::Error::Io(error) if open_files::is_limit(&error) => Self::Broken(open_files::explanation()),
                 sqlx::Error::Tls(error) => Self::Unavailable(format!(
                     "TLS: {error}; look at the server's certificate, and at ssl-mode and ssl-ca in `database`"
                 )),
@@ -129,6 +132,8 @@ fn who_and_where(what: &str) -> String {
 fn sqlite(code: u32, what: String) -> Failure {
     match code & 0xff {
         5 | 6 | 17 => Failure::Busy(what),
+        // It cannot open a file, and does not say why.
+        10 | 14 if open_files::is_reached() => Failure::Broken(open_files::explanation()),
         10 | 14 => Failure::Broken(what),
         // Another process was quicker with the same migration.
         19 if what.contains("mailqueue_migrations") => Failure::Busy(what),

@@ -52,6 +52,7 @@ mod link;
 mod log_pipe;
 mod many;
 mod model;
+mod open_files;
 mod operators;
 mod outage;
 mod pace;

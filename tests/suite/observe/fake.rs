@@ -46,6 +46,8 @@ impl Observed for Fake {
         std::mem::take(&mut self.0.lock().unwrap().failures)
     }
 
+    fn out_of_files(&self) {}
+
     async fn send_notice(&self, mail: &Mail) -> Result<(), SendError> {
         let mut inner = self.0.lock().unwrap();
         match inner.refusals.pop_front() {
