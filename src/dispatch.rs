@@ -163,6 +163,7 @@ impl Dispatcher {
         };
         let handle = Handle {
             context: Arc::new(context),
+            lanes: lanes.clone(),
             relay,
             ledger,
             memory: Arc::new(Memory::new(settings.max_in_flight_bytes)),

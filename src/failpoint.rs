@@ -69,3 +69,22 @@ impl Wanted {
         Self { name, nth, action }
     }
 }
+
+/// Returns `normal`, or what the environment of a test has in its place. A release build never asks.
+#[cfg(not(debug_assertions))]
+#[inline(always)]
+pub fn shortened(_: &str, normal: std::time::Duration) -> std::time::Duration {
+    normal
+}
+
+/// Returns `normal`, or the seconds of `MAILQUEUE_SHORTEN=name:seconds` where the environment of a test has that.
+///
+/// # Panics
+/// Where the variable has another form, so that a typing error in a test is seen.
+#[cfg(debug_assertions)]
+pub fn shortened(name: &str, normal: std::time::Duration) -> std::time::Duration {
+    let Ok(text) = std::env::var("MAILQUEUE_SHORTEN") else { return normal };
+    let (wanted, seconds) = text.split_once(':').expect("MAILQUEUE_SHORTEN=name:seconds");
+    let seconds = seconds.parse().expect("MAILQUEUE_SHORTEN=name:seconds: seconds is a number");
+    if wanted == name { std::time::Duration::from_secs_f64(seconds) } else { normal }
+}

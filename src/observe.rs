@@ -1,18 +1,22 @@
 //! What people and machines see of the work: one picture of health, and the files below that turn it into text.
 //!
-//! [`start`] has everything that watches a running dispatcher; [`health::look`] is for commands. Neither knows the
+//! [`start`] has everything that watches a running dispatcher; [`daemon::health`] is for commands. Neither knows the
 //! dispatcher itself, only the [`Sample`](crate::telemetry::Sample)s that it gives.
 
 pub mod audit;
 pub mod checkmk;
+pub mod daemon;
 pub mod digest;
+mod first_seen;
 pub mod health;
 pub mod http;
 mod journald;
 pub mod log_writer;
 pub mod logs;
 pub mod metrics;
+mod refresh;
 pub mod relay;
+pub mod stall;
 pub mod status_file;
 pub mod summary;
 pub mod systemd;
@@ -27,14 +31,11 @@ use jiff::Timestamp;
 use prometheus::core::Collector;
 use tokio::sync::{Mutex, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep};
 
-use crate::failpoint;
 use crate::queue::Queue;
 use crate::telemetry::Observed;
 use health::Health;
 use metrics::Metrics;
-use relay::Relay;
 use summary::Summary;
 
 /// What is to watch a dispatcher.
@@ -54,6 +55,7 @@ pub struct Settings {
 #[derive(Debug)]
 pub struct Observers<S> {
     dispatcher: S,
+    health: watch::Receiver<Health>,
     state_dir: PathBuf,
     monitor: Option<SocketAddr>,
     notifies: bool,
@@ -65,13 +67,15 @@ pub struct Observers<S> {
 pub struct AcrossReloads {
     metrics: Arc<Metrics>,
     summary: Arc<Mutex<Summary>>,
+    /// Waiting rows do not become younger.
+    waiting: refresh::Waiting,
 }
 
 impl AcrossReloads {
     /// `counters` are those that the dispatchers keep.
     pub fn new(counters: Vec<Box<dyn Collector>>) -> anyhow::Result<Self> {
         let metrics = Arc::new(Metrics::new(counters, Timestamp::now())?);
-        Ok(Self { metrics, summary: Arc::new(Mutex::new(Summary::begin())) })
+        Ok(Self { metrics, summary: Arc::new(Mutex::new(Summary::begin())), waiting: refresh::Waiting::default() })
     }
 }
 
@@ -93,22 +97,27 @@ pub async fn start<S: Observed>(
     if let Some(address) = address {
         tracing::info!(target: "mailqueue::monitor", %address, "serves /metrics and /healthz");
     }
-    let (sender, health) = watch::channel(Health::default());
+    let uncounted = queues.iter().map(|queue| health::Queue::uncounted(queue.name())).collect();
+    let (sender, health) = watch::channel(Health { queues: uncounted, ..Health::default() });
 
     let notifies = settings.notify.is_some();
     let mut tasks = JoinSet::new();
     if let Some(monitor) = monitor {
-        tasks.spawn(monitor.serve(dispatcher.clone(), metrics.clone()));
+        tasks.spawn(monitor.serve(dispatcher.clone(), metrics.clone(), health.clone()));
     }
-    tasks.spawn(count(dispatcher.clone(), queues, metrics, sender, settings.poll_interval));
-    tasks.spawn(systemd::run(dispatcher.clone(), health));
+    for queue in queues {
+        let waiting = across_reloads.waiting.clone();
+        tasks.spawn(refresh::count(queue, sender.clone(), metrics.clone(), waiting, settings.poll_interval));
+    }
+    tasks.spawn(refresh::stall(dispatcher.clone(), sender, settings.poll_interval));
+    tasks.spawn(systemd::run(dispatcher.clone(), health.clone()));
     tasks.spawn(summary::run(dispatcher.clone(), across_reloads.summary.clone()));
     tasks.spawn(audit::follow(settings.state_dir.clone(), settings.audit_keep));
-    tasks.spawn(status_file::keep(dispatcher.clone(), settings.state_dir.clone()));
+    tasks.spawn(status_file::keep(dispatcher.clone(), health.clone(), settings.state_dir.clone(), false));
     if let Some(notify) = settings.notify {
         tasks.spawn(digest::run(dispatcher.clone(), notify, settings.state_dir.clone()));
     }
-    Ok(Observers { dispatcher, state_dir: settings.state_dir, monitor: address, notifies, tasks })
+    Ok(Observers { dispatcher, health, state_dir: settings.state_dir, monitor: address, notifies, tasks })
 }
 
 impl<S: Observed> Observers<S> {
@@ -123,36 +132,8 @@ impl<S: Observed> Observers<S> {
         if self.notifies {
             digest::put_by(self.dispatcher.take_failures(), &self.state_dir);
         }
-        if let Err(error) = status_file::close(&self.dispatcher, &self.state_dir) {
+        if let Err(error) = status_file::close(&self.dispatcher, &self.health.borrow(), &self.state_dir) {
             tracing::warn!(target: "mailqueue::monitor", %error, "`mailqueue status` will not know of this end");
         }
-    }
-}
-
-/// Counts rows now and then, so that nobody who asks has to wait for a database.
-async fn count(
-    dispatcher: impl Observed,
-    queues: Vec<Queue>,
-    metrics: Arc<Metrics>,
-    health: watch::Sender<Health>,
-    interval: Duration,
-) {
-    loop {
-        let begun = Instant::now();
-        failpoint::hit("in-count");
-        let counted = health::counts(&queues, Timestamp::now()).await;
-        let took = begun.elapsed();
-        metrics.counting_took(took);
-        let sample = dispatcher.sample();
-        let new = Health {
-            queues: counted.queues,
-            relay: Relay::of(&sample),
-            last_poll: sample.last_poll,
-            last_accepted: sample.last_accepted,
-            ledger_open: Some(sample.ledger_open),
-        };
-        metrics.counted(&new);
-        health.send_replace(new);
-        sleep(interval.max(Duration::from_secs(5)).saturating_sub(took)).await;
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::mail::{Capabilities, Mail, MailId};
@@ -56,8 +57,44 @@ pub struct Sample {
 pub struct LaneSample {
     pub name: Arc<str>,
     pub liveness: LaneLiveness,
-    /// The last words of its database, while that is out of reach.
+    /// The last words of its database, while that is out of reach or refuses something.
     pub database: Option<String>,
+    /// Rows of the queue are in the hands of this dispatcher.
+    pub in_hand: bool,
+    /// The end of the last attempt to send a mail of the queue.
+    pub attempted: Option<Instant>,
+    /// The thing that keeps the next mail of the queue from being sent, should none be sent.
+    pub waits_for: Wait,
+}
+
+/// The things that can keep mails from being sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Wait {
+    /// The queue's part of `max_in_flight_bytes` is used up.
+    Memory,
+    /// The smarthost takes no mail, or does not answer.
+    Relay,
+    /// `relay.rate` lets no more through.
+    Rate,
+    /// The queue's database does not answer, or refuses something.
+    Database,
+    /// Our own limit of open files is reached.
+    Files,
+}
+
+impl Wait {
+    pub const ALL: [Self; 5] = [Self::Memory, Self::Relay, Self::Rate, Self::Database, Self::Files];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::Relay => "relay",
+            Self::Rate => "rate",
+            Self::Database => "database",
+            Self::Files => "files",
+        }
+    }
 }
 
 /// Signs of life of a lane's loops.
@@ -188,7 +225,7 @@ impl Sample {
     /// Lists the troubles that keep mail from flowing, a sentence each. An operator's pause is none.
     pub fn troubles(&self) -> Vec<String> {
         let mut troubles = Vec::new();
-        for LaneSample { name, liveness, database } in &self.lanes {
+        for LaneSample { name, liveness, database, .. } in &self.lanes {
             if liveness.stalled_for >= STALLED {
                 troubles.push(format!("queue {name}: no progress for {} s", liveness.stalled_for.as_secs()));
             }

@@ -5,12 +5,15 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 use super::daemon;
 use super::ending::Ending;
 use super::output::{self, Out, safe};
 use crate::config::Config;
 use crate::dispatch::{Dispatcher, Pass, Progress};
+use crate::observe::health::Health;
 use crate::observe::status_file;
 use crate::telemetry::Tally;
 
@@ -23,9 +26,14 @@ pub async fn run(_: &Args, config: &Config, out: &mut Out) -> anyhow::Result<End
     let state_dir = daemon::take_state_dir(config)?;
     let dispatcher = daemon::dispatcher(config, &state_dir, Progress::default(), true).await?;
     let handle = dispatcher.handle();
+    // Without counts: the pass ends, and nothing that it could tell is missed by then.
+    let (_, health) = watch::channel(Health::default());
+    let mut showing = JoinSet::new();
+    showing.spawn(status_file::keep(handle.clone(), health, config.state_dir.clone(), true));
     let pass = drive(dispatcher).await?;
+    showing.shutdown().await;
     // What became of the mails counts more than what `status` can say of it later.
-    if let Err(error) = status_file::close(&handle, &config.state_dir) {
+    if let Err(error) = status_file::close(&handle, &Health::default(), &config.state_dir) {
         tracing::warn!(%error, "`mailqueue status` will not know of this pass: its file cannot be written");
     }
     writeln!(out, "{}", sentence(&pass.tally))?;

@@ -10,7 +10,8 @@ use super::output::{Colour, Out, ago, count, or_dash, safe, span};
 use super::select;
 use crate::config::Config;
 use crate::observe::checkmk::{self, Levels};
-use crate::observe::health::{self, Daemon, Health, Queue, Rows};
+use crate::observe::daemon::{self, Daemon};
+use crate::observe::health::{Health, Queue, Rows};
 use crate::observe::relay::{Relay, RelayStatus};
 use crate::observe::status_file::Pace;
 
@@ -31,7 +32,7 @@ pub async fn run(args: &Args, config: &Config, out: &mut Out) -> anyhow::Result<
     let now = Timestamp::now();
     let queues: Vec<_> =
         config.queues.iter().map(|queue| select::open(&queue.settings)).collect::<anyhow::Result<_>>()?;
-    let (health, daemon) = health::look(&queues, &config.state_dir, now).await;
+    let (health, daemon) = daemon::health(&queues, &config.state_dir, now).await;
     if args.checkmk {
         write!(out, "{}", checkmk::lines(&health, &daemon, &Levels::new(config.poll_interval), now))?;
         return Ok(Ending::Done);
@@ -56,6 +57,9 @@ fn tell(health: &Health, daemon: &Daemon, now: Timestamp, out: &mut Out) -> anyh
     writeln!(out, "\nrelay          {}", relay(&health.relay, daemon, now, out))?;
     let when = |at: Option<Timestamp>| at.map_or_else(|| "not known".to_owned(), |at| ago(at, now));
     writeln!(out, "dispatcher     {}", safe(&daemon.sentence(now)))?;
+    if let Some(stalled) = &health.stalled {
+        writeln!(out, "stalled        {}", out.coloured(Colour::Red, &stalled.sentence(now)))?;
+    }
     writeln!(out, "last poll      {}", when(health.last_poll))?;
     writeln!(out, "last accepted  {}", when(health.last_accepted))?;
     writeln!(out, "ledger         {} open", or_dash(health.ledger_open))?;
@@ -101,8 +105,9 @@ fn cells(queue: &Queue) -> [String; 9] {
         let why = "out of reach".to_owned();
         return [queue.name.clone(), waiting, sending, deferred, failed, unreadable, held, due, why];
     };
-    let Rows { waiting, claimed, sending, deferred, failed, unreadable, held, paused, oldest_due_seconds, about } =
-        rows;
+    let Rows {
+        waiting, claimed, sending, deferred, failed, unreadable, held, paused, oldest_due_seconds, about, ..
+    } = rows;
     [
         queue.name.clone(),
         format!("{}{waiting}", if *about { "about " } else { "" }),

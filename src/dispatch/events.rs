@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::lane::Job;
@@ -82,6 +83,7 @@ impl Events {
     pub fn attempted(&self, job: &Job, attempt: &Attempt, took: Duration) {
         let id = job.id();
         self.progress.counters.attempted(&id.queue, attempt, took);
+        self.progress.note_attempt(&id.queue, Instant::now());
         let message_id = job.mail().message_id.as_str();
         let number = job.prepared.history.attempts + 1;
         let duration_ms = took.as_millis() as u64;

@@ -267,7 +267,7 @@ impl Fetcher {
         while !waiting.is_empty() {
             let group = next_group(&mut waiting, self.memory.group());
             let cost = group.iter().map(|(_, cost)| cost).sum();
-            let memory = match self.wait(self.memory.reserve(cost)).await {
+            let memory = match self.lane.wait_for_memory(self.wait(self.memory.reserve(cost))).await {
                 Some(memory) if self.context.may_send(&self.lane) => memory,
                 _ => {
                     group.into_iter().chain(waiting).for_each(|(claim, _)| self.lane.release(claim));

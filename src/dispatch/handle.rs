@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use super::context::Context;
+use super::lane::Lane;
 use super::memory::Memory;
 use super::progress::Progress;
 use super::rate::Bucket;
@@ -12,12 +13,13 @@ use super::sender;
 use crate::ledger::Ledger;
 use crate::mail::Mail;
 use crate::relay::Relay;
-use crate::telemetry::{FailureReport, LaneSample, Observed, RelayState, RelayView, Sample, SendError};
+use crate::telemetry::{FailureReport, LaneSample, Observed, RelayState, RelayView, Sample, SendError, Wait};
 
 /// Steers a running dispatcher. Cheap to clone.
 #[derive(Clone)]
 pub struct Handle {
     pub(super) context: Arc<Context>,
+    pub(super) lanes: Vec<Arc<Lane>>,
     pub(super) relay: Arc<Relay>,
     pub(super) ledger: Ledger,
     pub(super) memory: Arc<Memory>,
@@ -43,6 +45,24 @@ impl Handle {
         self.context.events.redact(text)
     }
 
+    /// Returns the thing that keeps the lane's next mail from being sent, if none is sent.
+    fn waits_for(&self, lane: &Lane, database_fails: bool, now: Instant) -> Wait {
+        if database_fails {
+            Wait::Database
+        } else if !self.context.breaker.is_up() {
+            Wait::Relay
+        } else if lane.waits_for_memory() {
+            Wait::Memory
+        } else if !self.bucket.has_token(now) {
+            Wait::Rate
+        } else if lane.queue.claims() > 0 {
+            Wait::Relay
+        } else {
+            // Rows wait, and the fetcher has none of them: it waits for a statement.
+            Wait::Database
+        }
+    }
+
     fn relay_view(&self) -> RelayView {
         let view = self.context.breaker.watch().borrow().clone();
         let state = match view.state {
@@ -57,10 +77,16 @@ impl Observed for Handle {
     fn sample(&self) -> Sample {
         let progress = &self.context.events.progress;
         let now = Instant::now();
-        let lanes = progress.liveness.lanes(now).into_iter().map(|(name, liveness)| LaneSample {
-            database: progress.database_trouble(&name).map(|error| self.redact(&error)),
-            liveness,
-            name,
+        let lanes = self.lanes.iter().map(|lane| {
+            let database = progress.database_trouble(lane.name()).map(|error| self.redact(&error));
+            LaneSample {
+                name: lane.name().clone(),
+                liveness: progress.liveness.of(lane.name(), now),
+                in_hand: lane.queue.claims() > 0,
+                attempted: progress.last_attempt(lane.name()),
+                waits_for: self.waits_for(lane, database.is_some(), now),
+                database,
+            }
         });
         let announced = self.relay.announced();
         let pipelining = announced.as_ref().map(|_| self.relay.pipelining(now));

@@ -4,7 +4,7 @@
 //! [`Finished`]. [`Lane::settle`] and its kin end each of them. Nothing else of a row is passed on, so that no row is in
 //! two places.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -24,6 +24,8 @@ pub struct Lane {
     pub queue: Queue,
     /// An operator has paused this queue.
     paused: AtomicBool,
+    /// Batches of the fetcher that wait for memory.
+    waiting_for_memory: AtomicUsize,
     recovered: AtomicBool,
     lease: Mutex<Lease>,
     settler: Mutex<Option<mpsc::UnboundedSender<Done>>>,
@@ -91,6 +93,7 @@ impl Lane {
             index,
             queue,
             paused: AtomicBool::new(false),
+            waiting_for_memory: AtomicUsize::new(0),
             recovered: AtomicBool::new(false),
             lease: Mutex::new(Lease::new(lease, final_dot, Instant::now())),
             settler: Mutex::new(Some(settler)),
@@ -104,6 +107,19 @@ impl Lane {
 
     pub fn is_paused(&self) -> bool {
         self.paused.load(Ordering::Relaxed)
+    }
+
+    /// Returns true while a batch of the fetcher waits for memory.
+    pub fn waits_for_memory(&self) -> bool {
+        self.waiting_for_memory.load(Ordering::Relaxed) > 0
+    }
+
+    /// Lets the lane count as waiting for memory until `reserved` is done.
+    pub async fn wait_for_memory<T>(&self, reserved: impl Future<Output = T>) -> T {
+        self.waiting_for_memory.fetch_add(1, Ordering::Relaxed);
+        let done = reserved.await;
+        self.waiting_for_memory.fetch_sub(1, Ordering::Relaxed);
+        done
     }
 
     /// Returns true if that is a change.

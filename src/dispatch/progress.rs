@@ -24,6 +24,8 @@ pub struct Progress {
     relay_trouble: Mutex<Option<String>>,
     last_poll: Mutex<Option<Timestamp>>,
     last_accepted: Mutex<Option<Timestamp>>,
+    /// The end of each queue's last attempt to send a mail.
+    attempts: Mutex<HashMap<Arc<str>, Instant>>,
     /// Queues whose database is out of reach, with its last words.
     databases: Mutex<HashMap<Arc<str>, String>>,
     /// Queues whose database does not take delivery results, with its last words.
@@ -79,6 +81,11 @@ impl Progress {
         *lock(&self.last_accepted)
     }
 
+    /// Returns the end of the queue's last attempt to send a mail.
+    pub fn last_attempt(&self, queue: &str) -> Option<Instant> {
+        lock(&self.attempts).get(queue).copied()
+    }
+
     /// Returns the last words of a database that is out of reach, or does not do what it should.
     pub fn database_trouble(&self, queue: &str) -> Option<String> {
         lock(&self.databases).get(queue).or(lock(&self.unsettled).get(queue)).cloned()
@@ -104,6 +111,10 @@ impl Progress {
 
     pub(super) fn note_poll(&self, now: Timestamp) {
         *lock(&self.last_poll) = Some(now);
+    }
+
+    pub(super) fn note_attempt(&self, queue: &Arc<str>, now: Instant) {
+        lock(&self.attempts).insert(queue.clone(), now);
     }
 
     pub(super) fn note_accepted(&self, now: Timestamp) {
@@ -219,14 +230,13 @@ impl Liveness {
         }
     }
 
-    /// Returns each lane's signs of life, in the order of their names.
-    pub fn lanes(&self, now: Instant) -> Vec<(Arc<str>, LaneLiveness)> {
-        let liveness = |Touched { fetcher, maintenance, started }: &Touched| LaneLiveness {
-            stalled_for: now
-                .saturating_duration_since(fetcher.map_or(*maintenance, |fetcher| fetcher.min(*maintenance))),
-            started: *started,
+    /// Returns a lane's signs of life.
+    pub fn of(&self, lane: &str, now: Instant) -> LaneLiveness {
+        let Some(Touched { fetcher, maintenance, started }) = lock(&self.lanes).get(lane).copied() else {
+            return LaneLiveness::default();
         };
-        lock(&self.lanes).iter().map(|(name, touched)| (name.clone(), liveness(touched))).collect()
+        let slower = fetcher.map_or(maintenance, |fetcher| fetcher.min(maintenance));
+        LaneLiveness { stalled_for: now.saturating_duration_since(slower), started }
     }
 
     fn with(&self, lane: &str, change: impl FnOnce(&mut Touched)) {

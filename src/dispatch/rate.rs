@@ -53,6 +53,11 @@ impl Bucket {
         Some(item)
     }
 
+    /// Returns true if a mail may go now.
+    pub fn has_token(&self, now: Instant) -> bool {
+        self.next_token(now) <= now
+    }
+
     /// Takes the next token there will be, and waits for it.
     pub async fn take(&self) {
         let at = self.reserve(Instant::now());

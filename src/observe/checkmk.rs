@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::health::{Daemon, Health, Queue, Rows};
+use super::daemon::Daemon;
+use super::health::{Health, Queue, Rows};
 use super::relay::RelayStatus;
 use super::words::{grouped, span};
 use crate::visible;
@@ -81,6 +82,12 @@ fn daemon_line(health: &Health, daemon: &Daemon, levels: &Levels, now: Timestamp
     let mut text = daemon.sentence(now);
     text.push_str(", ");
     text.push_str(&polled);
+    let stalled = health.stalled.filter(|_| matches!(daemon, Daemon::Running { .. }));
+    let verdict = if stalled.is_some() { Verdict::Crit } else { verdict };
+    if let Some(stalled) = stalled {
+        text.push_str("; ");
+        text.push_str(&stalled.sentence(now));
+    }
     let metrics = [
         poll_age.map(|age| metric("last_poll_age", age, Some(levels.last_poll))),
         health.ledger_open.map(|open| metric("ledger_open", open, None)),

@@ -16,10 +16,12 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use jiff::Timestamp;
 use serde::Serialize;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
+use super::health::Health;
 use super::metrics::{self, Metrics};
 use super::relay::Relay;
+use super::stall::Stalled;
 use crate::telemetry::{Observed, Sample};
 use crate::{failpoint, open_files};
 
@@ -53,16 +55,16 @@ impl Server {
     }
 
     /// Answers until it is dropped.
-    pub async fn serve(self, dispatcher: impl Observed, metrics: Arc<Metrics>) {
+    pub async fn serve(self, dispatcher: impl Observed, metrics: Arc<Metrics>, health: watch::Receiver<Health>) {
         let room = Arc::new(Semaphore::new(CONNECTIONS));
         loop {
             let Ok(place) = room.clone().acquire_owned().await else { return };
             match self.listener.accept().await {
                 Ok((stream, _)) => {
-                    let (dispatcher, metrics) = (dispatcher.clone(), metrics.clone());
+                    let (dispatcher, metrics, health) = (dispatcher.clone(), metrics.clone(), health.clone());
                     tokio::spawn(async move {
                         // Whoever asks and does not wait for the answer is nobody's trouble.
-                        let _ = tokio::time::timeout(TIMEOUT, converse(stream, dispatcher, metrics)).await;
+                        let _ = tokio::time::timeout(TIMEOUT, converse(stream, dispatcher, metrics, health)).await;
                         drop(place);
                     });
                 }
@@ -79,9 +81,14 @@ impl Server {
     }
 }
 
-async fn converse(stream: TcpStream, dispatcher: impl Observed, metrics: Arc<Metrics>) -> Result<(), hyper::Error> {
+async fn converse(
+    stream: TcpStream,
+    dispatcher: impl Observed,
+    metrics: Arc<Metrics>,
+    health: watch::Receiver<Health>,
+) -> Result<(), hyper::Error> {
     let service = service_fn(|request: Request<Incoming>| {
-        let answer = answer(&request, &dispatcher, &metrics);
+        let answer = answer(&request, &dispatcher.sample(), &metrics, health.borrow().stalled);
         async move { Ok::<_, Infallible>(answer) }
     });
     http1::Builder::new()
@@ -93,7 +100,12 @@ async fn converse(stream: TcpStream, dispatcher: impl Observed, metrics: Arc<Met
         .await
 }
 
-fn answer(request: &Request<Incoming>, dispatcher: &impl Observed, metrics: &Metrics) -> Response<Full<Bytes>> {
+fn answer(
+    request: &Request<Incoming>,
+    sample: &Sample,
+    metrics: &Metrics,
+    stalled: Option<Stalled>,
+) -> Response<Full<Bytes>> {
     failpoint::hit("in-http");
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n");
@@ -101,11 +113,11 @@ fn answer(request: &Request<Incoming>, dispatcher: &impl Observed, metrics: &Met
         return answer;
     }
     match request.uri().path() {
-        "/metrics" => match metrics.text(&dispatcher.sample()) {
+        "/metrics" => match metrics.text(sample, stalled) {
             Ok(body) => reply(StatusCode::OK, metrics::CONTENT_TYPE, body),
             Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
         },
-        "/healthz" => healthz(&dispatcher.sample()),
+        "/healthz" => healthz(sample, stalled),
         _ => text(StatusCode::NOT_FOUND, "/metrics and /healthz are here\n"),
     }
 }
@@ -122,9 +134,11 @@ struct Healthz<'a> {
     last_accepted: Option<Timestamp>,
 }
 
-/// 200 while the loops make progress and databases and relay do what they should; an operator's stop is no trouble.
-fn healthz(sample: &Sample) -> Response<Full<Bytes>> {
-    let reasons = sample.troubles();
+/// Returns 200 while the loops make progress, databases and relay do what they should, and mails that wait are sent. An
+/// operator's pause is no trouble.
+fn healthz(sample: &Sample, stalled: Option<Stalled>) -> Response<Full<Bytes>> {
+    let mut reasons = sample.troubles();
+    reasons.extend(stalled.map(|stalled| stalled.sentence(Timestamp::now())));
     let (code, status) =
         if reasons.is_empty() { (StatusCode::OK, "ok") } else { (StatusCode::SERVICE_UNAVAILABLE, "trouble") };
     let line = Healthz {

@@ -4,8 +4,9 @@ use jiff::Timestamp;
 use prometheus::core::Collector;
 use prometheus::{Encoder, Gauge, Histogram, HistogramOpts, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 
-use super::health::Health;
-use crate::telemetry::{RelayState, Sample};
+use super::health::Queue;
+use super::stall::Stalled;
+use crate::telemetry::{RelayState, Sample, Wait};
 
 /// The content type of what [`Metrics::text`] answers.
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
@@ -18,6 +19,7 @@ pub struct Metrics {
     oldest_due: IntGaugeVec,
     paused: IntGaugeVec,
     database_up: IntGaugeVec,
+    stalled: IntGaugeVec,
     relay_up: IntGauge,
     relay_paused: IntGauge,
     connections: IntGauge,
@@ -35,10 +37,7 @@ impl Metrics {
         for collector in counters {
             registry.register(collector)?;
         }
-        let build = gauges(&registry, "mailqueue_build_info", "The program's version; always 1.", &["version"])?;
-        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-        let start = gauge(&registry, "mailqueue_start_time_seconds", "When the process started, as a Unix time.")?;
-        start.set(seconds(started));
+        register_build(&registry, started)?;
         let counting = Histogram::with_opts(
             HistogramOpts::new("mailqueue_count_duration_seconds", "Time that counting the rows of a queue took.")
                 .buckets(vec![0.001, 0.01, 0.1, 1.0, 10.0, 60.0]),
@@ -64,6 +63,12 @@ impl Metrics {
                 "mailqueue_database_up",
                 "Whether the queue's database does what it should.",
                 &["queue"],
+            )?,
+            stalled: gauges(
+                r,
+                "mailqueue_stalled",
+                "Whether nothing has been sent for 5 minutes while rows wait, by the reason.",
+                &["reason"],
             )?,
             relay_up: integer(
                 r,
@@ -104,24 +109,22 @@ impl Metrics {
         }
     }
 
-    /// New counts from the databases. A queue that could not be counted keeps none, rather than old ones.
-    pub fn counted(&self, health: &Health) {
-        for queue in &health.queues {
-            let name = queue.name.as_str();
-            let Some(rows) = &queue.rows else {
-                for state in crate::outcome::State::ALL {
-                    // An error says that there was none, which is what is wanted.
-                    let _ = self.rows.remove_label_values(&[name, state.as_str()]);
-                }
-                let _ = self.oldest_due.remove_label_values(&[name]);
-                continue;
-            };
-            for (state, count) in rows.by_state() {
-                self.rows.with_label_values(&[name, state.as_str()]).set(whole(count));
+    /// Takes the newest counts of a queue. One that could not be counted has none, rather than old ones.
+    pub fn counted(&self, queue: &Queue) {
+        let name = queue.name.as_str();
+        let Some(rows) = &queue.rows else {
+            for state in crate::outcome::State::ALL {
+                // An error says that there was none, which is what is wanted.
+                let _ = self.rows.remove_label_values(&[name, state.as_str()]);
             }
-            self.oldest_due.with_label_values(&[name]).set(whole(rows.oldest_due_seconds.unwrap_or(0)));
-            self.paused.with_label_values(&[name]).set(i64::from(rows.paused));
+            let _ = self.oldest_due.remove_label_values(&[name]);
+            return;
+        };
+        for (state, count) in rows.by_state() {
+            self.rows.with_label_values(&[name, state.as_str()]).set(whole(count));
         }
+        self.oldest_due.with_label_values(&[name]).set(whole(rows.oldest_due_seconds.unwrap_or(0)));
+        self.paused.with_label_values(&[name]).set(i64::from(rows.paused));
     }
 
     pub fn counting_took(&self, took: std::time::Duration) {
@@ -129,7 +132,11 @@ impl Metrics {
     }
 
     /// Everything, as it is now.
-    pub fn text(&self, sample: &Sample) -> Result<Vec<u8>, prometheus::Error> {
+    pub fn text(&self, sample: &Sample, stalled: Option<Stalled>) -> Result<Vec<u8>, prometheus::Error> {
+        for reason in Wait::ALL {
+            let holds = stalled.is_some_and(|stalled| stalled.reason == reason);
+            self.stalled.with_label_values(&[reason.as_str()]).set(i64::from(holds));
+        }
         self.relay_up.set(i64::from(sample.relay.state == RelayState::Up));
         self.relay_paused.set(i64::from(sample.relay.state == RelayState::Paused));
         self.connections.set(whole(sample.relay.cap as u64));
@@ -144,6 +151,15 @@ impl Metrics {
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
         Ok(text)
     }
+}
+
+/// Adds the metrics that never change.
+fn register_build(registry: &Registry, started: Timestamp) -> Result<(), prometheus::Error> {
+    let build = gauges(registry, "mailqueue_build_info", "The program's version; always 1.", &["version"])?;
+    build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+    let start = gauge(registry, "mailqueue_start_time_seconds", "When the process started, as a Unix time.")?;
+    start.set(seconds(started));
+    Ok(())
 }
 
 fn seconds(at: Timestamp) -> f64 {

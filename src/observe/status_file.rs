@@ -1,6 +1,6 @@
 //! The file through which a dispatcher shows other processes what only it knows: the relay's state and signs of life.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -8,12 +8,15 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 use tokio::time::{Instant, interval};
 
-use super::relay::{Relay, RelayStatus};
+use super::health::{Health, Queue};
+use super::relay::Relay;
+use super::stall::Stalled;
 use crate::failpoint;
 use crate::mail::Capabilities;
-use crate::telemetry::Observed;
+use crate::telemetry::{Observed, Sample};
 
 /// Below `state_dir`.
 pub const FILE: &str = "status.json";
@@ -27,7 +30,16 @@ pub struct StatusFile {
     pub every_seconds: u64,
     /// The last one before an orderly end.
     pub stopped: bool,
+    /// It makes one pass only (`mailqueue once`).
+    #[serde(default)]
+    pub once: bool,
     pub relay: Relay,
+    /// It sends nothing while rows wait.
+    #[serde(default)]
+    pub stalled: Option<Stalled>,
+    /// The time of the first poll that saw the oldest waiting row, by queue.
+    #[serde(default)]
+    pub waiting_since: BTreeMap<String, Timestamp>,
     /// Absent in what an older version wrote.
     #[serde(default)]
     pub pace: Option<Pace>,
@@ -88,8 +100,8 @@ const LOOK: Duration = Duration::from_secs(1);
 const CHANGED: Duration = Duration::from_secs(10);
 const ALIVE: Duration = Duration::from_secs(30);
 
-/// Keeps the file of a running dispatcher until it is dropped.
-pub async fn keep(dispatcher: impl Observed, state_dir: PathBuf) {
+/// Keeps the file of a running dispatcher until it is dropped. `once`: it makes one pass only, and `health` says nothing.
+pub async fn keep(dispatcher: impl Observed, health: watch::Receiver<Health>, state_dir: PathBuf, once: bool) {
     let mut looks = interval(LOOK);
     let mut shown: Option<(StatusFile, Instant)> = None;
     let mut failing = false;
@@ -105,13 +117,15 @@ pub async fn keep(dispatcher: impl Observed, state_dir: PathBuf) {
         }
         let now = StatusFile {
             pace: Some(Pace { connections: sample.relay.cap, mails_per_minute }),
-            ..StatusFile::of(&dispatcher, false)
+            once,
+            ..StatusFile::of(&sample, &health.borrow(), false)
         };
         if let Some((before, at)) = &shown {
             let changed = StatusFile { written: before.written, ..now.clone() } != *before;
             // The first poll is what somebody who has just started it waits to see.
             let calm = now.relay.state == before.relay.state
                 && now.relay.pipelining == before.relay.pipelining
+                && now.stalled == before.stalled
                 && now.last_poll.is_some() == before.last_poll.is_some();
             let patience = match (calm, changed) {
                 (false, _) => LOOK,
@@ -149,21 +163,24 @@ impl Minute {
     }
 }
 
-/// The last one.
-pub fn close(dispatcher: &impl Observed, state_dir: &Path) -> io::Result<()> {
-    StatusFile { relay: Relay { state: RelayStatus::Up, ..Relay::default() }, ..StatusFile::of(dispatcher, true) }
-        .write(state_dir)
+/// Writes the last one of a dispatcher that has ended in good order.
+pub fn close(dispatcher: &impl Observed, health: &Health, state_dir: &Path) -> io::Result<()> {
+    let last = StatusFile::of(&dispatcher.sample(), health, true);
+    StatusFile { relay: Relay::default(), stalled: None, ..last }.write(state_dir)
 }
 
 impl StatusFile {
-    fn of(dispatcher: &impl Observed, stopped: bool) -> Self {
-        let sample = dispatcher.sample();
+    fn of(sample: &Sample, health: &Health, stopped: bool) -> Self {
+        let since = |queue: &Queue| Some((queue.name.clone(), queue.waiting_since?));
         Self {
             pid: std::process::id(),
             written: Timestamp::now(),
             every_seconds: ALIVE.as_secs(),
             stopped,
-            relay: Relay::of(&sample),
+            once: false,
+            relay: Relay::of(sample),
+            stalled: health.stalled,
+            waiting_since: health.queues.iter().filter_map(since).collect(),
             pace: None,
             capabilities: sample.capabilities,
             last_poll: sample.last_poll,

@@ -22,14 +22,16 @@ const LOOK: Duration = Duration::from_secs(10);
 
 /// `newsletter 1,204 waiting, 3 failed; relay up`: what `systemctl status` shows, on one line.
 pub fn status_text(health: &Health) -> String {
-    let mut parts: Vec<String> = health.queues.iter().map(queue_text).collect();
+    let mut parts: Vec<String> = health.queues.iter().filter_map(queue_text).collect();
     parts.push(relay_text(&health.relay));
+    parts.extend(health.stalled.map(|stalled| format!("stalled ({})", stalled.reason.as_str())));
     parts.join("; ").chars().map(|c| if visible::is_hidden(c) { ' ' } else { c }).collect()
 }
 
-fn queue_text(queue: &Queue) -> String {
+/// `None` for a queue that has not been counted yet.
+fn queue_text(queue: &Queue) -> Option<String> {
     let Some(rows) = &queue.rows else {
-        return format!("{} out of reach", queue.name);
+        return queue.error.is_some().then(|| format!("{} out of reach", queue.name));
     };
     let about = if rows.about { "about " } else { "" };
     let mut text = format!("{} {about}{} waiting", queue.name, grouped(rows.waiting));
@@ -47,7 +49,7 @@ fn queue_text(queue: &Queue) -> String {
     if rows.paused {
         text.push_str(", paused");
     }
-    text
+    Some(text)
 }
 
 fn relay_text(relay: &Relay) -> String {

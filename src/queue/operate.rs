@@ -28,8 +28,12 @@ pub struct Counts {
     pub waiting_is_estimate: bool,
     /// By state, without `Waiting`.
     pub records: Vec<(State, u64)>,
-    /// The time since the oldest row that is due now became due.
-    pub oldest_due_seconds: Option<u64>,
+    /// The numbers of the rows that wait, ascending, at most 10,000.
+    pub waiting_rows: Vec<i64>,
+    /// The time at which the deferred row that is due for longest became due.
+    pub oldest_deferred: Option<Timestamp>,
+    /// The same of the rows that are claimed or being sent, by any dispatcher.
+    pub oldest_claimed: Option<Timestamp>,
 }
 
 /// Which rows `list` shows. Conditions on decoded content (recipient, subject) are the caller's.
@@ -259,13 +263,17 @@ impl Queue {
         }
         counts.records.sort_unstable();
 
+        // By number and not only counted, so that the age of each can be told.
         let sql = format!(
-            "SELECT COUNT(*) FROM (SELECT 1 AS one FROM {} q LEFT JOIN mailqueue_delivery d \
-             ON d.queue_table = ? AND d.mid = q.mid WHERE d.mid IS NULL LIMIT ?) w",
+            "SELECT {} FROM {} q LEFT JOIN mailqueue_delivery d \
+             ON d.queue_table = ? AND d.mid = q.mid WHERE d.mid IS NULL ORDER BY q.mid LIMIT ?",
+            self.dialect().mid,
             schema.table
         );
-        let waiting = connection.fetch(&sql, vec![self.key(), (EXACTLY + 1).into()]).await?;
-        let mut waiting = waiting.first().map(|line| line.required_i64(0)).transpose()?.unwrap_or(0);
+        let lines = connection.fetch(&sql, vec![self.key(), (EXACTLY + 1).into()]).await?;
+        let mut waiting = lines.len() as i64;
+        let counted = lines.iter().take(EXACTLY as usize);
+        counts.waiting_rows = counted.map(|line| line.required_i64(0)).collect::<Result<_, _>>()?;
         if waiting > EXACTLY {
             let sql = self.dialect().estimate.replace("{table}", &schema.table);
             let name = if self.engine() == Engine::Postgres { &schema.table } else { &self.settings().table };
@@ -277,20 +285,21 @@ impl Queue {
         }
         counts.waiting = u64::try_from(waiting).unwrap_or(0);
 
-        // Since when a waiting row waits nobody knows: the tables have no time.
-        let mut oldest = (waiting > 0).then_some(now);
-        for since in [
-            "SELECT MIN(d.next_attempt) FROM mailqueue_delivery d WHERE d.queue_table = ? AND d.state = 'deferred'",
-            "SELECT MIN(COALESCE(d.next_attempt, d.created)) FROM mailqueue_delivery d \
-             WHERE d.queue_table = ? AND d.state IN ('claimed', 'sending')",
+        for (since, oldest) in [
+            (
+                "SELECT MIN(d.next_attempt) FROM mailqueue_delivery d WHERE d.queue_table = ? AND d.state = 'deferred'",
+                &mut counts.oldest_deferred,
+            ),
+            (
+                "SELECT MIN(COALESCE(d.next_attempt, d.created)) FROM mailqueue_delivery d \
+                 WHERE d.queue_table = ? AND d.state IN ('claimed', 'sending')",
+                &mut counts.oldest_claimed,
+            ),
         ] {
             let lines = connection.fetch(since, vec![self.key()]).await?;
-            if let Some(since) = lines.first().map(|line| line.i64(0)).transpose()?.flatten() {
-                let since = time(since)?;
-                oldest = oldest.into_iter().chain((since <= now).then_some(since)).min();
-            }
+            let since = lines.first().map(|line| line.i64(0)).transpose()?.flatten().map(time).transpose()?;
+            *oldest = since.filter(|since| *since <= now);
         }
-        counts.oldest_due_seconds = oldest.map(|since| u64::try_from(now.duration_since(since).as_secs()).unwrap_or(0));
         Ok(counts)
     }
 

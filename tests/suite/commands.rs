@@ -341,7 +341,8 @@ async fn status_follows_a_running_dispatcher() {
     eventually("the dispatcher shows its health", || shown.exists().then_some(())).await;
     let seen = objects(&installation.run(&["status", "--json"]).await).remove(0);
     let keys: Vec<&String> = seen.as_object().expect("an object").keys().collect();
-    assert_eq!(keys, ["last_accepted", "last_poll", "ledger_open", "queues", "relay"]);
+    assert_eq!(keys, ["daemon", "last_accepted", "last_poll", "ledger_open", "queues", "relay", "stalled"]);
+    assert_eq!([&seen["daemon"], &seen["stalled"]], [&json!("running"), &json!(null)]);
     assert_eq!(seen["relay"]["state"], "up");
     assert_eq!(
         seen["queues"][1],

@@ -9,6 +9,7 @@ mod http;
 mod reload;
 mod repairs;
 mod rules;
+mod stall;
 mod summary;
 mod systemd;
 mod texts;

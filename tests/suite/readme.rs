@@ -84,7 +84,7 @@ fn the_metrics_in_the_readme_are_those_that_there_are() {
         let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
         words.filter(|word| word.starts_with("mailqueue_")).map(str::to_owned).collect::<BTreeSet<_>>()
     };
-    let text = String::from_utf8(metrics.text(&Sample::default()).expect("text")).expect("UTF-8");
+    let text = String::from_utf8(metrics.text(&Sample::default(), None).expect("text")).expect("UTF-8");
     let types = text.lines().filter(|line| line.starts_with("# TYPE ")).collect::<Vec<_>>().join("\n");
     let table = README.split("| metric | labels | is |").nth(1).expect("the table");
     let told = families(table.split("\n\n").next().expect("its lines"));

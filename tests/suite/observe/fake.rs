@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 
 use mailqueue::mail::Mail;
-use mailqueue::telemetry::{FailureReport, LaneLiveness, LaneSample, Observed, Sample, SendError};
+use mailqueue::telemetry::{FailureReport, LaneLiveness, LaneSample, Observed, Sample, SendError, Wait};
 
 #[derive(Clone, Default)]
 pub struct Fake(Arc<Mutex<Inner>>);
@@ -62,5 +62,6 @@ impl Observed for Fake {
 
 pub fn lane(name: &str) -> LaneSample {
     let liveness = LaneLiveness { started: true, ..LaneLiveness::default() };
-    LaneSample { name: name.into(), liveness, database: None }
+    let (in_hand, attempted, waits_for) = (false, None, Wait::Relay);
+    LaneSample { name: name.into(), liveness, database: None, in_hand, attempted, waits_for }
 }

@@ -3,13 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use mailqueue::observe::health::{Health, Queue, Rows};
 use mailqueue::observe::http::Server;
 use mailqueue::observe::metrics::Metrics;
-use mailqueue::telemetry::RelayState;
+use mailqueue::observe::stall::Stalled;
+use mailqueue::telemetry::{RelayState, Wait};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::fake::{Fake, lane};
@@ -32,10 +34,14 @@ pub async fn get(port: u16, path: &str) -> (String, String) {
 }
 
 async fn serve(fake: &Fake) -> (u16, Arc<Metrics>) {
+    serve_with(fake, Health::default()).await
+}
+
+async fn serve_with(fake: &Fake, health: Health) -> (u16, Arc<Metrics>) {
     let metrics = Arc::new(Metrics::new(vec![], Timestamp::UNIX_EPOCH).expect("metrics"));
     let monitor = Server::bind(([127, 0, 0, 1], 0).into()).await.expect("bind");
     let port = monitor.address().expect("address").port();
-    tokio::spawn(monitor.serve(fake.clone(), metrics.clone()));
+    tokio::spawn(monitor.serve(fake.clone(), metrics.clone(), watch::channel(health).1));
     (port, metrics)
 }
 
@@ -74,6 +80,29 @@ async fn an_operators_pause_is_no_trouble() {
 }
 
 #[tokio::test]
+async fn a_dispatcher_that_sends_nothing_while_mails_wait_is_trouble_with_its_reason() {
+    let since = Timestamp::now() - SignedDuration::from_secs(400);
+    let health = Health { stalled: Some(Stalled { since, reason: Wait::Files }), ..Health::default() };
+    let (port, _) = serve_with(&Fake::default(), health).await;
+    let (head, body) = get(port, "/healthz").await;
+    assert!(head.starts_with("HTTP/1.1 503 "), "{head}");
+    let reason = "nothing sent for 6 min while mails wait: the limit of open files is reached; raise LimitNOFILE";
+    assert!(body.contains(&format!("\"reasons\":[\"{reason}\"]")), "{body}");
+    let (_, metrics) = get(port, "/metrics").await;
+    let shown: Vec<_> = metrics.lines().filter(|line| line.starts_with("mailqueue_stalled{")).collect();
+    assert_eq!(
+        shown,
+        [
+            "mailqueue_stalled{reason=\"database\"} 0",
+            "mailqueue_stalled{reason=\"files\"} 1",
+            "mailqueue_stalled{reason=\"memory\"} 0",
+            "mailqueue_stalled{reason=\"rate\"} 0",
+            "mailqueue_stalled{reason=\"relay\"} 0",
+        ]
+    );
+}
+
+#[tokio::test]
 async fn a_scrape_shows_the_last_counts_and_drops_those_of_a_database_that_went_away() {
     let fake = Fake::default();
     fake.set(|sample| {
@@ -83,8 +112,7 @@ async fn a_scrape_shows_the_last_counts_and_drops_those_of_a_database_that_went_
     });
     let (port, metrics) = serve(&fake).await;
     let rows = Rows { waiting: 7, oldest_due_seconds: Some(5), ..Rows::default() };
-    let queue = Queue { name: "newsletter".to_owned(), rows: Some(rows), error: None };
-    metrics.counted(&Health { queues: vec![queue], ..Health::default() });
+    metrics.counted(&Queue { rows: Some(rows), ..Queue::uncounted("newsletter") });
     let (head, body) = get(port, "/metrics").await;
     assert!(head.contains("content-type: text/plain; version=0.0.4"), "{head}");
     for line in [
@@ -94,6 +122,7 @@ async fn a_scrape_shows_the_last_counts_and_drops_those_of_a_database_that_went_
         "mailqueue_oldest_due_seconds{queue=\"newsletter\"} 5",
         "mailqueue_queue_paused{queue=\"newsletter\"} 0",
         "mailqueue_database_up{queue=\"newsletter\"} 1",
+        "mailqueue_stalled{reason=\"memory\"} 0",
         "mailqueue_relay_up 1",
         "mailqueue_relay_connections_cap 4",
         "mailqueue_ledger_open_entries 0",
@@ -104,7 +133,7 @@ async fn a_scrape_shows_the_last_counts_and_drops_those_of_a_database_that_went_
     ] {
         assert!(body.lines().any(|known| known == line), "no `{line}` in\n{body}");
     }
-    metrics.counted(&Health { queues: vec![Queue::out_of_reach("newsletter", "gone")], ..Health::default() });
+    metrics.counted(&Queue::out_of_reach("newsletter", "gone"));
     let (_, body) = get(port, "/metrics").await;
     assert!(!body.contains("mailqueue_rows{") && !body.contains("mailqueue_oldest_due_seconds{"), "{body}");
 }

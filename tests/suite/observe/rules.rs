@@ -7,7 +7,7 @@ mod promtool {
 
     use jiff::Timestamp;
     use mailqueue::dispatch::Counters;
-    use mailqueue::observe::health::{Health, Queue, Rows};
+    use mailqueue::observe::health::{Queue, Rows};
     use mailqueue::observe::metrics::Metrics;
     use mailqueue::telemetry::Sample;
 
@@ -32,10 +32,9 @@ mod promtool {
         let counters = Counters::default();
         counters.expect_queue("newsletter");
         let metrics = Metrics::new(counters.collectors(), Timestamp::now()).unwrap();
-        let queue = Queue { name: "newsletter".to_owned(), rows: Some(Rows::default()), error: None };
-        metrics.counted(&Health { queues: vec![queue], ..Health::default() });
+        metrics.counted(&Queue { rows: Some(Rows::default()), ..Queue::uncounted("newsletter") });
         let sample = Sample { lanes: vec![lane("newsletter")], ..Sample::default() };
-        String::from_utf8(metrics.text(&sample).unwrap()).unwrap()
+        String::from_utf8(metrics.text(&sample, None).unwrap()).unwrap()
     }
 
     #[test]

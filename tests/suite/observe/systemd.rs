@@ -47,7 +47,7 @@ async fn ready_comes_once_every_lane_was_seen_to_and_the_status_when_it_changes(
     told.fake.set(|sample| sample.lanes[0].liveness.started = true);
     assert_eq!(told.after(60).await, ["READY=1", "STATUS=relay up"]);
     let rows = Rows { waiting: 1204, failed: 3, ..Rows::default() };
-    let queue = Queue { name: "newsletter".to_owned(), rows: Some(rows), error: None };
+    let queue = Queue { rows: Some(rows), ..Queue::uncounted("newsletter") };
     told.health.send_replace(Health { queues: vec![queue], ..Health::default() });
     assert_eq!(told.after(1).await, ["STATUS=newsletter 1,204 waiting, 3 failed; relay up"]);
     assert_eq!(told.after(60).await, [""; 0]);

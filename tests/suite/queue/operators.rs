@@ -44,10 +44,11 @@ on_each_database! {
     }
 
     async fn counts_are_by_state_and_say_how_old_the_oldest_due_is(place: Place) {
-        place.mails(6).await;
+        let waiting = place.mails(6).await;
         let queue = place.dispatcher("a");
         let counts = queue.counts(at(50)).await.unwrap();
-        assert_eq!((counts.waiting, counts.waiting_is_estimate, counts.oldest_due_seconds), (6, false, Some(0)));
+        assert_eq!((counts.waiting, counts.waiting_is_estimate, &counts.waiting_rows), (6, false, &waiting));
+        assert_eq!((counts.oldest_deferred, counts.oldest_claimed), (None, None));
         let mids = find(&queue, i64::MIN, 4).await;
         let claims = claim(&queue, &mids, at(30)).await.unwrap();
         let rows = queue.load(claims).await.unwrap();
@@ -56,7 +57,8 @@ on_each_database! {
         }
         let counts = queue.counts(at(50)).await.unwrap();
         assert_eq!(counts.records, [(State::Claimed, 1), (State::Deferred, 2), (State::Held, 1)]);
-        assert_eq!((counts.waiting, counts.oldest_due_seconds), (2, Some(20)));
+        assert_eq!((counts.waiting, &counts.waiting_rows[..]), (2, &waiting[4..]));
+        assert_eq!((counts.oldest_deferred, counts.oldest_claimed), (Some(at(40)), Some(at(30))));
     }
 
     async fn more_than_ten_thousand_waiting_rows_are_estimated(place: Place) {

@@ -152,7 +152,7 @@ on_each_database! {
         assert!(queue.settle(group).await.unwrap().iter().all(|(_, settled)| *settled == Settled::Done));
         let counts = queue.counts(at(60)).await.unwrap();
         assert_eq!(counts.records, [(State::Deferred, 100), (State::Failed, 100)]);
-        assert_eq!((counts.waiting, counts.oldest_due_seconds), (0, Some(0)));
+        assert_eq!((counts.waiting, counts.oldest_deferred), (0, Some(at(60))));
         assert_eq!(place.session().await.number(&format!("SELECT COUNT(*) FROM {TABLE}")).await, 200);
     }
 }

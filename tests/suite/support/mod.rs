@@ -84,3 +84,8 @@ pub async fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T
     };
     tokio::time::timeout(DEADLINE, search).await.unwrap_or_else(|_| panic!("did not happen in time: {what}"))
 }
+
+/// Waits for something that should happen at once, and panics with `what` if it does not.
+pub async fn within_deadline<T>(what: &str, happens: impl Future<Output = T>) -> T {
+    tokio::time::timeout(DEADLINE, happens).await.unwrap_or_else(|_| panic!("never: {what}"))
+}

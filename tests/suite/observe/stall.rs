@@ -1,0 +1,133 @@
+//! A dispatcher that sends nothing while rows wait is trouble, whatever keeps it from sending; and rows that wait grow
+//! old.
+
+use std::process::Output;
+
+use serde_json::Value;
+
+use super::daemon::{MONITOR, page_with, port};
+use crate::support::binary::Running;
+use crate::support::catcher::Catcher;
+use crate::support::database::{self, TestDatabase};
+use crate::support::house::{House, mail, said};
+use crate::support::within_deadline;
+
+/// Each test below, on each database.
+macro_rules! on_every_database {
+    ($($name:ident),* $(,)?) => {
+        mod sqlite { $(#[tokio::test] async fn $name() { super::$name(crate::support::database::sqlite()).await })* }
+        mod mariadb { $(#[tokio::test] async fn $name() { super::$name(crate::support::database::mariadb().await).await })* }
+        mod postgres { $(#[tokio::test] async fn $name() { super::$name(crate::support::database::postgres().await).await })* }
+    };
+}
+
+on_every_database!(
+    a_row_that_waits_is_as_old_as_the_first_poll_that_saw_it,
+    a_rate_that_lets_nothing_through_is_a_stall,
+    a_pass_that_is_under_way_is_shown_as_running,
+);
+
+/// A daemon for which a stall begins after 2 s in place of 5 minutes.
+fn start(house: &House) -> Running {
+    let mut command = house.installation.command();
+    command.arg("run").env("MAILQUEUE_SHORTEN", "stall:2");
+    Running::spawn(command)
+}
+
+fn json(output: &Output) -> Value {
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", said(output)))
+}
+
+/// Asks for the status until it is as wanted, and returns it.
+async fn status_when(house: &House, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+    let look = async {
+        loop {
+            let status = json(&house.run(&["status", "--json"]).await);
+            if wanted(&status) {
+                return status;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        }
+    };
+    within_deadline(what, look).await
+}
+
+async fn a_row_that_waits_is_as_old_as_the_first_poll_that_saw_it(database: TestDatabase) {
+    let mut catcher = Catcher::start().await;
+    catcher.stop().await;
+    let house = House::build(database, catcher.port(), "poll_interval = \"5s\"\n", "").await;
+    let daemon = house.start();
+    daemon.wait_for_line("\"started\"").await;
+    house.newsletter.insert(&mail("a@example.org", "x")).await.unwrap();
+    let age = |status: &Value| status["queues"][0]["oldest_due_seconds"].as_u64();
+    let status = status_when(&house, "the row grows old", |status| age(status) >= Some(7)).await;
+    assert_eq!(status["queues"][0]["waiting"], 1, "{status}");
+    assert_eq!(status["queues"][1]["oldest_due_seconds"], Value::Null, "{status}");
+
+    catcher.start_again().await;
+    catcher.wait_for(1).await;
+    status_when(&house, "none is due", |status| status["queues"][0]["oldest_due_seconds"].is_null()).await;
+}
+
+async fn a_rate_that_lets_nothing_through_is_a_stall(database: TestDatabase) {
+    let catcher = Catcher::start().await;
+    let house =
+        House::build(database, catcher.port(), "poll_interval = \"1s\"\n", &format!("rate = \"1/h\"\n{MONITOR}")).await;
+    for to in ["a@example.org", "b@example.org"] {
+        house.newsletter.insert(&mail(to, "x")).await.unwrap();
+    }
+    let daemon = start(&house);
+    let port = port(&daemon).await;
+    let status = status_when(&house, "a stall", |status| !status["stalled"].is_null()).await;
+    assert_eq!(status["stalled"]["reason"], "rate", "{status}");
+    assert!(status["stalled"]["since"].as_str().is_some_and(|since| since.ends_with('Z')), "{status}");
+    assert_eq!((&status["daemon"], &status["relay"]["state"]), (&"running".into(), &"up".into()));
+    let health = page_with(port, "/healthz", "503 ").await;
+    assert!(health.contains("while mails wait: relay.rate lets no more through"), "{health}");
+    page_with(port, "/metrics", "mailqueue_stalled{reason=\"rate\"} 1").await;
+    let checkmk = house.run(&["status", "--checkmk"]).await;
+    let checkmk = String::from_utf8_lossy(&checkmk.stdout).into_owned();
+    assert!(checkmk.starts_with("2 \"mailqueue daemon\" ") && checkmk.contains("relay.rate"), "{checkmk}");
+    let text = house.run(&["status"]).await;
+    assert!(said(&text).contains("\nstalled        nothing sent for "), "{}", said(&text));
+    daemon.wait_for_line("while mails wait").await;
+
+    // An operator's pause is no trouble.
+    assert!(house.run(&["pause", "newsletter"]).await.status.success());
+    status_when(&house, "no stall", |status| status["stalled"].is_null()).await;
+    page_with(port, "/healthz", "200 OK").await;
+}
+
+async fn a_pass_that_is_under_way_is_shown_as_running(database: TestDatabase) {
+    let catcher = Catcher::start().await;
+    catcher.close_gate();
+    let house = House::build(database, catcher.port(), "", "").await;
+    house.newsletter.insert(&mail("a@example.org", "x")).await.unwrap();
+    let mut command = house.installation.command();
+    command.arg("once");
+    let once = Running::spawn(command);
+    let status = status_when(&house, "the pass is seen", |status| status["daemon"] == "once").await;
+    assert_eq!(status["relay"]["state"], "up", "{status}");
+    let checkmk = house.run(&["status", "--checkmk"]).await;
+    let checkmk = String::from_utf8_lossy(&checkmk.stdout).into_owned();
+    assert!(checkmk.starts_with("0 \"mailqueue daemon\" ") && checkmk.contains("running one pass"), "{checkmk}");
+    catcher.open_gate();
+    assert_eq!(once.wait().await.0.code(), Some(0));
+    let status = json(&house.run(&["status", "--json"]).await);
+    assert_eq!((&status["daemon"], &status["relay"]["state"]), (&"stopped".into(), &"unused".into()));
+}
+
+#[tokio::test]
+async fn a_relay_that_is_away_is_a_stall_too() {
+    let mut catcher = Catcher::start().await;
+    catcher.stop().await;
+    let house = House::build(database::sqlite(), catcher.port(), "poll_interval = \"1s\"\n", MONITOR).await;
+    house.newsletter.insert(&mail("a@example.org", "x")).await.unwrap();
+    let daemon = start(&house);
+    let status = status_when(&house, "a stall", |status| !status["stalled"].is_null()).await;
+    assert_eq!(status["stalled"]["reason"], "relay", "{status}");
+    catcher.start_again().await;
+    catcher.wait_for(1).await;
+    status_when(&house, "no stall", |status| status["stalled"].is_null()).await;
+    daemon.wait_for_line("mails are sent again").await;
+}
