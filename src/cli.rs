@@ -1,5 +1,6 @@
 //! The commands. Each file below has one; here they are taken apart, run, and their end turned into an exit status.
 
+mod abandoned;
 mod change;
 mod check;
 mod daemon;

@@ -8,6 +8,7 @@
 //! 3. *Tasks* do the work: for each queue a fetcher (claims rows and makes mails of them), a settler (carries verdicts out)
 //!    and maintenance (heartbeat, take-over, operators' pause); for each connection a sender; and the relay's probe.
 
+pub mod abandoned;
 pub mod breaker;
 pub mod connections;
 mod context;

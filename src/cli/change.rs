@@ -5,6 +5,7 @@ use std::io::{self, BufRead, IsTerminal, Write};
 use jiff::Timestamp;
 use serde::Serialize;
 
+use super::abandoned::Dispatcher;
 use super::ending::{Ending, Usage};
 use super::output::{Out, count, safe};
 use super::select::{self, Filters};
@@ -95,12 +96,13 @@ impl Args {
         out: &mut Out,
     ) -> anyhow::Result<Ending> {
         let (mut done, mut left) = (0, 0);
+        let mut dispatcher = Dispatcher::default();
         for (queue, rows) in groups {
             for rows in rows.chunks(500) {
                 let answers = if self.dry_run {
                     rows.iter().map(|row| (row.mid, Outcome::Done)).collect()
                 } else {
-                    let answers = queue.apply(action, rows, Timestamp::now()).await?;
+                    let answers = apply(action, &queue, rows, config, &mut dispatcher).await?;
                     let done = done_of(&answers);
                     if !done.is_empty() {
                         audit(config, past(action), queue.name(), done);
@@ -149,6 +151,30 @@ struct Line<'a> {
     /// Why it was left alone.
     #[serde(skip_serializing_if = "Option::is_none")]
     why: Option<&'a str>,
+}
+
+/// Applies the action. Rows of a dispatcher that is dead are settled before they are held or deleted.
+async fn apply(
+    action: &Action,
+    queue: &Queue,
+    rows: &[Selected],
+    config: &Config,
+    dispatcher: &mut Dispatcher,
+) -> anyhow::Result<Vec<(i64, Outcome)>> {
+    if !matches!(action, Action::Hold | Action::Delete) {
+        return Ok(queue.apply(action, rows, Timestamp::now()).await?);
+    }
+    let (now, delivered) = dispatcher.settle(config, queue, rows).await?;
+    let applied = queue.apply(action, &now, Timestamp::now()).await?;
+    let mut applied: std::collections::HashMap<_, _> = applied.into_iter().collect();
+    let outcome = |row: &Selected| match applied.remove(&row.mid) {
+        None if delivered.contains(&row.mid) => {
+            let why = "the smarthost had accepted it before the dispatcher died; its row is deleted";
+            Some((row.mid, Outcome::Rejected(why.to_owned())))
+        }
+        outcome => outcome.map(|outcome| (row.mid, outcome)),
+    };
+    Ok(rows.iter().filter_map(outcome).collect())
 }
 
 fn word(action: &Action) -> &'static str {

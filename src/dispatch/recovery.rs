@@ -12,7 +12,7 @@ use super::events;
 use super::lane::Lane;
 use crate::ledger::{Closing, Ledger, OpenEntry};
 use crate::mail::RecordId;
-use crate::outcome::{Fate, Reason, RecipientRecord, RecipientState, Verdict};
+use crate::outcome::{Fate, History, Reason, RecipientRecord, RecipientState, Verdict};
 use crate::queue::{Claim, Settlement};
 use crate::retry;
 
@@ -77,25 +77,10 @@ impl Recovery {
 
     /// Decides on a row that we were sending, by what the ledger knows of it.
     fn settlement(&self, claim: Claim, entries: Vec<OpenEntry>, now: Timestamp) -> Settlement {
-        let mut history = claim.history().clone();
-        history.note(entries.iter().flat_map(accepted));
-        let last_reply = entries.iter().rev().find_map(|entry| Some(entry.accepted.as_ref()?.0.clone()));
-        let fingerprint = entries.first().map(|entry| entry.transmission.fingerprint).or(claim.fingerprint());
-        let message_id = entries.first().map(|entry| entry.transmission.message_id.clone());
-        let complete = entries.iter().any(|entry| entry.accepted.is_some() && entry.transmission.complete);
-        let in_doubt = entries.iter().any(|entry| entry.accepted.is_none());
-        let verdict = if complete {
-            Verdict { fate: Fate::Delivered, history, last_reply }
-        } else if in_doubt || entries.is_empty() && claim.was_taken_over() {
-            self.context.events.unknown(&claim, message_id.as_deref());
+        settlement(claim, entries, now, |claim, message_id, history| {
+            self.context.events.unknown(claim, message_id);
             retry::unknown(&self.retry, history, now, jitter())
-        } else if entries.is_empty() {
-            Verdict::released()
-        } else {
-            let fate = Fate::Deferred { reason: Reason::RelayUnavailable, next_attempt: now };
-            Verdict { fate, history, last_reply }
-        };
-        Settlement { claim, fingerprint, message_id, verdict }
+        })
     }
 
     /// Settles an entry whose row is no longer ours. An acceptance counts all the same; all else has been dealt with by
@@ -112,6 +97,34 @@ impl Recovery {
             "acceptance settled from the ledger");
         Ok(())
     }
+}
+
+/// Decides on a row that was being sent, by the entries that the ledger has of it. `unknown` decides where the outcome is
+/// unknown; it is given the claim, the Message-ID and the history with all acceptances.
+pub fn settlement(
+    claim: Claim,
+    entries: Vec<OpenEntry>,
+    now: Timestamp,
+    unknown: impl FnOnce(&Claim, Option<&str>, History) -> Verdict,
+) -> Settlement {
+    let mut history = claim.history().clone();
+    history.note(entries.iter().flat_map(accepted));
+    let last_reply = entries.iter().rev().find_map(|entry| Some(entry.accepted.as_ref()?.0.clone()));
+    let fingerprint = entries.first().map(|entry| entry.transmission.fingerprint).or(claim.fingerprint());
+    let message_id = entries.first().map(|entry| entry.transmission.message_id.clone());
+    let complete = entries.iter().any(|entry| entry.accepted.is_some() && entry.transmission.complete);
+    let in_doubt = entries.iter().any(|entry| entry.accepted.is_none());
+    let verdict = if complete {
+        Verdict { fate: Fate::Delivered, history, last_reply }
+    } else if in_doubt || entries.is_empty() && claim.was_taken_over() {
+        unknown(&claim, message_id.as_deref(), history)
+    } else if entries.is_empty() {
+        Verdict::released()
+    } else {
+        let fate = Fate::Deferred { reason: Reason::RelayUnavailable, next_attempt: now };
+        Verdict { fate, history, last_reply }
+    };
+    Settlement { claim, fingerprint, message_id, verdict }
 }
 
 fn close(closing: &mut Closing, entry: &OpenEntry) {

@@ -19,9 +19,21 @@ impl StateDir {
     /// Takes the directory, makes it and the id where there are none. `fresh_id` must be random.
     pub fn take(path: &Path, fresh_id: impl FnOnce() -> String) -> Result<Self, Error> {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|error| unusable(path, &error))?;
-        let lock = lock(path)?;
+        let lock = lock(path, true)?;
         let dispatcher = id(path, fresh_id)?;
         Ok(Self { path: path.to_owned(), dispatcher, _lock: lock })
+    }
+
+    /// Takes a directory in which a dispatcher has run, and creates nothing. Returns `None` where none has.
+    pub fn take_existing(path: &Path) -> Result<Option<Self>, Error> {
+        let Some(dispatcher) = Self::dispatcher_of(path)? else { return Ok(None) };
+        let lock = lock(path, false)?;
+        Ok(Some(Self { path: path.to_owned(), dispatcher, _lock: lock }))
+    }
+
+    /// Returns the id of the dispatcher that has run with this directory, whether it runs or not.
+    pub fn dispatcher_of(path: &Path) -> Result<Option<String>, Error> {
+        read_id(&path.join("dispatcher"))
     }
 
     pub fn path(&self) -> &Path {
@@ -34,12 +46,12 @@ impl StateDir {
     }
 }
 
-fn lock(dir: &Path) -> Result<File, Error> {
+fn lock(dir: &Path, create: bool) -> Result<File, Error> {
     let path = dir.join("lock");
     let mut file = OpenOptions::new()
         .read(true)
         .write(true)
-        .create(true)
+        .create(create)
         .truncate(false)
         .mode(0o600)
         .open(&path)
@@ -65,11 +77,27 @@ fn lock(dir: &Path) -> Result<File, Error> {
 
 fn id(dir: &Path, fresh: impl FnOnce() -> String) -> Result<String, Error> {
     let path = dir.join("dispatcher");
-    match std::fs::read_to_string(&path) {
+    if let Some(id) = read_id(&path)? {
+        return Ok(id);
+    }
+    let id = fresh();
+    let write = || {
+        let new = dir.join("dispatcher.new");
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+        writeln!(file, "{id}")?;
+        file.sync_all()?;
+        std::fs::rename(&new, &path)
+    };
+    write().map_err(|error| unusable(&path, &error))?;
+    Ok(id)
+}
+
+fn read_id(path: &Path) -> Result<Option<String>, Error> {
+    match std::fs::read_to_string(path) {
         Ok(text) => {
             let id = text.trim();
             if id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-                return Ok(id.to_owned());
+                return Ok(Some(id.to_owned()));
             }
             Err(Error::Unusable {
                 path: path.display().to_string(),
@@ -77,19 +105,8 @@ fn id(dir: &Path, fresh: impl FnOnce() -> String) -> Result<String, Error> {
                 remedy: "Put the file back from a backup, or remove it: the claims of the old id are taken over after a lease",
             })
         }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            let id = fresh();
-            let write = || {
-                let new = dir.join("dispatcher.new");
-                let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-                writeln!(file, "{id}")?;
-                file.sync_all()?;
-                std::fs::rename(&new, &path)
-            };
-            write().map_err(|error| unusable(&path, &error))?;
-            Ok(id)
-        }
-        Err(error) => Err(unusable(&path, &error)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(unusable(path, &error)),
     }
 }
 

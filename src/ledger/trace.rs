@@ -7,7 +7,7 @@ use rusqlite::{Connection, Row, params};
 
 use super::address::hash_address;
 use super::daybook::Entry;
-use super::entry::{Error, FILE, time};
+use super::entry::{EntryId, Error, FILE, OpenEntry, time};
 use super::schema;
 use crate::mail::{Fingerprint, MailId};
 
@@ -63,6 +63,18 @@ impl Tracer {
         found.extend(open.values().filter(|entry| query.matches(entry)).map(|entry| still_open(entry)));
         found.truncate(limit as usize);
         Ok(found)
+    }
+
+    /// Returns the entries of `queue` that are not settled, oldest first. Only while no dispatcher writes them.
+    pub fn open_entries(&self, queue: &str) -> Result<Vec<OpenEntry>, Error> {
+        let open = schema::still_open(&self.state_dir, &self.settled)?;
+        let of_queue = open.iter().filter(|(_, entry)| *entry.transmission.id.queue == *queue);
+        let entries = of_queue.map(|(id, entry)| OpenEntry {
+            entry: EntryId(*id),
+            transmission: entry.transmission.clone(),
+            accepted: entry.accepted.clone(),
+        });
+        Ok(entries.collect())
     }
 
     fn find_settled(&self, query: &Query, limit: u32) -> rusqlite::Result<Vec<Traced>> {

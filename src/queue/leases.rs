@@ -54,7 +54,13 @@ impl Queue {
     /// Takes back what this dispatcher had claimed before it was started anew.
     pub async fn recover_own(&self) -> Result<Recovered, Error> {
         let token = ClaimToken::new();
-        self.retrying(|| self.recover_once(&self.inner.dispatcher, None, &token)).await
+        self.retrying(|| self.recover_once(&self.inner.dispatcher, None, None, &token)).await
+    }
+
+    /// As [`Queue::recover_own`], of these rows only.
+    pub async fn recover_rows(&self, mids: &[i64]) -> Result<Recovered, Error> {
+        let token = ClaimToken::new();
+        self.retrying(|| self.recover_once(&self.inner.dispatcher, None, Some(mids), &token)).await
     }
 
     /// The other dispatchers that hold claims, with their heartbeat counters.
@@ -76,12 +82,19 @@ impl Queue {
     /// Takes over the claims of a dispatcher whose counter still stands at `counter`.
     pub async fn take_over(&self, other: &DispatcherId, counter: i64) -> Result<Recovered, Error> {
         let token = ClaimToken::new();
-        self.retrying(|| self.recover_once(other, Some(counter), &token)).await
+        self.retrying(|| self.recover_once(other, Some(counter), None, &token)).await
     }
 
-    /// Gives back what `owner` had claimed, and takes what it was sending, if its heartbeat still stands at `counter`.
+    /// Gives back what `owner` had claimed, and takes what it was sending, if its heartbeat still stands at `counter`; of
+    /// the rows `only`, if there are such.
     /// A try whose answer was lost has left its `token` behind.
-    async fn recover_once(&self, owner: &str, counter: Option<i64>, token: &ClaimToken) -> Result<Recovered, Failure> {
+    async fn recover_once(
+        &self,
+        owner: &str,
+        counter: Option<i64>,
+        only: Option<&[i64]>,
+        token: &ClaimToken,
+    ) -> Result<Recovered, Failure> {
         let mut connection = self.connection().await?;
         connection.begin(self.dialect().begin).await?;
         if let Some(counter) = counter {
@@ -107,6 +120,7 @@ impl Queue {
         let whose: [Value; 4] = [owner.into(), self.owner(), token.as_str().into(), foreign.as_str().into()];
         let mut found =
             keys_of(connection.fetch(&sql, [self.key()].into_iter().chain(whose.clone()).collect()).await?)?;
+        found.retain(|(mid, _)| only.is_none_or(|only| only.contains(mid)));
         found.sort_unstable();
         let (mut released, mut own, mut taken) = (Vec::new(), Vec::new(), Vec::new());
         for group in borrowed(&found).chunks(GROUP) {

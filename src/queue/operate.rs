@@ -111,6 +111,17 @@ pub(super) struct Seen {
     pub content: Fingerprint,
 }
 
+impl Selected {
+    /// Returns the row as it is `now`, if it has the content that it had when it was selected; else as it was, which
+    /// [`Queue::apply`] takes for changed.
+    pub fn refreshed(&self, now: Self) -> Self {
+        match (&self.seen, &now.seen) {
+            (Some(then), Some(seen)) if then.content != seen.content => self.clone(),
+            _ => now,
+        }
+    }
+}
+
 impl From<i64> for Selected {
     fn from(mid: i64) -> Self {
         Self { mid, seen: None }

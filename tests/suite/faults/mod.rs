@@ -40,6 +40,7 @@ macro_rules! on_every_server {
     };
 }
 
+mod abandoned;
 mod bounds;
 mod certificate;
 mod connections;
