@@ -32,6 +32,8 @@ mod token;
 pub use self::check::{Finding, Level, clock_ahead};
 pub use self::claim::{Claim, Found, Row, Unread};
 pub use self::db::Database;
+pub use self::db::pool::Pools;
+pub use self::db::server::Limits;
 pub use self::error::Error;
 pub use self::handle::{DispatcherId, Queue};
 pub use self::leases::{PauseTarget, Paused, Recovered};

@@ -12,7 +12,7 @@ use crate::mail::Address;
 use crate::mail::hex;
 use crate::observe::logs::Redactor;
 use crate::observe::{self, AcrossReloads, Observers, digest};
-use crate::queue::Queue;
+use crate::queue::{Pools, Queue};
 use crate::relay::Relay;
 
 /// Takes `state_dir` for as long as this process lives.
@@ -20,9 +20,11 @@ pub fn take_state_dir(config: &Config) -> anyhow::Result<StateDir> {
     Ok(StateDir::take(&config.state_dir, || hex(&rand::random::<[u8; 16]>()))?)
 }
 
-/// Puts a dispatcher together, which goes on counting where `progress` stands. Opens the ledger and nothing else.
+/// Puts a dispatcher together, which goes on counting where `progress` stands. Opens the ledger and nothing else: `pools`
+/// open connections when they are needed.
 pub async fn dispatcher(
     config: &Config,
+    pools: &Pools,
     state_dir: &StateDir,
     progress: Progress,
     once: bool,
@@ -34,7 +36,7 @@ pub async fn dispatcher(
     let mut sources = Vec::with_capacity(config.queues.len());
     for queue in &config.queues {
         let weight = queue.weight;
-        let queue = Queue::new(queue.settings.clone(), state_dir.dispatcher().to_owned())?;
+        let queue = Queue::sharing(queue.settings.clone(), state_dir.dispatcher().to_owned(), pools)?;
         sources.push(Source { queue, weight });
     }
     Ok(Dispatcher::counting_on(progress, settings, sources, relay, ledger, once))
@@ -43,10 +45,11 @@ pub async fn dispatcher(
 /// Everything that watches a dispatcher.
 pub async fn observe(
     config: &Config,
+    pools: &Pools,
     handle: &Handle,
     across_reloads: &AcrossReloads,
 ) -> anyhow::Result<Observers<Handle>> {
-    let queues = config.queues.iter().map(|queue| Queue::new(queue.settings.clone(), String::new()));
+    let queues = config.queues.iter().map(|queue| Queue::sharing(queue.settings.clone(), String::new(), pools));
     let settings = observe::Settings {
         state_dir: config.state_dir.clone(),
         poll_interval: config.poll_interval,

@@ -9,6 +9,7 @@ use crate::config::Config;
 use crate::dispatch::{Dispatcher, Pass, Progress};
 use crate::observe::logs::{self, Logs};
 use crate::observe::{AcrossReloads, systemd};
+use crate::queue::Pools;
 use crate::relay::Relay;
 
 #[derive(Debug, clap::Args)]
@@ -26,11 +27,12 @@ pub async fn run(_: &Args, mut config: Config, logs: &Logs, level: Option<&str>)
     let mut state_dir = daemon::take_state_dir(&config)?;
     info!(version = env!("CARGO_PKG_VERSION"), pid = std::process::id(), config = %config.file.display(), "started");
     let mut progress = Progress::default();
+    let pools = Pools::default();
     let across_reloads = AcrossReloads::new(progress.counters.collectors())?;
     loop {
-        let dispatcher = daemon::dispatcher(&config, &state_dir, progress, false).await?;
+        let dispatcher = daemon::dispatcher(&config, &pools, &state_dir, progress, false).await?;
         let handle = dispatcher.handle();
-        let (pass, next) = session(&config, dispatcher, &across_reloads, &mut signals).await?;
+        let (pass, next) = session(&config, &pools, dispatcher, &across_reloads, &mut signals).await?;
         if let Some(refusal) = pass.refused {
             return Err(refusal.into());
         }
@@ -53,12 +55,13 @@ pub async fn run(_: &Args, mut config: Config, logs: &Logs, level: Option<&str>)
 /// Runs one dispatcher until a signal ends it; the configuration to go on with, if it shall.
 async fn session(
     config: &Config,
+    pools: &Pools,
     dispatcher: Dispatcher,
     across_reloads: &AcrossReloads,
     signals: &mut Signals,
 ) -> anyhow::Result<(Pass, Option<Box<Config>>)> {
     let handle = dispatcher.handle();
-    let observers = daemon::observe(config, &handle, across_reloads).await?;
+    let observers = daemon::observe(config, pools, &handle, across_reloads).await?;
     let mut next = None;
     let mut ending = false;
     let mut running = std::pin::pin!(dispatcher.run());

@@ -10,7 +10,7 @@ use crate::config::Config;
 use crate::mail::{Capabilities, Columns, Mail, MailId, RecordId};
 use crate::observe::status_file::StatusFile;
 use crate::outcome::{Reason, State};
-use crate::queue::{self, Content, Listed, Queue};
+use crate::queue::{self, Content, Listed, Pools, Queue};
 use crate::translate;
 
 /// Rows a page; a command holds no more than these, and one row's content, at a time.
@@ -76,7 +76,7 @@ impl Filters {
     /// The queues that are meant.
     pub fn queues(&self, config: &Config) -> anyhow::Result<Vec<Queue>> {
         if self.queue.is_empty() {
-            return config.queues.iter().map(|queue| open(&queue.settings)).collect();
+            return all(config);
         }
         self.queue.iter().map(|name| named(config, name)).collect()
     }
@@ -250,6 +250,13 @@ pub fn by_id(config: &Config, ids: &[MailId]) -> anyhow::Result<Vec<(Queue, Vec<
         }
     }
     Ok(groups)
+}
+
+/// Every queue; those of one server share its connections.
+pub fn all(config: &Config) -> anyhow::Result<Vec<Queue>> {
+    let pools = Pools::default();
+    let open = |settings: &queue::Settings| Queue::sharing(settings.clone(), String::new(), &pools);
+    config.queues.iter().map(|queue| Ok(open(&queue.settings)?)).collect()
 }
 
 /// Commands claim nothing, so they need no dispatcher's id.

@@ -30,8 +30,7 @@ pub struct Args {
 
 pub async fn run(args: &Args, config: &Config, out: &mut Out) -> anyhow::Result<Ending> {
     let now = Timestamp::now();
-    let queues: Vec<_> =
-        config.queues.iter().map(|queue| select::open(&queue.settings)).collect::<anyhow::Result<_>>()?;
+    let queues = select::all(config)?;
     let (health, daemon) = daemon::health(&queues, &config.state_dir, now).await;
     if args.checkmk {
         write!(out, "{}", checkmk::lines(&health, &daemon, &Levels::new(config.poll_interval), now))?;

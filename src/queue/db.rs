@@ -4,14 +4,17 @@ pub(super) mod connection;
 pub(super) mod dialect;
 pub(super) mod error;
 pub(super) mod mysql;
+pub(super) mod native;
+pub(super) mod open;
 pub(super) mod pool;
 pub(super) mod postgres;
+pub(super) mod server;
 pub(super) mod sqlite;
 
 use crate::secret::Secret as Password;
 
 /// The place of a database and our login there. `Debug` shows no password.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Database {
     /// Without the password.
     pub url: url::Url,

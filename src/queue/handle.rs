@@ -9,7 +9,7 @@ use tokio_util::task::TaskTracker;
 use super::db::connection::{Connection, Value};
 use super::db::dialect::{Dialect, Engine};
 use super::db::error::{Failure, Retries};
-use super::db::pool::Pool;
+use super::db::pool::{Pool, Pools};
 use super::error::Error;
 use super::schema::Schema;
 use super::settings::Settings;
@@ -59,14 +59,19 @@ pub(super) struct CleanupPosition {
 }
 
 impl Queue {
-    /// Opens nothing yet. `dispatcher` is empty for commands that claim nothing.
+    /// A queue that shares connections with none. Opens nothing yet. `dispatcher` is empty for commands that claim nothing.
     pub fn new(settings: Settings, dispatcher: DispatcherId) -> Result<Self, Error> {
+        Self::sharing(settings, dispatcher, &Pools::default())
+    }
+
+    /// The same, with the connections of `pools`.
+    pub fn sharing(settings: Settings, dispatcher: DispatcherId, pools: &Pools) -> Result<Self, Error> {
         let refused = |what| Error::Refused { queue: Arc::clone(&settings.name), what };
         let part = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
         if !settings.table.split('.').all(part) || settings.table.split('.').count() > 2 {
             return Err(refused(format!("`{}` is no table name", settings.table.escape_debug())));
         }
-        let pool = Pool::new(settings.database.clone()).map_err(refused)?;
+        let pool = pools.pool(settings.database.clone(), &settings.table).map_err(refused)?;
         let claims = TaskTracker::new();
         claims.close();
         Ok(Self {
@@ -114,6 +119,11 @@ impl Queue {
         self.inner.pool.connection().await
     }
 
+    /// A connection that waits for no work of this queue or of another one.
+    pub(super) async fn urgent_connection(&self) -> Result<Connection, Failure> {
+        self.inner.pool.urgent_connection().await
+    }
+
     /// Runs an operation, and repeats it as long as [`Retries::next_pause`] allows. Everything that is repeated is harmless
     /// to repeat, even where the first try did all of its work and only its answer was lost.
     pub(super) async fn retrying<T, Once>(&self, mut operation: impl FnMut() -> Once) -> Result<T, Error>
@@ -142,7 +152,12 @@ impl Queue {
         if let Some(schema) = known.filter(|schema| schema.is_fresh()) {
             return Ok(schema);
         }
-        let schema = Arc::new(Schema::read(connection, self.dialect(), &self.settings().table).await?);
+        let schema = Schema::read(connection, self.dialect(), &self.settings().table).await;
+        if schema.is_err() {
+            // A database shows only what there is a right to see, as it was granted when the connection was opened.
+            connection.mark_refused();
+        }
+        let schema = Arc::new(schema?);
         *self.inner.schema.write().await = Some(Arc::clone(&schema));
         Ok(schema)
     }

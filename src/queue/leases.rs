@@ -48,7 +48,7 @@ impl Queue {
             "INSERT INTO mailqueue_dispatcher (kind, id, heartbeat) VALUES ('dispatcher', ?, 1) {}",
             self.dialect().same_dispatcher
         );
-        self.connection().await?.execute(&sql, vec![self.owner()]).await.map(drop)
+        self.urgent_connection().await?.execute(&sql, vec![self.owner()]).await.map(drop)
     }
 
     /// Takes back what this dispatcher had claimed before it was started anew.
@@ -183,7 +183,7 @@ impl Queue {
         let sql = "SELECT p.kind FROM mailqueue_dispatcher p \
                    WHERE (p.kind = 'queue' AND p.id = ?) OR (p.kind = 'relay' AND p.id = '')";
         let mut paused = Paused::default();
-        for line in self.connection().await?.fetch(sql, vec![self.key()]).await? {
+        for line in self.urgent_connection().await?.fetch(sql, vec![self.key()]).await? {
             match line.required_text(0)?.as_str() {
                 "queue" => paused.queue = true,
                 _ => paused.relay = true,

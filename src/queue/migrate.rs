@@ -3,8 +3,9 @@
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::{Connection as _, PgConnection};
 
-use super::db::connection::{Connection, Native};
+use super::db::connection::Connection;
 use super::db::error::Failure;
+use super::db::native::Native;
 use super::error::Error;
 use super::handle::Queue;
 

@@ -1,20 +1,19 @@
 //! One connection to a database, whichever it is: SQL and values in, rows out.
 
 use std::borrow::Cow;
-use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::TryStreamExt;
-use sqlx::mysql::{MySql, MySqlConnection, MySqlRow};
-use sqlx::postgres::{PgConnection, PgRow, Postgres};
-use sqlx::sqlite::{Sqlite, SqliteConnection, SqliteRow};
-use sqlx::{AssertSqlSafe, Connection as _, Row};
-use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::{Instant, timeout};
+use sqlx::mysql::{MySql, MySqlRow};
+use sqlx::postgres::{PgRow, Postgres};
+use sqlx::sqlite::{Sqlite, SqliteRow};
+use sqlx::{AssertSqlSafe, Row};
+use tokio::time::timeout;
 
 use super::error::Failure;
+use super::native::Native;
 use super::postgres;
+use super::server::{Opened, Place};
 
 /// The longest wait for a statement's answer, or for its next row. Longer than any lock wait.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -58,35 +57,6 @@ fn storable(text: &str) -> Cow<'_, str> {
     }
 }
 
-/// A native connection.
-pub(crate) enum Native {
-    MySql(Box<MySqlConnection>),
-    Postgres(Box<PgConnection>),
-    /// To PostgreSQL by way of a pooler, which may give each transaction another connection. So each statement is in a
-    /// transaction, none is prepared for later ones, and no setting outlives its transaction.
-    Pooled(Box<PgConnection>),
-    Sqlite(Box<SqliteConnection>),
-}
-
-impl Native {
-    /// Gives memory back that a large row has taken.
-    pub(crate) fn shrink(&mut self) {
-        match self {
-            Self::MySql(raw) => raw.shrink_buffers(),
-            Self::Postgres(raw) | Self::Pooled(raw) => raw.shrink_buffers(),
-            Self::Sqlite(raw) => raw.shrink_buffers(),
-        }
-    }
-
-    pub(crate) async fn ping(&mut self) -> Result<(), sqlx::Error> {
-        match self {
-            Self::MySql(raw) => raw.ping().await,
-            Self::Postgres(raw) | Self::Pooled(raw) => raw.ping().await,
-            Self::Sqlite(raw) => raw.ping().await,
-        }
-    }
-}
-
 macro_rules! query {
     ($db:ty, $sql:expr, $args:expr) => {{
         let mut query = sqlx::query::<$db>(AssertSqlSafe($sql));
@@ -100,51 +70,31 @@ macro_rules! query {
     }};
 }
 
-/// Connections of one pool that nothing uses, each with the time since which that is so.
-#[derive(Default)]
-pub(crate) struct Idle(Mutex<Vec<(Native, Instant)>>);
-
-impl fmt::Debug for Idle {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Idle")
-    }
-}
-
-impl Idle {
-    /// Takes the connection that was used last.
-    pub(crate) fn pop(&self) -> Option<(Native, Instant)> {
-        self.lock().pop()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Vec<(Native, Instant)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 /// A connection that is in use. When it is dropped, it goes back to the idle ones only if nothing is under way on it: one
 /// that is dropped inside a transaction, or while an answer is outstanding, is closed, and the server undoes what was not
 /// committed.
 pub(crate) struct Connection {
     /// `None` only inside `drop`.
-    native: Option<Native>,
+    opened: Option<Opened>,
     reusable: bool,
+    /// A statement was refused on it. A new connection may see what this one does not: a right that was granted since, or
+    /// another server.
+    was_refused: bool,
     in_transaction: bool,
-    idle: Arc<Idle>,
-    _permit: OwnedSemaphorePermit,
+    place: Place,
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        if let Some(mut native) = self.native.take().filter(|_| self.reusable) {
-            native.shrink();
-            self.idle.lock().push((native, Instant::now()));
+        if let Some(opened) = self.opened.take().filter(|_| self.reusable) {
+            self.place.give_back(opened, self.was_refused);
         }
     }
 }
 
 impl Connection {
-    pub(crate) fn new(native: Native, idle: Arc<Idle>, permit: OwnedSemaphorePermit) -> Self {
-        Self { native: Some(native), reusable: true, in_transaction: false, idle, _permit: permit }
+    pub(crate) fn new(opened: Opened, place: Place) -> Self {
+        Self { opened: Some(opened), reusable: true, was_refused: false, in_transaction: false, place }
     }
 
     /// The connection itself, for work after which it is closed unless [`Connection::mark_clean`] is called.
@@ -153,17 +103,18 @@ impl Connection {
         self.native()
     }
 
+    /// Has the connection closed after use, unless it is new: another one may see more.
+    pub(crate) fn mark_refused(&mut self) {
+        self.was_refused = true;
+    }
+
     pub(crate) fn mark_clean(&mut self) {
         self.reusable = true;
     }
 
     fn native(&mut self) -> &mut Native {
-        self.native.as_mut().unwrap_or_else(|| unreachable!("a connection that was dropped"))
-    }
-
-    /// Closes the idle connections. One connection broke: the server was restarted or is away, and they are as dead.
-    fn discard_idle(&self) {
-        self.idle.lock().clear();
+        let opened = self.opened.as_mut().unwrap_or_else(|| unreachable!("a connection that was dropped"));
+        &mut opened.native
     }
 
     /// Begins a transaction with the dialect's own words.
@@ -305,12 +256,13 @@ impl Connection {
                 let failure = Failure::from(error);
                 if failure.ends_connection() {
                     self.reusable = false;
-                    self.discard_idle();
+                    self.place.discard_idle();
                 }
+                self.was_refused |= !matches!(failure, Failure::Busy(_));
                 Err(failure)
             }
             Err(_) => {
-                self.discard_idle();
+                self.place.discard_idle();
                 Err(Failure::Stalled(format!("no answer within {} seconds", PATIENCE.as_secs())))
             }
         }

@@ -79,6 +79,8 @@ fn mysql(number: u16, what: String) -> Failure {
     match number {
         // Too many connections, shutdown, killed, limits, aborted or read errors of the network, Galera not ready.
         1040 | 1047 | 1053 | 1077 | 1079 | 1152..=1161 | 1184 | 1203 | 1226 | 1927 | 4031 => Failure::Unavailable(what),
+        // The server, or the session, is read-only: another one may not be.
+        1290 | 1792 | 1836 => Failure::Unavailable(read_only(&what)),
         // A conflict with another node of a cluster is told as a deadlock, as an interrupted statement, or at COMMIT.
         1205 | 1213 | 1020 | 1180 | 1317 => Failure::Busy(what),
         1054 | 1146 => Failure::Missing(what),
@@ -92,6 +94,7 @@ fn mysql(number: u16, what: String) -> Failure {
 fn postgres(code: &str, what: String) -> Failure {
     match code {
         "57P01" | "57P02" | "57P03" | "57P05" | "25P03" | "53300" => Failure::Unavailable(what),
+        "25006" => Failure::Unavailable(read_only(&what)),
         "40001" | "40P01" | "55P03" => Failure::Busy(what),
         // CREATE TABLE IF NOT EXISTS, twice at the same moment.
         "23505" if what.contains("pg_") => Failure::Busy(what),
@@ -124,6 +127,10 @@ fn no_such_login(what: &str) -> Option<String> {
     ))
 }
 
+fn read_only(what: &str) -> String {
+    format!("{what}; the queue goes on by itself when it can be written again")
+}
+
 fn who_and_where(what: &str) -> String {
     format!("{what}; look at user and database in `database`, at its password, and at what the user was GRANTed")
 }
@@ -134,6 +141,7 @@ fn sqlite(code: u32, what: String) -> Failure {
         5 | 6 | 17 => Failure::Busy(what),
         // It cannot open a file, and does not say why.
         10 | 14 if open_files::is_reached() => Failure::Broken(open_files::explanation()),
+        8 => Failure::Unavailable(read_only(&what)),
         10 | 14 => Failure::Broken(what),
         // Another process was quicker with the same migration.
         19 if what.contains("mailqueue_migrations") => Failure::Busy(what),

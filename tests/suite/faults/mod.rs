@@ -58,6 +58,7 @@ mod operators;
 mod outage;
 mod pace;
 mod panics;
+mod queues;
 mod senders;
 mod settling;
 mod smarthost;

@@ -11,6 +11,7 @@ mod mysql;
 mod operators;
 mod peculiar;
 mod place;
+mod pool;
 mod pooler;
 mod producers;
 mod reads;

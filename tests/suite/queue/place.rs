@@ -5,7 +5,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use mailqueue::mail::{Columns, Fingerprint};
 use mailqueue::outcome::{Fate, History, Reason, RecipientRecord, RecipientState, Verdict};
-use mailqueue::queue::{Claim, Database, Error, Found, Listed, Queue, Row, Settings, Settled, Settlement};
+use mailqueue::queue::{Claim, Database, Error, Found, Listed, Pools, Queue, Row, Settings, Settled, Settlement};
 use sqlx::{AssertSqlSafe, Connection, Executor, MySqlConnection, PgConnection, Row as _, SqliteConnection};
 use url::Url;
 
@@ -60,13 +60,18 @@ impl Place {
     }
 
     pub fn queue_on(&self, url: Url, table: &str, dispatcher: &str) -> Queue {
+        self.sharing(&Pools::default(), url, table, dispatcher)
+    }
+
+    /// The same, with connections of these.
+    pub fn sharing(&self, pools: &Pools, url: Url, table: &str, dispatcher: &str) -> Queue {
         let settings = Settings {
             name: Arc::from("newsletter"),
             database: Database { url, password: None },
             table: table.to_owned(),
             max_size: MAX_SIZE,
         };
-        Queue::new(settings, dispatcher.to_owned()).unwrap()
+        Queue::sharing(settings, dispatcher.to_owned(), pools).unwrap()
     }
 
     pub async fn session(&self) -> Session {

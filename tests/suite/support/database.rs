@@ -43,6 +43,18 @@ pub async fn postgres() -> TestDatabase {
     on_server(&server, &name)
 }
 
+/// A further database on the server of this one.
+pub async fn beside(database: &TestDatabase) -> TestDatabase {
+    let mut server = database.direct.clone();
+    match server.scheme() {
+        "mysql" => {
+            server.set_path("");
+            on_mysql(server.as_str()).await
+        }
+        _ => postgres().await,
+    }
+}
+
 /// By way of a PgBouncer: `session`, `transaction`, `statement` or `lenient`, as in `tests/servers/pgbouncer.sh`.
 pub async fn pgbouncer(which: &str) -> TestDatabase {
     let database = postgres().await;
