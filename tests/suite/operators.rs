@@ -321,7 +321,6 @@ async fn no_command_holds_a_table_of_200_000_rows_in_memory() {
         INSERT INTO mail_queue (mto, msubject, mbody, mheaders) \
         SELECT 'YUBleGFtcGxlLm9yZw==', 'SGFsbG8=', 'SGFsbG8=', 'RnJvbTogYkBleGFtcGxlLm9yZw==' FROM n";
     session.run(text).await.expect("INSERT");
-    assert!(peak(&house, &["list"]).await > MEGABYTE, "the memory is seen");
     for (arguments, bound) in [
         (&["list"][..], 45 * MEGABYTE),
         (&["list", "--json"], 45 * MEGABYTE),
@@ -330,6 +329,7 @@ async fn no_command_holds_a_table_of_200_000_rows_in_memory() {
         (&["hold", "--queue", "newsletter", "--dry-run"], 65 * MEGABYTE),
     ] {
         let peak = peak(&house, arguments).await;
+        assert!(peak > MEGABYTE, "the memory is seen");
         assert!(peak < bound, "{arguments:?}: {} MB", peak / MEGABYTE);
     }
 }
