@@ -2,6 +2,7 @@
 
 use jiff::{SignedDuration, Timestamp};
 
+use super::claim::HIGHEST_NUMBER;
 use super::db::connection::{Connection, DbRow};
 use super::db::dialect::Engine;
 use super::db::error::Failure;
@@ -128,6 +129,9 @@ impl Queue {
         }
         let (level, found) = self.numbering(&mut connection, &schema).await?;
         tell(level, "numbers", found);
+        if let Some(found) = self.numbers_too_high(&mut connection, &schema).await? {
+            tell(Level::Failed, "numbers", found);
+        }
         for (level, what, found) in self.storage_engine(&mut connection).await? {
             tell(level, what, found);
         }
@@ -244,6 +248,16 @@ impl Queue {
         let found =
             "mid is not unique: two mails could share a number, and one of them be lost; make it the primary key";
         Ok((Level::Failed, found.to_owned()))
+    }
+
+    /// Looks for rows whose number no record of ours can name. They stay in the table.
+    async fn numbers_too_high(&self, connection: &mut Connection, schema: &Schema) -> Result<Option<String>, Failure> {
+        let sql = format!("SELECT COUNT(*) FROM {} q WHERE q.mid > {HIGHEST_NUMBER}", schema.table);
+        let lines = connection.fetch(&sql, Vec::new()).await?;
+        let rows = lines.first().map(|line| line.required_i64(0)).transpose()?.unwrap_or(0);
+        Ok((rows > 0).then(|| {
+            format!("{rows} row(s) have a mid over {HIGHEST_NUMBER} and are never sent: give them smaller numbers")
+        }))
     }
 
     async fn storage_engine(&self, connection: &mut Connection) -> Result<Vec<(Level, &'static str, String)>, Failure> {

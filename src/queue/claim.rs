@@ -31,6 +31,13 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// the claim: to mark a batch `sending` then takes half as long. Larger contents would hold up the search.
 const SMALL: u64 = 64 * 1024;
 
+/// The most recipients with a history in one claim of due rows, unless a single row has more: about 6 MB with their
+/// replies.
+const MOST_RECIPIENTS: i64 = 20_000;
+
+/// The highest number that a record can name. MySQL's BIGINT UNSIGNED has higher ones.
+pub(super) const HIGHEST_NUMBER: i64 = i64::MAX;
+
 /// A row that no record stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Found {
@@ -191,7 +198,8 @@ impl Queue {
         // is found only, and not for all that is looked at.
         let sql = format!(
             "SELECT {}, {size}, {}, {fingerprint} FROM (SELECT q.mid FROM {table} q LEFT JOIN mailqueue_delivery d \
-             ON d.queue_table = ? AND d.mid = q.mid WHERE q.mid > ? AND d.mid IS NULL ORDER BY q.mid LIMIT ?) f \
+             ON d.queue_table = ? AND d.mid = q.mid WHERE q.mid > ? AND q.mid <= {HIGHEST_NUMBER} AND d.mid IS NULL \
+             ORDER BY q.mid LIMIT ?) f \
              JOIN {table} q ON q.mid = f.mid ORDER BY f.mid",
             self.dialect().mid,
             schema.longest,
@@ -298,11 +306,25 @@ impl Queue {
         Ok(claims)
     }
 
+    /// Returns the due records, at least one, that together have no more than [`MOST_RECIPIENTS`]: their histories are
+    /// read with the claim.
     async fn due_once(&self, now: Timestamp, limit: u32) -> Result<Vec<(i64, RecordId)>, Failure> {
-        let sql = "SELECT d.mid, d.id FROM mailqueue_delivery d WHERE d.queue_table = ? AND d.state = 'deferred' \
+        let sql = "SELECT d.mid, d.id, (SELECT COUNT(*) FROM mailqueue_recipient r WHERE r.record = d.id) \
+                   FROM mailqueue_delivery d WHERE d.queue_table = ? AND d.state = 'deferred' \
                    AND d.next_attempt <= ? ORDER BY d.next_attempt, d.mid LIMIT ?";
         let args = vec![self.key(), now.as_millisecond().into(), i64::from(limit).into()];
-        keys_of(self.connection().await?.fetch(sql, args).await?)
+        let mut due = self.connection().await?.fetch(sql, args).await?;
+        let mut sum = 0;
+        let mut fits = 0;
+        for line in &due {
+            sum += line.required_i64(2)?;
+            if fits > 0 && sum > MOST_RECIPIENTS {
+                break;
+            }
+            fits += 1;
+        }
+        due.truncate(fits);
+        keys_of(due)
     }
 
     /// Returns the records that were claimed, as they are now: between our look and our claim another dispatcher may have

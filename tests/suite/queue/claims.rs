@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use mailqueue::outcome::State;
+use mailqueue::outcome::{Fate, Reason, RecipientState, State};
 use tokio::sync::Barrier;
 
 use super::on_each_database;
@@ -79,6 +79,22 @@ on_each_database! {
         }
         let due = queue.claim_due(at(100), 2).await.unwrap();
         assert_eq!(due.iter().map(|claim| claim.id().mid).collect::<Vec<_>>(), [mids[1], mids[2]]);
+    }
+
+    async fn due_rows_with_very_many_recipients_are_claimed_a_few_at_a_time(place: Place) {
+        place.mails(3).await;
+        let queue = place.dispatcher("a");
+        for (row, count) in take_all(&queue).await.into_iter().zip([11_000, 8_000, 11_000]) {
+            let waits = |n: i32| recipient(&format!("n{n}@example.org"), RecipientState::Deferred);
+            let fate = Fate::Deferred { reason: Reason::Throttled, next_attempt: at(10) };
+            let recipients: Vec<_> = (0..count).map(waits).collect();
+            settle(&queue, row, verdict(fate, &recipients)).await;
+        }
+        for numbers in [vec![11_000, 8_000], vec![11_000], vec![]] {
+            let due = queue.claim_due(at(10), 10).await.unwrap();
+            let known: Vec<_> = due.iter().map(|claim| claim.history().recipients.len()).collect();
+            assert_eq!(known, numbers);
+        }
     }
 
     async fn a_row_that_is_gone_drops_its_record(place: Place) {
