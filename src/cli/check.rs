@@ -42,6 +42,9 @@ pub async fn run(args: &Args, config: &Config, out: &mut Out) -> anyhow::Result<
     for finding in own_name(config) {
         report.finding("configuration", finding)?;
     }
+    if let Some(finding) = memory(config) {
+        report.finding("configuration", finding)?;
+    }
     report.finding("state_dir", state_dir(&config.state_dir))?;
     report.finding("state_dir", ledger(&config.state_dir))?;
     for queue in &config.queues {
@@ -114,6 +117,25 @@ fn exposed(config: &Config) -> Option<Finding> {
             config.file.display()
         );
         finding(Level::Warning, "mode", found)
+    })
+}
+
+/// Bytes. A queue with a smaller part of the memory can hold few mails with attachments at a time.
+const SMALL_PART: u64 = 4_000_000;
+
+/// A part of `max_in_flight_bytes` that is small.
+fn memory(config: &Config) -> Option<Finding> {
+    let queues = config.queues.len().max(1);
+    let part = config.max_in_flight_bytes / queues as u64;
+    (part < SMALL_PART).then(|| {
+        let found = format!(
+            "each of {} has {:.1} MB of max_in_flight_bytes, and a row counts three times: with less than 4 MB, mails with \
+             attachments wait for each other; raise it to {} MB",
+            count(queues, "queue"),
+            part as f64 / 1e6,
+            queues as u64 * SMALL_PART / 1_000_000,
+        );
+        finding(Level::Warning, "memory", found)
     })
 }
 

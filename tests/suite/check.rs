@@ -297,3 +297,19 @@ mod postgres {
         }
     }
 }
+
+#[tokio::test]
+async fn a_queues_part_of_the_memory_below_4_mb_is_noted() {
+    let catcher = Catcher::start().await;
+    for (budget, noted) in [("7MB", true), ("8MB", false)] {
+        let top = format!("max_in_flight_bytes = \"{budget}\"");
+        let house = House::build(database::sqlite(), catcher.port(), &top, "").await;
+        let (_, findings) = check(&house.installation).await;
+        let memory: Vec<_> = findings.iter().filter(|finding| finding.contains("memory")).collect();
+        assert_eq!(memory.len(), usize::from(noted), "{findings:#?}");
+        if noted {
+            assert!(memory[0].starts_with("warning configuration: memory: each of 2 queues has 3.5 MB"), "{memory:?}");
+            assert!(memory[0].contains("raise it to 8 MB"), "{memory:?}");
+        }
+    }
+}
