@@ -32,7 +32,7 @@ mod settler;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -50,9 +50,9 @@ pub use self::rate::Rate;
 use self::breaker::Breaker;
 use self::context::Context;
 use self::events::Events;
-use self::fetcher::Fetcher;
+use self::fetcher::{Fetcher, LargeFetcher, Marker};
 use self::lane::{Done, Lane};
-use self::maintenance::{Maintenance, Probe};
+use self::maintenance::{Flags, Heartbeat, Probe, TakeOver};
 use self::memory::Memory;
 use self::outage::Outage;
 use self::prepare::Preparer;
@@ -167,7 +167,7 @@ impl Dispatcher {
             lanes: lanes.clone(),
             relay,
             ledger,
-            memory: Arc::new(Memory::new(settings.max_in_flight_bytes)),
+            memory: Arc::new(Memory::new(settings.max_in_flight_bytes, lanes.len())),
             bucket: Arc::new(Bucket::new(settings.rate)),
         };
         Self { handle, settings, preparer: Arc::new(preparer), lanes, inboxes }
@@ -197,9 +197,18 @@ impl Dispatcher {
             tasks.add_settler(lane.name().clone(), settler.run(inbox));
         }
         for lane in &self.lanes {
-            let (context, lane) = (context.clone(), lane.clone());
             let Settings { lease, retry, .. } = self.settings;
-            tasks.add_background(Maintenance { context, lane, lease, retry }.run());
+            let both = || (context.clone(), lane.clone());
+            let (context, lane) = both();
+            tasks.add_background(Heartbeat { context, lane, lease }.run());
+            let (context, lane) = both();
+            tasks.add_background(Flags { context, lane }.run());
+            let (context, lane) = both();
+            tasks.add_background(TakeOver { context, lane, lease, retry }.run());
+            let (context, lane) = both();
+            tasks.add_background(maintenance::return_when_closed(context, lane));
+            let (context, lane) = both();
+            tasks.add_background(maintenance::account_for_outages(context, lane));
         }
         tasks.add_background(maintenance::expire_ledger(ledger.clone(), self.settings.ledger_keep));
         let probe = Probe { context: context.clone(), relay: relay.clone(), ledger: ledger.clone() };
@@ -212,9 +221,18 @@ impl Dispatcher {
             tasks.add_sender(self.sender(connection).run(over));
         }
         for lane in &self.lanes {
-            tasks.add_fetcher(self.fetcher(lane).run());
+            let (context, lane) = (self.handle.context.clone(), lane.clone());
+            let (large, over) = (self.large_fetcher(&lane), tasks.no_more_claims.clone());
+            tasks.add_supplier(large.run(over.clone()));
+            tasks.add_fetcher(self.fetcher(&lane).run());
+            tasks.add_supplier(Marker { context, lane }.run(over));
         }
         tasks
+    }
+
+    fn large_fetcher(&self, lane: &Arc<Lane>) -> LargeFetcher {
+        let Handle { context, memory, .. } = self.handle.clone();
+        LargeFetcher { context, lane: lane.clone(), preparer: self.preparer.clone(), memory }
     }
 
     fn sender(&self, connection: usize) -> Sender {
@@ -226,14 +244,17 @@ impl Dispatcher {
         let Handle { context, ledger, memory, .. } = self.handle.clone();
         let Settings { retry, state_dir, poll_interval, .. } = self.settings.clone();
         let recovery = Recovery { context: context.clone(), lane: lane.clone(), ledger, retry, state_dir };
-        Fetcher { context, lane: lane.clone(), recovery, preparer: self.preparer.clone(), memory, poll_interval }
+        let (preparer, not_loaded) = (self.preparer.clone(), Mutex::default());
+        Fetcher { context, lane: lane.clone(), recovery, preparer, memory, poll_interval, not_loaded }
     }
 
     /// Lets all mails come to an end, each task after those that supply it: the fetchers end with their pass or at the
-    /// order to end; then no mails come, and the senders finish those on the wire; then no verdicts come, and the settlers
+    /// order to end; then no claims come, and those end that make mails of them; then no mails come, and the senders finish those on the wire; then no verdicts come, and the settlers
     /// carry out those that they have.
     async fn drain(&self, tasks: &mut Tasks) {
         tasks.until(|tasks| tasks.fetchers == 0).await;
+        tasks.no_more_claims.cancel();
+        tasks.until(|tasks| tasks.suppliers == 0).await;
         tasks.no_more_mails.cancel();
         let patience = self.handle.relay.settings().timeouts.final_dot + MARGIN;
         if timeout(patience, tasks.until(|tasks| tasks.senders == 0)).await.is_err() {
@@ -272,6 +293,7 @@ impl Dispatcher {
 /// The end of a task.
 enum Ended {
     Fetcher(fetcher::Ended),
+    Supplier,
     Sender,
     /// `None` if it was cut off.
     Settler(Option<settler::Ended>),
@@ -283,6 +305,8 @@ struct Tasks {
     set: JoinSet<Ended>,
     /// Fetchers that have not ended.
     fetchers: usize,
+    /// Tasks between fetchers and senders that have not ended.
+    suppliers: usize,
     /// Senders that have not ended.
     senders: usize,
     /// Queues whose settlers have not ended.
@@ -290,6 +314,8 @@ struct Tasks {
     pass: Pass,
     /// The order to end.
     stop: CancellationToken,
+    /// Ends suppliers that wait for a claim.
+    no_more_claims: CancellationToken,
     /// Ends senders that wait for a mail.
     no_more_mails: CancellationToken,
     cut_senders: CancellationToken,
@@ -302,10 +328,12 @@ impl Tasks {
         Self {
             set: JoinSet::new(),
             fetchers: 0,
+            suppliers: 0,
             senders: 0,
             unsettled: BTreeSet::new(),
             pass: Pass::default(),
             stop,
+            no_more_claims: CancellationToken::new(),
             no_more_mails: CancellationToken::new(),
             cut_senders: CancellationToken::new(),
             cut_settlers: CancellationToken::new(),
@@ -316,6 +344,14 @@ impl Tasks {
     fn add_fetcher(&mut self, task: impl Future<Output = fetcher::Ended> + Send + 'static) {
         self.fetchers += 1;
         self.set.spawn(async { Ended::Fetcher(task.await) });
+    }
+
+    fn add_supplier(&mut self, task: impl Future<Output = ()> + Send + 'static) {
+        self.suppliers += 1;
+        self.set.spawn(async {
+            task.await;
+            Ended::Supplier
+        });
     }
 
     fn add_sender(&mut self, task: impl Future<Output = ()> + Send + 'static) {
@@ -366,6 +402,7 @@ impl Tasks {
                     }
                 }
             }
+            Ended::Supplier => self.suppliers -= 1,
             Ended::Sender => self.senders -= 1,
             Ended::Settler(Some((queue, why))) => {
                 self.unsettled.remove(&queue);

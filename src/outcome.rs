@@ -222,10 +222,11 @@ pub enum Reason {
     AlreadyAccepted,
     NotTransportable,
     Operator,
+    InternalError,
 }
 
 impl Reason {
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Base64Invalid,
         Self::Truncated,
         Self::NoRecipient,
@@ -242,6 +243,7 @@ impl Reason {
         Self::AlreadyAccepted,
         Self::NotTransportable,
         Self::Operator,
+        Self::InternalError,
     ];
 
     pub fn as_str(self) -> &'static str {
@@ -262,6 +264,7 @@ impl Reason {
             Self::AlreadyAccepted => "already-accepted",
             Self::NotTransportable => "not-transportable",
             Self::Operator => "operator",
+            Self::InternalError => "internal-error",
         }
     }
 
@@ -401,6 +404,14 @@ impl History {
             })
             .collect();
         self.note(new);
+    }
+
+    /// Returns about how many bytes of memory this takes.
+    pub fn bytes(&self) -> u64 {
+        let record = |recipient: &RecipientRecord| {
+            size_of::<RecipientRecord>() + recipient.address.len() + recipient.reply.as_ref().map_or(0, String::len)
+        };
+        (size_of::<Self>() + self.recipients.iter().map(record).sum::<usize>()) as u64
     }
 
     /// Returns those of `recipients` that still have to be reached: neither accepted nor refused for good.

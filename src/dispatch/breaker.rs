@@ -233,3 +233,54 @@ impl Inner {
         RelayView { state, cap: self.connections.cap(), cap_reason }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SOON: Duration = Duration::from_millis(1);
+
+    #[tokio::test(start_paused = true)]
+    async fn a_sender_is_admitted_while_the_relay_is_up_and_a_slot_is_free() {
+        let breaker = Breaker::new(1);
+        let now = Instant::now();
+        assert!(breaker.admits(0, now));
+        breaker.admitted(0).await;
+        breaker.connecting(0);
+        assert!(breaker.admits(0, now));
+        assert!(matches!(breaker.trip("no", now, 0.5), Trip::Opened(_)));
+        assert!(!breaker.admits(0, now), "the relay is down");
+        breaker.close();
+        assert!(breaker.set_paused(0, true));
+        assert!(!breaker.admits(0, now), "an operator has paused it");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_for_the_relay_is_woken_by_its_changes() {
+        let breaker = Breaker::new(1);
+        let mut down = Box::pin(breaker.down());
+        assert!(timeout_at(Instant::now() + SOON, &mut down).await.is_err());
+        breaker.trip("no", Instant::now(), 0.5);
+        assert!(timeout_at(Instant::now() + SOON, &mut down).await.is_ok());
+        let mut admitted = Box::pin(breaker.admitted(0));
+        assert!(timeout_at(Instant::now() + SOON, &mut admitted).await.is_err(), "the relay is down");
+        breaker.close();
+        assert!(timeout_at(Instant::now() + SOON, &mut admitted).await.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_second_sender_is_admitted_when_the_first_has_left() {
+        let breaker = Breaker::new(2);
+        breaker.trip("no", Instant::now(), 0.5);
+        breaker.close();
+        breaker.admitted(0).await;
+        let mut second = Box::pin(breaker.admitted(1));
+        assert!(timeout_at(Instant::now() + SOON, &mut second).await.is_err(), "one connection at first");
+        let mut left = Box::pin(breaker.all_left());
+        breaker.connecting(0);
+        assert!(timeout_at(Instant::now() + SOON, &mut left).await.is_err());
+        breaker.left(0);
+        assert!(timeout_at(Instant::now() + SOON, &mut left).await.is_ok());
+        assert!(timeout_at(Instant::now() + SOON, &mut second).await.is_ok());
+    }
+}

@@ -5,13 +5,15 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::sync::Notify;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::breaker::{Breaker, Trip};
+use super::error::PassError;
 use super::events::{self, Events};
-use super::lane::{Finished, Job, Lane};
+use super::lane::{Finished, Job, Lane, Prepared};
 use super::outage::Outage;
+use super::progress::Work;
 use super::ready_queue::ReadyQueue;
 use super::refusal_streak::{Consequence, Heard, Offered, RefusalStreak, Ruling, Sender, Turn, heard};
 use crate::ledger;
@@ -20,6 +22,9 @@ use crate::open_files;
 use crate::outcome::{Cause, Fate, Reason, Reply, Stage, Trouble, Verdict};
 use crate::queue;
 use crate::retry;
+
+/// Further mails of a queue are wanted when fewer than these are prepared: enough to last until the next are.
+const LOW: usize = 512;
 
 pub struct Context {
     pub breaker: Breaker,
@@ -31,6 +36,9 @@ pub struct Context {
     pub stop: CancellationToken,
     /// Wakes the fetchers.
     pub poll: Notify,
+    /// Mails that are not marked `sending` yet.
+    prepared: ReadyQueue<Prepared>,
+    /// Mails that are marked, and wait for a connection.
     ready: ReadyQueue<Job>,
     /// Attempts that were refused. Its lock is taken before that of the ready mails, never the other way round.
     refusals: Mutex<RefusalStreak<Finished>>,
@@ -43,7 +51,7 @@ impl Context {
         breaker: Breaker,
         outage: Outage,
         events: Events,
-        weights: impl IntoIterator<Item = u32>,
+        weights: impl IntoIterator<Item = u32> + Clone,
         retry: retry::Settings,
         once: bool,
     ) -> Self {
@@ -54,6 +62,7 @@ impl Context {
             once,
             stop: CancellationToken::new(),
             poll: Notify::new(),
+            prepared: ReadyQueue::new(weights.clone()),
             ready: ReadyQueue::new(weights),
             refusals: Mutex::default(),
             retry,
@@ -64,32 +73,101 @@ impl Context {
 
     /// Returns true while mails of this lane may be claimed and offered.
     pub fn may_send(&self, lane: &Lane) -> bool {
-        self.breaker.is_up() && !lane.is_paused() && !self.stop.is_cancelled()
+        let allowed = self.breaker.is_up() && !lane.is_paused() && !self.stop.is_cancelled();
+        allowed && lane.is_covered(Instant::now())
     }
 
-    /// Waits until fewer than `limit` mails of the lane are ready and it may send. Returns false if it will not in this
-    /// pass.
-    pub async fn wait_wanted(&self, lane: &Lane, limit: usize) -> bool {
-        let mut view = self.breaker.watch();
+    /// Waits until further mails of the lane are wanted, and the lane may send. Returns false if it will not in this pass.
+    pub async fn wait_wanted(&self, lane: &Lane) -> bool {
+        let mut relay = self.breaker.watch();
         while !self.may_send(lane) {
-            if self.once || lane.is_paused() || view.changed().await.is_err() {
+            if self.once || lane.is_paused() {
                 return false;
             }
+            tokio::select! {
+                // An error would say that the breaker is gone; then this task is, too.
+                _ = relay.changed() => {}
+                () = wait_until(&lane.calls.fetcher, || self.may_send(lane) || lane.is_paused()) => {}
+            }
         }
-        self.ready.wait_below(lane.index, limit).await;
+        wait_until(&lane.calls.fetcher, || self.are_wanted(lane)).await;
         self.may_send(lane)
     }
 
-    /// Gives the lane's ready mails back to the table. Those on the wire are not among them.
-    pub fn return_ready(&self, lane: &Lane) {
-        self.ready.drain(lane.index).into_iter().for_each(Job::release);
+    fn are_wanted(&self, lane: &Lane) -> bool {
+        self.prepared.len(lane.index) + self.ready.len(lane.index) < LOW
     }
 
-    /// Gives the lane's mails back if they may not go now, and settles refusals to which no more will come.
+    /// Waits until a row of the lane waits for the slot for large mails.
+    pub async fn wait_large(&self, lane: &Lane) {
+        wait_until(&lane.calls.large, || lane.has_large()).await;
+    }
+
+    /// Waits until the lane has mails to be marked `sending`, and fewer marked ones than will be offered in the next second.
+    /// Takes up to the number of two seconds, those that may go first before others.
+    pub async fn next_to_mark(&self, lane: &Lane) -> Vec<Prepared> {
+        let mut mails = Vec::new();
+        wait_until(&lane.calls.marker, || {
+            mails = match self.missing_marks(lane) {
+                0 => Vec::new(),
+                missing => self.take_prepared(lane, missing),
+            };
+            !mails.is_empty()
+        })
+        .await;
+        mails
+    }
+
+    /// Returns the number of mails that are to be marked; 0 while there are marked ones for another second.
+    fn missing_marks(&self, lane: &Lane) -> usize {
+        let (marked, ahead) = (self.ready.len(lane.index), lane.mark_ahead(Instant::now()));
+        if marked < ahead.div_ceil(2) { ahead - marked } else { 0 }
+    }
+
+    fn take_prepared(&self, lane: &Lane, limit: usize) -> Vec<Prepared> {
+        let streak = self.refusals();
+        if streak.is_quiet() {
+            return self.prepared.take(lane.index, limit, |_| Some(()));
+        }
+        let now = Instant::now();
+        self.prepared.take(lane.index, limit, |mail| streak.turn(mail.sender(), lane.index, now))
+    }
+
+    /// Gives the lane's mails that are ready, and its claimed rows that wait, back to the table. Mails on the wire are not
+    /// among them.
+    pub fn return_ready(&self, lane: &Lane) {
+        self.ready.drain(lane.index).into_iter().for_each(Job::release);
+        self.prepared.drain(lane.index).into_iter().for_each(Prepared::release);
+        while let Some(claim) = lane.next_large() {
+            lane.release(claim);
+        }
+        lane.calls.fetcher.notify_waiters();
+    }
+
+    /// Gives the lane's mails back if they may not go now. Settles refusals if no lane's mails may go, so that none comes
+    /// that makes a streak longer; of a single lane that is closed, they are settled after a while.
     pub fn return_unless_open(&self, lane: &Lane) {
-        if !self.may_send(lane) {
-            self.return_ready(lane);
+        if self.may_send(lane) {
+            return;
+        }
+        self.return_ready(lane);
+        if !self.breaker.is_up() || self.stop.is_cancelled() {
             self.flush_refusals();
+        }
+    }
+
+    /// Notes and logs an error because of which the lane fetches nothing now.
+    pub fn fetching_failed(&self, lane: &Lane, error: &PassError) {
+        self.events.progress.liveness.started(lane.name());
+        match error {
+            PassError::Database(error) => {
+                self.check_files();
+                self.events.database_failed(lane.name(), Work::Fetching, error);
+            }
+            PassError::Ledger(error) => {
+                tracing::error!(target: events::MAIL, queue = %lane.name(), %error, "nothing is sent");
+            }
+            PassError::Start(_) => {}
         }
     }
 
@@ -111,7 +189,22 @@ impl Context {
 
     // --- ready mails ---
 
-    /// Makes a mail ready. Where its sender is paused, it is deferred until the pause is over.
+    /// Takes a mail that is to be marked `sending` and offered. Where its sender is paused, it is deferred until the pause
+    /// is over.
+    pub fn push_prepared(&self, mail: Prepared) {
+        let lane = mail.lane.clone();
+        let streak = self.refusals();
+        match streak.paused(mail.sender(), Instant::now()) {
+            Some((left, said)) => self.keep_for_later(mail, left, said),
+            None => self.prepared.push(lane.index, mail),
+        }
+        drop(streak);
+        if self.missing_marks(&lane) > 0 {
+            lane.calls.marker.notify_waiters();
+        }
+    }
+
+    /// Makes a mail ready that is marked.
     pub fn push(&self, job: Job) {
         self.make_ready(job, |flow, job| self.ready.push(flow, job));
     }
@@ -119,7 +212,7 @@ impl Context {
     /// Makes a mail ready again that was taken and not offered, for another connection; or gives it back to the table,
     /// where no connection will take it.
     pub fn put_back(&self, job: Job) {
-        let lane = job.lane.clone();
+        let lane = job.lane().clone();
         if !self.may_send(&lane) {
             return self.release(job);
         }
@@ -148,20 +241,30 @@ impl Context {
         let now = Instant::now();
         let streak = self.refusals();
         match streak.paused(job.sender(), now) {
-            Some((left, said)) => self.keep_for_later(job, left, said),
-            None => push(job.lane.index, job),
+            Some((left, said)) => self.keep_for_later(job.prepared, left, said),
+            None => push(job.lane().index, job),
         }
     }
 
     /// Takes the next mail whose turn it is.
     pub fn next(&self, now: Instant) -> Option<Job> {
         let mut streak = self.refusals();
-        if streak.is_quiet() {
-            return self.ready.try_next();
+        let job = if streak.is_quiet() {
+            self.ready.try_next()?
+        } else {
+            let turn = |flow, job: &Job| streak.turn(job.sender(), flow, now);
+            let job = self.ready.try_next_by(Turn::Now, turn)?;
+            streak.goes_out(job.sender());
+            job
+        };
+        drop(streak);
+        let lane = job.lane();
+        if self.missing_marks(lane) > 0 {
+            lane.calls.marker.notify_waiters();
         }
-        let turn = |flow, job: &Job| streak.turn(job.sender(), flow, now);
-        let job = self.ready.try_next_by(Turn::Now, turn)?;
-        streak.goes_out(job.sender());
+        if self.are_wanted(lane) {
+            lane.calls.fetcher.notify_waiters();
+        }
         Some(job)
     }
 
@@ -190,7 +293,7 @@ impl Context {
     pub fn finished(&self, finished: Finished) {
         let heard = heard(&finished.attempt);
         let was_accepted = heard == Heard::Accepted;
-        let (sender, flow) = (finished.job.sender().clone(), finished.job.lane.index);
+        let (sender, flow) = (finished.job.sender().clone(), finished.job.lane().index);
         let (ruling, paused) = {
             let mut streak = self.refusals();
             // A single pass goes on behind the mails of one sender: other senders' may follow, and have no later turn.
@@ -222,7 +325,7 @@ impl Context {
                 Consequence::Relay { said } => self.take_relay_down(&in_a_row(&said)),
             }
         }
-        paused.into_iter().for_each(|(job, left, said)| self.keep_for_later(job, left, &said));
+        paused.into_iter().for_each(|(mail, left, said)| self.keep_for_later(mail, left, &said));
     }
 
     /// Returns true while refused mails wait for others.
@@ -250,22 +353,27 @@ impl Context {
     }
 
     fn others_are_ready(&self, sender: &Sender) -> bool {
-        self.ready.any(|_, job| job.sender() != sender)
+        self.ready.any(|_, job| job.sender() != sender) || self.prepared.any(|_, mail| mail.sender() != sender)
     }
 
     /// Takes out the ready mails of senders that are paused.
-    fn take_paused(&self, streak: &RefusalStreak<Finished>) -> Vec<(Job, Duration, String)> {
+    fn take_paused(&self, streak: &RefusalStreak<Finished>) -> Vec<(Prepared, Duration, String)> {
         let now = Instant::now();
-        if streak.is_quiet() || !self.ready.any(|_, job| streak.paused(job.sender(), now).is_some()) {
+        let is_paused = |sender: &Sender| streak.paused(sender, now).is_some();
+        let is_any = || {
+            self.ready.any(|_, job| is_paused(job.sender())) || self.prepared.any(|_, mail| is_paused(mail.sender()))
+        };
+        if streak.is_quiet() || !is_any() {
             return Vec::new();
         }
-        let jobs = self.ready.extract(|job| streak.paused(job.sender(), now).is_some());
-        let with_pause = |job: Job| {
-            let (left, said) = streak.paused(job.sender(), now)?;
+        let marked = self.ready.extract(|job| is_paused(job.sender())).into_iter().map(|job| job.prepared);
+        let mails = marked.chain(self.prepared.extract(|mail| is_paused(mail.sender())));
+        let with_pause = |mail: Prepared| {
+            let (left, said) = streak.paused(mail.sender(), now)?;
             let said = said.to_owned();
-            Some((job, left, said))
+            Some((mail, left, said))
         };
-        jobs.into_iter().filter_map(with_pause).collect()
+        mails.filter_map(with_pause).collect()
     }
 
     fn note_sender_paused(&self, sender: Option<&Address>, pause: Duration, said: &str) {
@@ -276,12 +384,12 @@ impl Context {
     }
 
     /// Defers a mail that is not offered, because its sender is paused for this long. No attempt is used.
-    fn keep_for_later(&self, job: Job, left: Duration, said: &str) {
-        if self.once && job.prepared.claim.is_new() {
+    fn keep_for_later(&self, mail: Prepared, left: Duration, said: &str) {
+        if self.once && mail.claim.is_new() {
             // This pass has its turn behind it. A row that was deferred before would be found again at once.
-            job.release();
+            mail.release();
         } else {
-            defer(job, left, said);
+            defer(mail, left, said);
         }
     }
 
@@ -354,18 +462,36 @@ pub fn jitter() -> f64 {
     rand::random_range(0.0..1.0)
 }
 
+/// The time after which a task looks again whether what it waits for has come: the pause of a sender ends by itself.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// Waits until `reached`, which is asked at each call.
+async fn wait_until(calls: &Notify, mut reached: impl FnMut() -> bool) {
+    loop {
+        let call = calls.notified();
+        tokio::pin!(call);
+        // Registered before the look, so that no call between the two is missed.
+        call.as_mut().enable();
+        if reached() {
+            return;
+        }
+        // Whether it was called or the time has passed, it looks again.
+        let _ = timeout(LOOK_AGAIN, call).await;
+    }
+}
+
 fn in_a_row(said: &str) -> String {
     format!("mails in a row are refused with {said}")
 }
 
 /// Defers a mail. The mails come back one after the other, over a time as long as the pause, because after it a single
 /// one is tried.
-fn defer(job: Job, left: Duration, said: &str) {
+fn defer(mail: Prepared, left: Duration, said: &str) {
     let next_attempt = Timestamp::now().checked_add(left + left.mul_f64(jitter())).unwrap_or(Timestamp::MAX);
     let fate = Fate::Deferred { reason: Reason::Throttled, next_attempt };
     let last_reply = Some(format!("not offered: mails of its sender are refused with {said}"));
-    let history = job.prepared.history.clone();
-    job.settle(Verdict { fate, history, last_reply });
+    let history = mail.history.clone();
+    mail.settle(Verdict { fate, history, last_reply });
 }
 
 /// Returns the smarthost's words, with a remedy where they do not say it.

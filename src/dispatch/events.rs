@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::lane::Job;
-use super::progress::Progress;
+use super::progress::{Progress, Work};
 use crate::mail::{Address, Mail, MailId};
 use crate::outcome::{Attempt, Fate, Reason, RecipientOutcome, State};
 use crate::queue::{self, Claim, Settled, Settlement};
@@ -169,33 +169,28 @@ impl Events {
         }
     }
 
-    /// A database does not do what it should. Logged once, until its words change or it works again.
-    pub fn database_failed(&self, queue: &Arc<str>, error: &queue::Error) {
+    /// A database does not do its work. Logged once, until its words change or it works again.
+    pub fn database_failed(&self, queue: &Arc<str>, work: Work, error: &queue::Error) {
         let error = error.to_string();
-        if self.progress.note_database(queue, &error) {
-            warn!(target: DATABASE, %queue, error, "nothing of this queue is sent; trying again");
+        if !self.progress.note_database(queue, work, &error) {
+            return;
+        }
+        match work {
+            Work::Fetching => warn!(target: DATABASE, %queue, error, "nothing of this queue is sent; trying again"),
+            Work::Heartbeat => warn!(target: DATABASE, %queue, error,
+                "the lease of this queue cannot be renewed: without it nothing of this queue is sent; trying again"),
+            Work::Settling => warn!(target: DATABASE, %queue, error,
+                "what became of mails cannot be written to the database: their rows stay, the ledger remembers; trying again"),
         }
     }
 
-    pub fn database_is_back(&self, queue: &Arc<str>) {
-        if self.progress.clear_database(queue) {
-            info!(target: DATABASE, %queue, "the database is back");
+    pub fn database_works(&self, queue: &Arc<str>, work: Work) {
+        if !self.progress.clear_database(queue, work) {
+            return;
         }
-    }
-
-    /// Delivery results cannot be written to the database; other mails may be sent meanwhile. Logged as
-    /// [`Events::database_failed`] is.
-    pub fn settling_failed(&self, queue: &Arc<str>, rows: usize, error: &queue::Error) {
-        let error = error.to_string();
-        if self.progress.note_unsettled(queue, &error) {
-            warn!(target: DATABASE, %queue, rows, error,
-                "what became of mails cannot be written to the database: their rows stay, the ledger remembers; trying again");
-        }
-    }
-
-    pub fn settling_works(&self, queue: &Arc<str>) {
-        if self.progress.clear_unsettled(queue) {
-            info!(target: DATABASE, %queue, "what became of mails is in the database again");
+        match work {
+            Work::Fetching | Work::Heartbeat => info!(target: DATABASE, %queue, "the database is back"),
+            Work::Settling => info!(target: DATABASE, %queue, "what became of mails is in the database again"),
         }
     }
 }

@@ -1,9 +1,9 @@
-//! Fetches the mails of one queue: finds and claims rows, has mails made of them, marks them `sending`, and keeps the
-//! senders supplied.
+//! Fetches the mails of one queue: finds and claims rows, and has mails made of them. Three tasks do so: the fetcher; one
+//! for large rows, which wait for each other; and the marker, which marks mails `sending` shortly before they go out.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -11,17 +11,17 @@ use futures_util::stream::FuturesUnordered;
 use jiff::Timestamp;
 use tokio::sync::futures::Notified;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::context::Context;
 use super::error::{PassError, StartError};
-use super::events;
 use super::lane::{Lane, Prepared};
-use super::memory::Memory;
-use super::prepare::{self, Preparer};
-use super::progress::{Liveness, Loop};
+use super::memory::{Cost, Memory, Reserved};
+use super::prepare::{self, Batch, Preparer};
+use super::progress::{Liveness, Loop, Work};
 use super::recovery::Recovery;
 use crate::mail::ColumnLimits;
-use crate::queue::Claim;
+use crate::queue::{self, Claim};
 
 /// The most rows of one claim. Deferred ones get half of it while there are new ones too, so that neither starves.
 const BATCH: u32 = 256;
@@ -31,11 +31,8 @@ const FIRST_BATCH: u32 = 32;
 /// The factor by which each further batch is larger, up to [`BATCH`].
 const GROWTH: u32 = 4;
 
-/// Batches that are made into mails at once, while a further one is claimed: the database marks one and reads another.
+/// Batches that are made into mails at once, while a further one is claimed.
 const PREPARING: usize = 2;
-
-/// The next batch is claimed when fewer mails of the queue than these are ready: enough to last until it is made.
-const LOW: usize = 512;
 
 /// Once no deferred row was due, none is looked for until this much later while new ones keep coming.
 const NONE_DUE: Duration = Duration::from_secs(1);
@@ -57,6 +54,9 @@ pub struct Fetcher {
     pub memory: Arc<Memory>,
     /// The time after which a table that ran empty is looked at again.
     pub poll_interval: Duration,
+    /// Rows that were claimed since the search began at the head of the table, and could not be loaded. They are not
+    /// claimed again before it begins there again.
+    pub not_loaded: Mutex<HashSet<i64>>,
 }
 
 pub enum Ended {
@@ -71,8 +71,10 @@ pub enum Ended {
 /// The state of a pass over the table.
 struct Pass {
     started: Timestamp,
-    /// Rows up to this number have had their turn.
+    /// Rows up to this number have had their turn. It goes back to the head of the table at `head_at`: rows whose INSERT
+    /// was committed late are there.
     cursor: i64,
+    head_at: Instant,
     /// Deferred rows are looked for from this time on.
     due_from: Instant,
     /// Rows of the next batch.
@@ -94,10 +96,10 @@ impl Fetcher {
                 Err(PassError::Start(error)) => return Ended::Refused(error),
                 Err(error) => {
                     recovered = false;
-                    let why = self.report(error);
+                    context.fetching_failed(&self.lane, &error);
                     if context.once {
                         self.all_settled().await;
-                        return Ended::OutOfReach(self.lane.name().clone(), why);
+                        return Ended::OutOfReach(self.lane.name().clone(), error.to_string());
                     }
                     // Claims whose making or giving back got no answer are taken back by the recovery, which must not see
                     // those that are in use.
@@ -109,6 +111,10 @@ impl Fetcher {
             }
             if context.once {
                 self.all_settled().await;
+                if let Err(error) = self.marking(&mut wait) {
+                    context.fetching_failed(&self.lane, &error);
+                    return Ended::OutOfReach(self.lane.name().clone(), error.to_string());
+                }
                 if !context.may_send(&self.lane) {
                     return Ended::CutShort;
                 }
@@ -129,21 +135,6 @@ impl Fetcher {
     async fn wait<T>(&self, what: impl Future<Output = T>) -> Option<T> {
         let what = self.context.stop.run_until_cancelled(what);
         self.liveness().touch_while(self.lane.name(), what).await
-    }
-
-    fn report(&self, error: PassError) -> String {
-        self.liveness().started(self.lane.name());
-        match &error {
-            PassError::Database(error) => {
-                self.context.check_files();
-                self.context.events.database_failed(self.lane.name(), error);
-            }
-            PassError::Ledger(error) => {
-                tracing::error!(target: events::MAIL, queue = %self.lane.name(), %error, "nothing is sent");
-            }
-            PassError::Start(_) => {}
-        }
-        error.to_string()
     }
 
     /// Waits until no mail of the lane is under way. If the relay is in trouble, none is waited for: they are given back.
@@ -175,10 +166,11 @@ impl Fetcher {
             let mut next = pin!(self.next_claims(&mut pass));
             let next = loop {
                 tokio::select! {
-                    Some(done) = preparing.next() => outcome = outcome.and(noted(done, wait)),
+                    Some(done) = preparing.next() => outcome = outcome.and(done),
                     next = &mut next => break next,
                 }
             };
+            outcome = outcome.and(self.marking(wait));
             match next {
                 Ok(Some(claims)) => preparing.push(self.prepare(claims, limits)),
                 Ok(None) => break,
@@ -187,14 +179,24 @@ impl Fetcher {
             if preparing.len() == PREPARING
                 && let Some(done) = preparing.next().await
             {
-                outcome = outcome.and(noted(done, wait));
+                outcome = outcome.and(done);
             }
         }
         // The batches under way come to their end, so that no claim is forgotten.
         while let Some(done) = preparing.next().await {
-            outcome = outcome.and(noted(done, wait));
+            outcome = outcome.and(done);
         }
-        outcome
+        outcome.and(self.marking(wait))
+    }
+
+    /// Takes note of the marker's success: the database does all that is asked of it, and the next wait for it is a short
+    /// one again. Returns its error.
+    fn marking(&self, wait: &mut Duration) -> Result<(), PassError> {
+        if let Some(result) = self.lane.take_marking() {
+            result?;
+            *wait = FIRST_WAIT;
+        }
+        Ok(())
     }
 
     async fn begin_pass(&self, recovered: &mut bool) -> Result<Pass, PassError> {
@@ -202,12 +204,14 @@ impl Fetcher {
             self.recovery.run().await?;
             *recovered = true;
         }
+        self.not_loaded().clear();
         self.lane.queue.sweep().await?;
-        self.context.events.database_is_back(self.lane.name());
+        self.context.events.database_works(self.lane.name(), Work::Fetching);
         self.liveness().started(self.lane.name());
         Ok(Pass {
             started: Timestamp::now(),
             cursor: i64::MIN,
+            head_at: Instant::now() + self.poll_interval,
             due_from: Instant::now(),
             batch: FIRST_BATCH,
             limits: self.lane.queue.limits().await?,
@@ -217,7 +221,7 @@ impl Fetcher {
     /// Claims the next batch, as soon as it is wanted. Returns `None` if there is no more, or none is wanted in this pass.
     /// A batch can be empty, where other dispatchers were quicker.
     async fn next_claims(&self, pass: &mut Pass) -> Result<Option<Vec<Claim>>, PassError> {
-        if !self.wait(self.context.wait_wanted(&self.lane, LOW)).await.unwrap_or(false) {
+        if !self.wait(self.context.wait_wanted(&self.lane)).await.unwrap_or(false) {
             return Ok(None);
         }
         self.liveness().touch(self.lane.name(), Loop::Fetcher);
@@ -233,13 +237,7 @@ impl Fetcher {
                 pass.due_from = Instant::now() + NONE_DUE;
             }
         }
-        let new = async {
-            let found = self.lane.queue.find(pass.cursor, pass.batch - due.len() as u32).await?;
-            pass.cursor = found.last().map_or(pass.cursor, |row| row.mid);
-            let claims = self.lane.queue.claim(&found, Timestamp::now()).await?;
-            Ok((found, claims))
-        };
-        let (found, new) = match new.await {
+        let (found, new) = match self.claim_new(pass, pass.batch - due.len() as u32).await {
             Ok(both) => both,
             Err(error) => {
                 due.into_iter().for_each(|claim| self.lane.release(claim));
@@ -247,7 +245,7 @@ impl Fetcher {
             }
         };
         self.context.events.progress.note_poll(Timestamp::now());
-        if due.is_empty() && found.is_empty() {
+        if due.is_empty() && found == 0 {
             return Ok(None);
         }
         pass.batch = (pass.batch * GROWTH).min(BATCH);
@@ -256,52 +254,109 @@ impl Fetcher {
         Ok(Some(claims))
     }
 
-    /// Makes mails of claimed rows, in groups that fit the memory, and makes them ready.
+    /// Claims rows of which nothing is known. Also returns the number of rows that were found.
+    async fn claim_new(&self, pass: &mut Pass, limit: u32) -> Result<(usize, Vec<Claim>), queue::Error> {
+        if !self.context.once && Instant::now() >= pass.head_at {
+            pass.cursor = i64::MIN;
+            pass.head_at = Instant::now() + self.poll_interval;
+            self.not_loaded().clear();
+        }
+        let mut found = self.lane.queue.find(pass.cursor, limit).await?;
+        pass.cursor = found.last().map_or(pass.cursor, |row| row.mid);
+        let seen = found.len();
+        {
+            let not_loaded = self.not_loaded();
+            found.retain(|row| !not_loaded.contains(&row.mid));
+        }
+        let claims = self.lane.queue.claim(&found, Timestamp::now()).await?;
+        Ok((seen, claims))
+    }
+
+    /// Makes mails of claimed rows, in groups that fit the memory. Large rows are left to [`LargeFetcher`].
     async fn prepare(&self, claims: Vec<Claim>, limits: ColumnLimits) -> Result<(), PassError> {
         let claims = prepare::set_too_large_aside(&self.lane, claims).await?;
-        let costed = |claim: Claim| {
-            let cost = self.memory.cost(claim.bytes());
-            (claim, cost)
-        };
-        let mut waiting: VecDeque<(Claim, u32)> = claims.into_iter().map(costed).collect();
+        let mut waiting = VecDeque::with_capacity(claims.len());
+        for claim in claims {
+            match self.memory.cost(&claim) {
+                Cost::Part(units) => waiting.push_back((claim, units)),
+                Cost::Large(_) => self.lane.push_large(claim),
+            }
+        }
         while !waiting.is_empty() {
             let group = next_group(&mut waiting, self.memory.group());
             let cost = group.iter().map(|(_, cost)| cost).sum();
-            let memory = match self.lane.wait_for_memory(self.wait(self.memory.reserve(cost))).await {
+            let reserved = self.lane.wait_for_memory(self.wait(self.memory.reserve(self.lane.index, cost)));
+            let memory = match reserved.await {
                 Some(memory) if self.context.may_send(&self.lane) => memory,
                 _ => {
                     group.into_iter().chain(waiting).for_each(|(claim, _)| self.lane.release(claim));
                     return Ok(());
                 }
             };
-            let mails = self.preparer.prepare(&self.lane, group, memory, limits).await;
-            let done = match mails {
-                Ok(mails) => self.mark_sending(mails).await,
-                Err(error) => Err(error),
-            };
-            if let Err(error) = done {
-                waiting.into_iter().for_each(|(claim, _)| self.lane.release(claim));
-                return Err(error);
+            match self.preparer.prepare(&self.lane, group, memory, limits).await {
+                Ok(Batch { mails, not_loaded }) => {
+                    self.not_loaded().extend(not_loaded);
+                    mails.into_iter().for_each(|mail| self.context.push_prepared(mail));
+                }
+                Err(error) => {
+                    waiting.into_iter().for_each(|(claim, _)| self.lane.release(claim));
+                    return Err(error);
+                }
+            }
+            if !self.context.may_send(&self.lane) {
+                self.context.return_ready(&self.lane);
             }
         }
         Ok(())
     }
 
-    /// Marks mails `sending`, and makes those ready that are still ours.
-    async fn mark_sending(&self, mails: Vec<Prepared>) -> Result<(), PassError> {
-        if mails.is_empty() {
-            return Ok(());
-        }
-        match self.lane.mark_sending(mails).await {
-            Ok((jobs, lost)) => {
-                jobs.into_iter().for_each(|job| self.context.push(job));
-                lost.iter().for_each(|id| self.context.events.claim_lost(id));
+    fn not_loaded(&self) -> MutexGuard<'_, HashSet<i64>> {
+        self.not_loaded.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Fetches the large rows of a queue one at a time, so that the queue's other mails never wait for them.
+pub struct LargeFetcher {
+    pub context: Arc<Context>,
+    pub lane: Arc<Lane>,
+    pub preparer: Arc<Preparer>,
+    pub memory: Arc<Memory>,
+}
+
+impl LargeFetcher {
+    /// Works until `over`.
+    pub async fn run(self, over: CancellationToken) {
+        let next = async || {
+            self.context.wait_large(&self.lane).await;
+            self.memory.reserve_large().await
+        };
+        while let Some(memory) = over.run_until_cancelled(next()).await {
+            // The rows may have been given back meanwhile.
+            let Some(claim) = self.lane.next_large() else { continue };
+            if !self.context.may_send(&self.lane) {
+                self.lane.release(claim);
+                continue;
             }
-            Err((error, mails)) => {
-                mails.into_iter().for_each(|mail| self.lane.release(mail.claim));
+            if let Cost::Large(units) = self.memory.cost(&claim) {
+                memory.note_large(units);
+            }
+            if let Err(error) = self.prepare(claim, memory).await {
+                self.context.fetching_failed(&self.lane, &error);
+                over.run_until_cancelled(tokio::time::sleep(FIRST_WAIT)).await;
+            }
+        }
+    }
+
+    async fn prepare(&self, claim: Claim, memory: Reserved) -> Result<(), PassError> {
+        let limits = match self.lane.queue.limits().await {
+            Ok(limits) => limits,
+            Err(error) => {
+                self.lane.release(claim);
                 return Err(error.into());
             }
-        }
+        };
+        let batch = self.preparer.prepare(&self.lane, vec![(claim, 0)], memory, limits).await?;
+        batch.mails.into_iter().for_each(|mail| self.context.push_prepared(mail));
         if !self.context.may_send(&self.lane) {
             self.context.return_ready(&self.lane);
         }
@@ -309,12 +364,35 @@ impl Fetcher {
     }
 }
 
-/// The database does all that is asked of it: the next wait for it is a short one again.
-fn noted(done: Result<(), PassError>, wait: &mut Duration) -> Result<(), PassError> {
-    if done.is_ok() {
-        *wait = FIRST_WAIT;
+/// Marks mails `sending` shortly before they go out. If this machine dies, the outcome of those that are marked is unknown.
+pub struct Marker {
+    pub context: Arc<Context>,
+    pub lane: Arc<Lane>,
+}
+
+impl Marker {
+    /// Works until `over`.
+    pub async fn run(self, over: CancellationToken) {
+        let Self { context, lane } = &self;
+        while let Some(mails) = over.run_until_cancelled(context.next_to_mark(lane)).await {
+            match lane.mark_sending(mails).await {
+                Ok((jobs, lost)) => {
+                    lane.note_marking(Ok(()));
+                    jobs.into_iter().for_each(|job| context.push(job));
+                    lost.iter().for_each(|id| context.events.claim_lost(id));
+                }
+                Err((error, mails)) => {
+                    lane.note_marking(Err(error));
+                    mails.into_iter().for_each(Prepared::release);
+                    // The fetcher reports the error, and looks after the rows.
+                    context.return_ready(lane);
+                }
+            }
+            if !context.may_send(lane) {
+                context.return_ready(lane);
+            }
+        }
     }
-    done
 }
 
 /// Takes the next claims that together cost no more than `most`; one that costs more goes alone.

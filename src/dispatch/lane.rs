@@ -4,11 +4,12 @@
 //! [`Finished`]. [`Lane::settle`] and its kin end each of them. Nothing else of a row is passed on, so that no row is in
 //! two places.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
 use super::memory::Reserved;
@@ -28,7 +29,22 @@ pub struct Lane {
     waiting_for_memory: AtomicUsize,
     recovered: AtomicBool,
     lease: Mutex<Lease>,
+    throughput: Mutex<Throughput>,
+    /// Claimed rows that wait for the slot for large mails.
+    large: Mutex<VecDeque<Claim>>,
+    /// The result of marking mails `sending`, until the fetcher has taken it.
+    marking: Mutex<Option<Result<(), queue::Error>>>,
+    pub calls: Calls,
     settler: Mutex<Option<mpsc::UnboundedSender<Done>>>,
+}
+
+/// Wakes the lane's tasks when what they wait for may have come.
+#[derive(Debug, Default)]
+pub struct Calls {
+    pub fetcher: Notify,
+    pub marker: Notify,
+    /// The fetcher of large rows.
+    pub large: Notify,
 }
 
 /// A claim with its verdict, for the settler.
@@ -37,13 +53,14 @@ pub struct Done {
     pub settlement: Settlement,
     /// Entries of the ledger that can be closed once the row's record says what became of it.
     pub closing: Closing,
-    /// The row's memory: where the database cannot compare contents, settling reads the row once more.
+    /// The memory of the settlement itself. A queue whose database does not settle thus comes to an end with its part.
     pub memory: Option<Reserved>,
 }
 
 /// A claimed row that became a mail.
 #[derive(Debug)]
 pub struct Prepared {
+    pub lane: Arc<Lane>,
     pub claim: Claim,
     pub fingerprint: Fingerprint,
     pub mail: Arc<Mail>,
@@ -57,7 +74,6 @@ pub struct Prepared {
 /// A mail whose row is marked `sending`, so that it may be offered. [`Lane::mark_sending`] makes it.
 #[derive(Debug)]
 pub struct Job {
-    pub lane: Arc<Lane>,
     pub prepared: Prepared,
     marked: Marked,
 }
@@ -96,6 +112,10 @@ impl Lane {
             waiting_for_memory: AtomicUsize::new(0),
             recovered: AtomicBool::new(false),
             lease: Mutex::new(Lease::new(lease, final_dot, Instant::now())),
+            throughput: Mutex::new(Throughput::new(Instant::now())),
+            large: Mutex::default(),
+            marking: Mutex::default(),
+            calls: Calls::default(),
             settler: Mutex::new(Some(settler)),
         };
         (Arc::new(lane), inbox)
@@ -139,18 +159,66 @@ impl Lane {
     /// Writes a heartbeat, which renews the lease.
     pub async fn renew_lease(&self) -> Result<(), queue::Error> {
         let sent_off = Instant::now();
-        self.queue.beat().await?;
-        self.lease().renewed(sent_off, Instant::now());
+        let beaten = self.queue.beat().await;
+        match &beaten {
+            Ok(()) => self.lease().renewed(sent_off, Instant::now()),
+            Err(_) => self.lease().failed = Some(Instant::now()),
+        }
+        beaten?;
+        self.calls.fetcher.notify_waiters();
         Ok(())
+    }
+
+    /// Returns the time of the last heartbeat that could not be written.
+    pub fn renewal_failed_at(&self) -> Option<Instant> {
+        self.lease().failed
+    }
+
+    /// Returns true if a row that is claimed now could be offered now.
+    pub fn is_covered(&self, now: Instant) -> bool {
+        self.lease().covers_final_dot(now, now)
     }
 
     fn lease(&self) -> MutexGuard<'_, Lease> {
         self.lease.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Returns the number of mails that are marked `sending` ahead of the senders.
+    pub fn mark_ahead(&self, now: Instant) -> usize {
+        self.throughput().mark_ahead(now)
+    }
+
+    /// A mail of this lane was offered.
+    fn offered(&self) {
+        self.throughput().count(Instant::now());
+    }
+
+    fn throughput(&self) -> MutexGuard<'_, Throughput> {
+        self.throughput.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets a claimed row wait for the slot for large mails.
+    pub fn push_large(&self, claim: Claim) {
+        self.large().push_back(claim);
+        self.calls.large.notify_waiters();
+    }
+
+    /// Takes the row that has waited longest for the slot for large mails.
+    pub fn next_large(&self) -> Option<Claim> {
+        self.large().pop_front()
+    }
+
+    pub fn has_large(&self) -> bool {
+        !self.large().is_empty()
+    }
+
+    fn large(&self) -> MutexGuard<'_, VecDeque<Claim>> {
+        self.large.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Marks mails `sending`. Returns those that are still ours, and the ids of the others, which are lost.
     pub async fn mark_sending(
-        self: &Arc<Self>,
+        &self,
         mails: Vec<Prepared>,
     ) -> Result<(Vec<Job>, Vec<MailId>), (queue::Error, Vec<Prepared>)> {
         let marked = Marked { at: Instant::now() };
@@ -162,12 +230,25 @@ impl Lane {
         let (mut jobs, mut lost) = (Vec::with_capacity(mails.len()), Vec::new());
         for (mail, ours) in mails.into_iter().zip(ours) {
             if ours {
-                jobs.push(mail.marked(self.clone(), marked));
+                jobs.push(mail.marked(marked));
             } else {
                 lost.push(mail.claim.id().clone());
             }
         }
         Ok((jobs, lost))
+    }
+
+    /// Keeps the result of marking mails for the fetcher. An error stays until it is taken.
+    pub fn note_marking(&self, result: Result<(), queue::Error>) {
+        let mut noted = self.marking.lock().unwrap_or_else(PoisonError::into_inner);
+        if !matches!(*noted, Some(Err(_))) {
+            *noted = Some(result);
+        }
+    }
+
+    /// Takes the result of marking mails; `None` if none were marked since the last call.
+    pub fn take_marking(&self) -> Option<Result<(), queue::Error>> {
+        self.marking.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Has a verdict carried out. `fingerprint` is that of the content that was loaded, if it was; `message_id` that of
@@ -206,14 +287,24 @@ impl Lane {
 }
 
 impl Prepared {
+    /// Returns the sender that the row itself names; `None` is the null sender.
+    pub fn sender(&self) -> &Option<Address> {
+        &self.mail.own_sender
+    }
+
+    /// Returns the row to its state before the claim.
+    pub fn release(self) {
+        self.lane.release(self.claim);
+    }
+
     /// Has a verdict carried out on a mail that is not offered.
-    pub fn settle(self, lane: &Lane, verdict: Verdict) {
-        lane.settle(self.claim, Some(self.fingerprint), Some(self.mail.message_id.clone()), verdict);
+    pub fn settle(self, verdict: Verdict) {
+        self.lane.settle(self.claim, Some(self.fingerprint), Some(self.mail.message_id.clone()), verdict);
     }
 
     /// Turns the mail into one that may be offered.
-    pub fn marked(self, lane: Arc<Lane>, marked: Marked) -> Job {
-        Job { lane, prepared: self, marked }
+    pub fn marked(self, marked: Marked) -> Job {
+        Job { prepared: self, marked }
     }
 }
 
@@ -226,38 +317,39 @@ impl Job {
         &self.prepared.mail
     }
 
-    /// The sender that the row itself names; `None` is the null sender.
+    pub fn lane(&self) -> &Arc<Lane> {
+        &self.prepared.lane
+    }
+
     pub fn sender(&self) -> &Option<Address> {
-        &self.prepared.mail.own_sender
+        self.prepared.sender()
     }
 
     /// Takes the job apart, so that its mail can be made again.
-    pub fn into_parts(self) -> (Arc<Lane>, Prepared, Marked) {
-        (self.lane, self.prepared, self.marked)
+    pub fn into_parts(self) -> (Prepared, Marked) {
+        (self.prepared, self.marked)
     }
 
     /// Returns true if a final dot may go out now: no other dispatcher can have taken the row over, and none can before
     /// the reply to the dot is due.
     pub fn is_covered(&self, now: Instant) -> bool {
-        self.lane.lease().covers_final_dot(self.marked.at, now)
+        self.lane().lease().covers_final_dot(self.marked.at, now)
     }
 
     /// Returns the row to its state before the claim.
     pub fn release(self) {
-        self.lane.release(self.prepared.claim);
-    }
-
-    /// Has a verdict carried out on a mail that was not offered.
-    pub fn settle(self, verdict: Verdict) {
-        self.prepared.settle(&self.lane, verdict);
+        self.prepared.release();
     }
 }
 
 impl Finished {
     /// Has the verdict on the attempt carried out.
     pub fn settle(self, verdict: Verdict) {
-        let Self { job: Job { lane, prepared, .. }, closing, .. } = self;
-        let Prepared { claim, fingerprint, mail, memory, .. } = prepared;
+        let Self { job: Job { prepared, .. }, closing, .. } = self;
+        let Prepared { lane, claim, fingerprint, mail, mut memory, .. } = prepared;
+        lane.offered();
+        // The ledger has the acceptance, and nothing offers the content again.
+        memory.shrink_to(&verdict.history);
         let message_id = Some(mail.message_id.clone());
         let settlement = Settlement { claim, fingerprint: Some(fingerprint), message_id, verdict };
         lane.send(Done { settlement, closing, memory: Some(memory) });
@@ -275,11 +367,19 @@ struct Lease {
     newest: Option<Instant>,
     /// The time since which no other dispatcher can have taken us for dead. Earlier claims need not be ours any more.
     unbroken_since: Instant,
+    /// The time at which a heartbeat could last not be written.
+    failed: Option<Instant>,
 }
 
 impl Lease {
     fn new(length: Duration, final_dot: Duration, now: Instant) -> Self {
-        Self { length, dot_allowance: length.saturating_sub(final_dot), newest: None, unbroken_since: now }
+        Self {
+            length,
+            dot_allowance: length.saturating_sub(final_dot),
+            newest: None,
+            unbroken_since: now,
+            failed: None,
+        }
     }
 
     /// A heartbeat that was sent off at `sent_off` has reached the database by `now`.
@@ -297,9 +397,104 @@ impl Lease {
     }
 }
 
+/// The time for which marked mails should last: long enough that the senders never wait for the database, and short
+/// enough that few outcomes are unknown if this machine dies.
+const AHEAD: Duration = Duration::from_secs(2);
+
+/// The number of [`Throughput`]'s slots, each of `AHEAD / SLOTS`.
+const SLOTS: usize = 8;
+
+/// Mails marked ahead at least: at the start, and where a mail takes seconds. More than the refusals that make a streak, so
+/// that a database that is slow to mark does not tear a streak apart.
+const LEAST_AHEAD: usize = 16;
+
+/// Mails marked ahead at most. One statement marks them; a batch has half as many.
+const MOST_AHEAD: usize = 512;
+
+/// The mails that were offered in the last [`AHEAD`]. Pure: time is an argument.
+#[derive(Clone, Copy, Debug)]
+struct Throughput {
+    start: Instant,
+    /// The number of the newest slot since the start.
+    newest: u128,
+    /// The slot with the number n is at n modulo [`SLOTS`].
+    slots: [usize; SLOTS],
+}
+
+impl Throughput {
+    fn new(now: Instant) -> Self {
+        Self { start: now, newest: 0, slots: [0; SLOTS] }
+    }
+
+    fn count(&mut self, now: Instant) {
+        self.advance(now);
+        self.slots[(self.newest % SLOTS as u128) as usize] += 1;
+    }
+
+    fn mark_ahead(&mut self, now: Instant) -> usize {
+        self.advance(now);
+        self.slots.iter().sum::<usize>().clamp(LEAST_AHEAD, MOST_AHEAD)
+    }
+
+    fn advance(&mut self, now: Instant) {
+        let newest = now.saturating_duration_since(self.start).as_millis() / (AHEAD.as_millis() / SLOTS as u128);
+        let passed = newest.saturating_sub(self.newest).min(SLOTS as u128);
+        self.newest = self.newest.max(newest);
+        for back in 0..passed {
+            self.slots[((self.newest - back) % SLOTS as u128) as usize] = 0;
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn lane() -> Arc<Lane> {
+        let database = queue::Database { url: "sqlite:/nowhere".parse().expect("URL"), password: None };
+        let settings =
+            queue::Settings { name: "newsletter".into(), database, table: "mail_queue".to_owned(), max_size: 1 };
+        Lane::new(0, Queue::new(settings, String::new()).expect("queue"), LEASE, FINAL_DOT).0
+    }
+
+    #[test]
+    fn a_pause_is_a_change_once() {
+        let lane = lane();
+        assert!(!lane.set_paused(false));
+        assert!(lane.set_paused(true) && lane.is_paused());
+        assert!(!lane.set_paused(true));
+        assert!(lane.set_paused(false) && !lane.is_paused());
+    }
+
+    #[test]
+    fn an_error_of_marking_stays_until_it_is_taken() {
+        let lane = lane();
+        assert!(lane.take_marking().is_none());
+        lane.note_marking(Err(queue::Error::Refused { queue: "newsletter".into(), what: "no".to_owned() }));
+        lane.note_marking(Ok(()));
+        assert!(matches!(lane.take_marking(), Some(Err(_))));
+        lane.note_marking(Ok(()));
+        assert!(matches!(lane.take_marking(), Some(Ok(()))));
+        assert!(lane.take_marking().is_none());
+    }
+
+    #[test]
+    fn the_mails_of_two_seconds_are_marked_ahead() {
+        let start = Instant::now();
+        let at = |milliseconds| start + Duration::from_millis(milliseconds);
+        let mut throughput = Throughput::new(start);
+        assert_eq!(throughput.mark_ahead(at(0)), LEAST_AHEAD);
+        // 50 mails/s.
+        (0..500).for_each(|mail| throughput.count(at(mail * 20)));
+        let ahead = throughput.mark_ahead(at(9_999));
+        assert!((88..=100).contains(&ahead), "{ahead}");
+        let half = throughput.mark_ahead(at(11_000));
+        assert!((25..=50).contains(&half), "half of the window has no mails: {half}");
+        assert_eq!(throughput.mark_ahead(at(12_000)), LEAST_AHEAD);
+        (0..5000).for_each(|_| throughput.count(at(20_000)));
+        assert_eq!(throughput.mark_ahead(at(20_000)), MOST_AHEAD);
+        assert_eq!(throughput.mark_ahead(at(60_000)), LEAST_AHEAD);
+    }
 
     const LEASE: Duration = Duration::from_secs(900);
     const FINAL_DOT: Duration = Duration::from_secs(600);

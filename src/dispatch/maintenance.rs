@@ -1,17 +1,18 @@
 //! Maintenance of a lane: keeps its claims alive, obeys the operators, and takes over from dispatchers that show no signs
-//! of life. Also tries a relay that is down, and drops old entries of the ledger.
+//! of life. Also tries a relay that is down, and drops old entries of the ledger. Each is a task of its own, so that none
+//! waits for the slowest.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 
 use super::context::{Context, jitter};
 use super::events;
 use super::lane::Lane;
-use super::progress::Loop;
+use super::progress::{Loop, Work};
 use crate::ledger::Ledger;
 use crate::queue::{self, Claim, DispatcherId};
 use crate::relay::Relay;
@@ -32,64 +33,117 @@ const EXPIRY: Duration = Duration::from_secs(3600);
 /// mail under way may stay.
 const CLOSING: Duration = Duration::from_secs(2);
 
-/// Other dispatchers' counters, each with the time since when we have seen it unchanged, by our own monotonic clock.
-type Sightings = HashMap<DispatcherId, (i64, Instant)>;
+/// Writes the heartbeats of a lane.
+pub struct Heartbeat {
+    pub context: Arc<Context>,
+    pub lane: Arc<Lane>,
+    pub lease: Duration,
+}
 
-/// The maintenance of one lane.
-pub struct Maintenance {
+impl Heartbeat {
+    /// Runs until it is dropped.
+    pub async fn run(self) {
+        let Self { context, lane, lease } = &self;
+        let mut beats = ticks(beat_interval(*lease));
+        loop {
+            beats.tick().await;
+            context.events.progress.liveness.touch(lane.name(), Loop::Heartbeat);
+            match lane.renew_lease().await {
+                Ok(()) => context.events.database_works(lane.name(), Work::Heartbeat),
+                Err(error) => context.events.database_failed(lane.name(), Work::Heartbeat, &error),
+            }
+        }
+    }
+}
+
+/// Looks up whether an operator has paused the queue or the relay.
+pub struct Flags {
+    pub context: Arc<Context>,
+    pub lane: Arc<Lane>,
+}
+
+impl Flags {
+    /// Runs until it is dropped.
+    pub async fn run(self) {
+        let Self { context, lane } = &self;
+        let mut looks = ticks(LOOK);
+        loop {
+            looks.tick().await;
+            context.events.progress.liveness.touch(lane.name(), Loop::Flags);
+            if let Err(error) = context.obey_operator(lane).await {
+                // The heartbeat and the fetcher report a database that does not answer.
+                tracing::debug!(target: events::DATABASE, queue = %lane.name(), %error, "the pause flags cannot be read");
+            }
+            context.return_unless_open(lane);
+        }
+    }
+}
+
+/// Gives a lane's mails back as soon as they may not go. Asks no database, so that nothing holds it up.
+pub async fn return_when_closed(context: Arc<Context>, lane: Arc<Lane>) {
+    let mut relay = context.breaker.watch();
+    let mut looks = ticks(LOOK);
+    loop {
+        tokio::select! {
+            _ = looks.tick() => {}
+            // An error would say that the breaker is gone, and this task with it.
+            _ = relay.changed() => {}
+        }
+        context.return_unless_open(&lane);
+    }
+}
+
+/// Tells a lane's database of the time that expiry must not count. Runs until it is dropped.
+pub async fn account_for_outages(context: Arc<Context>, lane: Arc<Lane>) {
+    let mut accounts = ticks(ACCOUNT);
+    loop {
+        accounts.tick().await;
+        if let Err(error) = context.outage.account(&lane).await {
+            tracing::debug!(target: events::DATABASE, queue = %lane.name(), %error, "the outage cannot be accounted for");
+        }
+    }
+}
+
+/// Takes the claims of a queue over from dispatchers that show no signs of life.
+pub struct TakeOver {
     pub context: Arc<Context>,
     pub lane: Arc<Lane>,
     pub lease: Duration,
     pub retry: retry::Settings,
 }
 
-impl Maintenance {
+/// Other dispatchers' counters, each with the time since when we have seen it unchanged, by our own monotonic clock.
+type Sightings = HashMap<DispatcherId, (i64, Instant)>;
+
+impl TakeOver {
     /// Runs until it is dropped.
     pub async fn run(self) {
-        let Self { context, lane, .. } = &self;
-        let ticks = |period| {
-            let mut ticks = interval(period);
-            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            ticks
-        };
-        let mut beats = ticks((self.lease / 30).max(Duration::from_millis(50)));
-        let mut looks = ticks(LOOK);
-        let mut accounts = ticks(ACCOUNT);
-        let mut relay = context.breaker.watch();
+        let lane = &self.lane;
+        let mut looks = ticks(beat_interval(self.lease));
         let mut sightings = Sightings::new();
         loop {
-            context.events.progress.liveness.touch(lane.name(), Loop::Maintenance);
-            // A database that does not answer is reported by the fetcher; here the next tick tries again.
-            let result = tokio::select! {
-                _ = beats.tick() => {
-                    let beaten = self.beat(&mut sightings).await;
-                    if beaten.is_err() {
-                        // Another dispatcher may have been unable to write a heartbeat too: each lease begins again.
-                        sightings.clear();
-                    }
-                    beaten
-                }
-                _ = accounts.tick() => context.outage.account(lane).await,
-                _ = looks.tick() => context.obey_operator(lane).await,
-                _ = relay.changed() => Ok(()),
-            };
-            if let Err(error) = result {
-                tracing::debug!(target: events::DATABASE, queue = %lane.name(), %error, "maintenance");
+            looks.tick().await;
+            self.context.events.progress.liveness.touch(lane.name(), Loop::TakeOver);
+            if let Err(error) = self.look(&mut sightings).await {
+                tracing::debug!(target: events::DATABASE, queue = %lane.name(), %error, "other dispatchers cannot be seen");
+                sightings.clear();
             }
-            context.return_unless_open(lane);
         }
     }
 
-    async fn beat(&self, sightings: &mut Sightings) -> Result<(), queue::Error> {
-        self.lane.renew_lease().await?;
+    async fn look(&self, sightings: &mut Sightings) -> Result<(), queue::Error> {
         let others = self.lane.queue.others().await?;
         let now = Instant::now();
+        // While we could not write a heartbeat, others may have been unable to: each lease begins again.
+        let failed = self.lane.renewal_failed_at();
         sightings.retain(|id, _| others.iter().any(|(other, _)| other == id));
         for (other, counter) in others {
             let seen = sightings.entry(other.clone()).or_insert((counter, now));
             if seen.0 != counter {
                 *seen = (counter, now);
-            } else if now - seen.1 >= self.lease {
+            }
+            let since = failed.map_or(seen.1, |failed| failed.max(seen.1));
+            if now.saturating_duration_since(since) >= self.lease {
                 self.take_over(&other, counter).await?;
             }
         }
@@ -97,12 +151,11 @@ impl Maintenance {
     }
 
     async fn take_over(&self, other: &DispatcherId, counter: i64) -> Result<(), queue::Error> {
-        let now = Timestamp::now();
         let recovered = self.lane.queue.take_over(other, counter).await?;
         tracing::warn!(target: events::DATABASE, queue = %self.lane.name(), dispatcher = other,
             released = recovered.released, unknown = recovered.unknown.len(),
             "took over from a dispatcher that shows no signs of life");
-        recovered.unknown.into_iter().for_each(|claim| self.settle_unknown(claim, now));
+        recovered.unknown.into_iter().for_each(|claim| self.settle_unknown(claim, Timestamp::now()));
         Ok(())
     }
 
@@ -112,6 +165,17 @@ impl Maintenance {
         let fingerprint = claim.fingerprint();
         self.lane.settle(claim, fingerprint, None, verdict);
     }
+}
+
+fn ticks(period: Duration) -> Interval {
+    let mut ticks = interval(period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}
+
+/// Returns the interval of heartbeats: 30 fit into a lease, so that a few may fail.
+fn beat_interval(lease: Duration) -> Duration {
+    (lease / 30).max(Duration::from_millis(50))
 }
 
 /// Drops entries of the ledger that are older than `keep`, every hour. Runs until it is dropped.

@@ -1,8 +1,17 @@
-//! The memory for rows that are being processed: `max_in_flight_bytes`.
+//! The memory for rows that are being processed: `max_in_flight_bytes`, an equal part for each queue.
+//!
+//! A queue uses its own part only, so that a database that does not settle holds up no other. A row that is larger than
+//! half of the part uses the slot for large mails, which all queues share: one such row is in memory at a time, on top of
+//! the parts, and nothing but other large rows waits for it. Two of them would never fit into the part together, and in
+//! it all other rows of the queue would wait for each.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::outcome::History;
+use crate::queue::Claim;
 
 /// Bytes of one permit, because a semaphore's permits are counted in 32 bits.
 const UNIT: u64 = 1024;
@@ -10,57 +19,203 @@ const UNIT: u64 = 1024;
 /// A row counts this many times its columns: as it was stored, decoded, and rendered.
 const COPIES: u64 = 3;
 
+/// A history counts this many times: as it was read, and with the results of the attempt.
+const HISTORIES: u64 = 2;
+
 /// The budget of all queues.
 #[derive(Debug)]
 pub struct Memory {
-    free: Arc<Semaphore>,
-    /// In units.
-    whole: u32,
+    /// The free units of each queue's part.
+    parts: Vec<Arc<Semaphore>>,
+    /// Units of each part.
+    part: u32,
+    large: Arc<Semaphore>,
+    /// Units of the large row in memory; 0 if there is none.
+    large_in_use: Arc<AtomicU64>,
 }
 
-/// A part of the memory that is in use. Dropping it gives it back.
+/// The memory that a row needs, in units.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cost {
+    /// In its queue's part.
+    Part(u32),
+    /// In the slot for large mails.
+    Large(u64),
+}
+
+/// Memory that is in use. Dropping it gives it back.
 #[derive(Debug)]
-pub struct Reserved {
-    permit: OwnedSemaphorePermit,
+pub struct Reserved(Kind);
+
+#[derive(Debug)]
+enum Kind {
+    Part(OwnedSemaphorePermit),
+    Large(LargeSlot),
+    /// Given back before the end.
+    Nothing,
+}
+
+#[derive(Debug)]
+struct LargeSlot {
+    in_use: Arc<AtomicU64>,
+    /// Dropped after `in_use` was set back, so that the next row's units are not lost.
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Drop for LargeSlot {
+    fn drop(&mut self) {
+        self.in_use.store(0, Ordering::Relaxed);
+    }
 }
 
 impl Memory {
-    pub fn new(bytes: u64) -> Self {
-        let whole = u32::try_from(bytes / UNIT).unwrap_or(u32::MAX).max(1);
-        Self { free: Arc::new(Semaphore::new(whole as usize)), whole }
+    /// Divides `bytes` among this many queues.
+    pub fn new(bytes: u64, queues: usize) -> Self {
+        let part = u32::try_from(bytes / queues.max(1) as u64 / UNIT).unwrap_or(u32::MAX).max(1);
+        Self {
+            parts: (0..queues).map(|_| Arc::new(Semaphore::new(part as usize))).collect(),
+            part,
+            large: Arc::new(Semaphore::new(1)),
+            large_in_use: Arc::default(),
+        }
     }
 
-    /// Returns the units that a row with columns of this many bytes takes; never more than there are.
-    pub fn cost(&self, bytes: u64) -> u32 {
-        u32::try_from((bytes * COPIES).div_ceil(UNIT)).unwrap_or(u32::MAX).clamp(1, self.whole)
+    /// Returns the memory that a claimed row needs.
+    pub fn cost(&self, claim: &Claim) -> Cost {
+        let bytes = claim.bytes() * COPIES + claim.history().bytes() * HISTORIES;
+        let units = bytes.div_ceil(UNIT).max(1);
+        match u32::try_from(units) {
+            Ok(units) if units <= self.part.div_ceil(2) => Cost::Part(units),
+            _ => Cost::Large(units),
+        }
     }
 
     /// Returns the units that a group of rows may take which are loaded together. A single row may take more.
     pub fn group(&self) -> u32 {
-        self.whole / 4
+        self.part / 4
     }
 
-    /// Waits until this many units are free, and takes them.
-    pub async fn reserve(&self, units: u32) -> Reserved {
-        match self.free.clone().acquire_many_owned(units).await {
-            Ok(permit) => Reserved { permit },
-            Err(_) => unreachable!("the semaphore is never closed"),
-        }
+    /// Waits until this many units of a queue's part are free, and takes them. Queues are counted from 0.
+    pub async fn reserve(&self, queue: usize, units: u32) -> Reserved {
+        Reserved(Kind::Part(acquire(&self.parts[queue], units).await))
+    }
+
+    /// Waits until no large row is in memory, and takes the slot for one with this many units.
+    pub async fn reserve_large(&self) -> Reserved {
+        let permit = acquire(&self.large, 1).await;
+        let in_use = self.large_in_use.clone();
+        Reserved(Kind::Large(LargeSlot { in_use, _permit: permit }))
     }
 
     /// Bytes that are in use.
     pub fn in_use(&self) -> u64 {
-        (u64::from(self.whole)).saturating_sub(self.free.available_permits() as u64) * UNIT
+        let used = |part: &Arc<Semaphore>| u64::from(self.part).saturating_sub(part.available_permits() as u64);
+        (self.parts.iter().map(used).sum::<u64>() + self.large_in_use.load(Ordering::Relaxed)) * UNIT
+    }
+}
+
+async fn acquire(semaphore: &Arc<Semaphore>, permits: u32) -> OwnedSemaphorePermit {
+    match semaphore.clone().acquire_many_owned(permits).await {
+        Ok(permit) => permit,
+        Err(_) => unreachable!("the semaphore is never closed"),
     }
 }
 
 impl Reserved {
-    /// Splits a part off for one row; all that is left where that is less.
-    pub fn split(&mut self, units: u32) -> Self {
-        let units = self.permit.num_permits().min(units as usize);
-        match self.permit.split(units) {
-            Some(permit) => Self { permit },
-            None => unreachable!("a permit holds as many as it says"),
+    /// Notes the units of the row for which the slot for large mails was taken.
+    pub fn note_large(&self, units: u64) {
+        if let Kind::Large(slot) = &self.0 {
+            slot.in_use.store(units, Ordering::Relaxed);
         }
+    }
+
+    /// Splits a part off for one row; all that is left where that is less. Of the slot for large mails all is split off.
+    pub fn split(&mut self, units: u32) -> Self {
+        match &mut self.0 {
+            Kind::Part(permit) => {
+                let units = permit.num_permits().min(units as usize);
+                match permit.split(units) {
+                    Some(permit) => Self(Kind::Part(permit)),
+                    None => unreachable!("a permit holds as many as it says"),
+                }
+            }
+            Kind::Large(_) | Kind::Nothing => Self(std::mem::replace(&mut self.0, Kind::Nothing)),
+        }
+    }
+
+    /// Gives back what a settlement with this history does not need: the content.
+    pub fn shrink_to(&mut self, history: &History) {
+        let units = (history.bytes() * HISTORIES).div_ceil(UNIT).max(1);
+        match &mut self.0 {
+            Kind::Part(permit) => {
+                let more = permit.num_permits().saturating_sub(usize::try_from(units).unwrap_or(usize::MAX));
+                drop(permit.split(more));
+            }
+            Kind::Large(_) | Kind::Nothing => self.0 = Kind::Nothing,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::time::timeout;
+
+    use super::*;
+
+    const SOON: Duration = Duration::from_millis(1);
+
+    #[tokio::test(start_paused = true)]
+    async fn a_queue_uses_its_own_part_and_no_other_queues() {
+        let memory = Memory::new(20 * UNIT, 2);
+        let all = memory.reserve(0, 10).await;
+        assert_eq!(memory.in_use(), 10 * UNIT);
+        assert!(timeout(SOON, memory.reserve(0, 1)).await.is_err(), "its part is in use");
+        let other = timeout(SOON, memory.reserve(1, 10)).await.expect("the other queue's part is free");
+        assert_eq!(memory.in_use(), 20 * UNIT);
+        drop(all);
+        assert!(timeout(SOON, memory.reserve(0, 10)).await.is_ok());
+        drop(other);
+        assert_eq!(memory.in_use(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_large_row_is_in_memory_at_a_time_and_only_large_ones_wait_for_it() {
+        let memory = Memory::new(20 * UNIT, 2);
+        let large = memory.reserve_large().await;
+        large.note_large(50);
+        assert_eq!(memory.in_use(), 50 * UNIT, "it comes on top of the parts");
+        assert!(timeout(SOON, memory.reserve_large()).await.is_err());
+        assert!(timeout(SOON, memory.reserve(0, 10)).await.is_ok());
+        drop(large);
+        assert_eq!(memory.in_use(), 0);
+        assert!(timeout(SOON, memory.reserve_large()).await.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_settlement_holds_its_history_and_not_the_content() {
+        let memory = Memory::new(100 * UNIT, 1);
+        let mut reserved = memory.reserve(0, 90).await;
+        reserved.shrink_to(&History::default());
+        assert_eq!(memory.in_use(), UNIT);
+        let mut large = memory.reserve_large().await;
+        large.note_large(500);
+        large.shrink_to(&History::default());
+        assert_eq!(memory.in_use(), UNIT);
+        assert!(timeout(SOON, memory.reserve_large()).await.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_group_is_split_into_the_parts_of_its_rows() {
+        let memory = Memory::new(100 * UNIT, 1);
+        let mut group = memory.reserve(0, 30).await;
+        let (first, second) = (group.split(10), group.split(25));
+        drop(group);
+        assert_eq!(memory.in_use(), 30 * UNIT);
+        drop(first);
+        assert_eq!(memory.in_use(), 20 * UNIT, "the second has what was left");
+        drop(second);
+        assert_eq!(memory.in_use(), 0);
     }
 }

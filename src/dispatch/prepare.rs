@@ -10,9 +10,12 @@ use super::error::PassError;
 use super::events::Events;
 use super::lane::{Job, Lane, Prepared};
 use super::memory::Reserved;
+use super::progress::Work;
+use crate::failpoint;
 use crate::ledger::Ledger;
 use crate::mail::{Capabilities, ColumnLimits, Columns, Fingerprint, Mail};
 use crate::outcome::{Attempt, Fate, Reason};
+use crate::panics;
 use crate::queue::{Claim, Row, Unread};
 use crate::relay::Relay;
 use crate::retry;
@@ -22,6 +25,13 @@ use crate::translate::{self, Stamp, Unreadable};
 /// for them. At this length plain text takes about 1 ms, and a list of addresses or a body of many small parts up to
 /// 4 ms. A newsletter of 3 kB takes 0.1 ms, and the way to another thread and back would cost as much again.
 const LARGE: usize = 32 * 1024;
+
+/// Mails that were made of rows.
+pub struct Batch {
+    pub mails: Vec<Prepared>,
+    /// The numbers of rows that could not be loaded. Their claims are gone.
+    pub not_loaded: Vec<i64>,
+}
 
 /// Makes mails of rows.
 pub struct Preparer {
@@ -36,12 +46,12 @@ impl Preparer {
     /// Loads claimed rows and makes mails of them. Each claim comes with its part of `memory`. Rows that become no mail are settled; after an error all are released.
     pub async fn prepare(
         &self,
-        lane: &Lane,
+        lane: &Arc<Lane>,
         claims: Vec<(Claim, u32)>,
         mut memory: Reserved,
         limits: ColumnLimits,
-    ) -> Result<Vec<Prepared>, PassError> {
-        let costs: HashMap<i64, u32> = claims.iter().map(|(claim, cost)| (claim.id().mid, *cost)).collect();
+    ) -> Result<Batch, PassError> {
+        let mut costs: HashMap<i64, u32> = claims.iter().map(|(claim, cost)| (claim.id().mid, *cost)).collect();
         let claims = claims.into_iter().map(|(claim, _)| claim).collect();
         let rows = match lane.queue.load(claims).await {
             Ok(rows) => rows,
@@ -60,7 +70,7 @@ impl Preparer {
         let mut mails = Vec::with_capacity(rows.len());
         for Row { claim, columns, fingerprint } in rows {
             let mid = claim.id().mid;
-            let memory = memory.split(costs.get(&mid).copied().unwrap_or(0));
+            let memory = memory.split(costs.remove(&mid).unwrap_or(0));
             if restored.contains(&mid) {
                 lane.set_aside(claim, fingerprint, Fate::Held { reason: Reason::AlreadyAccepted }, None);
                 continue;
@@ -72,7 +82,7 @@ impl Preparer {
             self.events.repaired(loaded.claim.id(), &mail);
             mails.extend(self.with_recipients(lane, loaded, mail));
         }
-        Ok(mails)
+        Ok(Batch { mails, not_loaded: costs.into_keys().collect() })
     }
 
     /// Returns the numbers of rows that were accepted before, number and content: a restored dump, or a row that somebody
@@ -90,7 +100,7 @@ impl Preparer {
     /// Makes the mail of a row again, for a connection with these capabilities. Returns `None` if there is nothing to offer
     /// any more, or not now; then the row has been settled.
     pub async fn prepare_again(&self, job: Job, capabilities: Capabilities) -> Option<Job> {
-        let (lane, Prepared { claim, fingerprint, memory, .. }, marked) = job.into_parts();
+        let (Prepared { lane, claim, fingerprint, memory, .. }, marked) = job.into_parts();
         let loaded = async {
             match lane.queue.limits().await {
                 Ok(limits) => lane.queue.load(vec![claim]).await.map(|rows| (rows, limits)),
@@ -100,7 +110,7 @@ impl Preparer {
         let (rows, limits) = match loaded.await {
             Ok(loaded) => loaded,
             Err((error, claims)) => {
-                self.events.database_failed(lane.name(), &error);
+                self.events.database_failed(lane.name(), Work::Fetching, &error);
                 claims.into_iter().for_each(|claim| lane.release(claim));
                 return None;
             }
@@ -112,7 +122,7 @@ impl Preparer {
         }
         let loaded = Loaded { claim, fingerprint, memory };
         let (loaded, mail) = self.translate(&lane, loaded, columns, limits, capabilities).await?;
-        Some(self.with_recipients(&lane, loaded, mail)?.marked(lane, marked))
+        Some(self.with_recipients(&lane, loaded, mail)?.marked(marked))
     }
 
     /// Makes the mail, unless the row cannot become one; then it is set aside.
@@ -136,7 +146,7 @@ impl Preparer {
     }
 
     /// Adds the recipients that are to be reached. Where none is left, the row is settled.
-    fn with_recipients(&self, lane: &Lane, row: Loaded, mail: Mail) -> Option<Prepared> {
+    fn with_recipients(&self, lane: &Arc<Lane>, row: Loaded, mail: Mail) -> Option<Prepared> {
         let Loaded { claim, fingerprint, memory } = row;
         let now = Timestamp::now();
         let mut history = claim.history().clone();
@@ -147,7 +157,7 @@ impl Preparer {
             lane.settle(claim, Some(fingerprint), Some(mail.message_id), verdict);
             return None;
         }
-        Some(Prepared { claim, fingerprint, mail: Arc::new(mail), recipients, history, memory })
+        Some(Prepared { lane: lane.clone(), claim, fingerprint, mail: Arc::new(mail), recipients, history, memory })
     }
 }
 
@@ -166,14 +176,32 @@ async fn translated(
     settings: &translate::Settings,
 ) -> Result<Mail, Unreadable> {
     if columns.len() < LARGE {
-        return translate::translate(&columns, &limits, &stamp, wire, settings);
+        return translated_safely(&columns, &limits, &stamp, wire, settings);
     }
     let settings = settings.clone();
-    let work = move || translate::translate(&columns, &limits, &stamp, wire, &settings);
+    let work = move || translated_safely(&columns, &limits, &stamp, wire, &settings);
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(panic) => std::panic::resume_unwind(panic.into_panic()),
     }
+}
+
+/// Translates a row. A panic is a fault of ours which this row brings to light: it concerns no other.
+fn translated_safely(
+    columns: &Columns,
+    limits: &ColumnLimits,
+    stamp: &Stamp,
+    wire: Capabilities,
+    settings: &translate::Settings,
+) -> Result<Mail, Unreadable> {
+    let translated = panics::catch(|| {
+        failpoint::hit("in-translate");
+        translate::translate(columns, limits, stamp, wire, settings)
+    });
+    translated.unwrap_or_else(|text| {
+        let detail = format!("mailqueue has a fault that this row brings to light; report it with this text: {text}");
+        Err(Unreadable { reason: Reason::InternalError, detail })
+    })
 }
 
 /// Sets rows aside whose length alone says that they cannot become a mail. None of their content is loaded, so that they

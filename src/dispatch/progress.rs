@@ -1,6 +1,6 @@
 //! Progress of a running dispatcher: counts, signs of life and troubles. Reading it costs nothing.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -11,6 +11,17 @@ use tokio::time::{Instant, interval};
 use super::counters::Counters;
 use crate::outcome::Fate;
 use crate::telemetry::{FailedRow, FailureReport, LaneLiveness, Tally};
+
+/// The work that a queue's database does for us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Work {
+    /// Finding, claiming, loading and marking rows.
+    Fetching,
+    /// Renewing the lease, without which no mail is sent.
+    Heartbeat,
+    /// Taking delivery results.
+    Settling,
+}
 
 /// The counts grow while a dispatcher runs.
 #[derive(Debug, Default)]
@@ -25,11 +36,9 @@ pub struct Progress {
     last_poll: Mutex<Option<Timestamp>>,
     last_accepted: Mutex<Option<Timestamp>>,
     /// The end of each queue's last attempt to send a mail.
-    attempts: Mutex<HashMap<Arc<str>, Instant>>,
-    /// Queues whose database is out of reach, with its last words.
-    databases: Mutex<HashMap<Arc<str>, String>>,
-    /// Queues whose database does not take delivery results, with its last words.
-    unsettled: Mutex<HashMap<Arc<str>, String>>,
+    attempts: Mutex<BTreeMap<Arc<str>, Instant>>,
+    /// The work that a database does not do, with its last words.
+    databases: Mutex<BTreeMap<(Arc<str>, Work), String>>,
     /// Rows that failed or became unreadable since the last [`Progress::take_failures`].
     failures: Mutex<FailureReport>,
     /// Counters and histograms for monitoring.
@@ -88,7 +97,8 @@ impl Progress {
 
     /// Returns the last words of a database that is out of reach, or does not do what it should.
     pub fn database_trouble(&self, queue: &str) -> Option<String> {
-        lock(&self.databases).get(queue).or(lock(&self.unsettled).get(queue)).cloned()
+        let databases = lock(&self.databases);
+        databases.iter().find(|((name, _), _)| **name == *queue).map(|(_, words)| words.clone())
     }
 
     /// Takes the rows that failed or became unreadable since the last call.
@@ -142,26 +152,30 @@ impl Progress {
         lock(&self.failures).push(row);
     }
 
-    /// A database is out of reach, or refuses a statement. Returns true if these words are new.
-    pub(super) fn note_database(&self, queue: &Arc<str>, words: &str) -> bool {
-        let before = lock(&self.databases).insert(queue.clone(), words.to_owned());
-        before.as_deref() != Some(words)
+    /// A database does not do some work. Returns true if it has not said these words of such work yet.
+    pub(super) fn note_database(&self, queue: &Arc<str>, work: Work, words: &str) -> bool {
+        let mut databases = lock(&self.databases);
+        let is_known = |work: &Work| databases.get(&(queue.clone(), *work)).is_some_and(|said| said == words);
+        let is_new = !work.reported_together().iter().any(is_known);
+        databases.insert((queue.clone(), work), words.to_owned());
+        is_new
     }
 
-    /// Returns true if there was trouble before.
-    pub(super) fn clear_database(&self, queue: &str) -> bool {
-        lock(&self.databases).remove(queue).is_some()
+    /// A database does some work. Returns true if that ends its trouble with such work.
+    pub(super) fn clear_database(&self, queue: &Arc<str>, work: Work) -> bool {
+        let mut databases = lock(&self.databases);
+        let cleared = databases.remove(&(queue.clone(), work)).is_some();
+        cleared && !work.reported_together().iter().any(|work| databases.contains_key(&(queue.clone(), *work)))
     }
+}
 
-    /// A database does not take delivery results. Returns true if these words are new.
-    pub(super) fn note_unsettled(&self, queue: &Arc<str>, words: &str) -> bool {
-        let before = lock(&self.unsettled).insert(queue.clone(), words.to_owned());
-        before.as_deref() != Some(words)
-    }
-
-    /// Returns true if there was trouble before.
-    pub(super) fn clear_unsettled(&self, queue: &str) -> bool {
-        lock(&self.unsettled).remove(queue).is_some()
+impl Work {
+    /// Without fetching and without the heartbeat alike, nothing of a queue is sent.
+    fn reported_together(self) -> &'static [Self] {
+        match self {
+            Self::Fetching | Self::Heartbeat => &[Self::Fetching, Self::Heartbeat],
+            Self::Settling => &[Self::Settling],
+        }
     }
 }
 
@@ -180,7 +194,9 @@ pub struct Liveness {
 struct Touched {
     /// `None` once the loop has ended, long before the last mails are finished.
     fetcher: Option<Instant>,
-    maintenance: Instant,
+    heartbeat: Instant,
+    flags: Instant,
+    take_over: Instant,
     started: bool,
 }
 
@@ -188,20 +204,25 @@ struct Touched {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Loop {
     Fetcher,
-    Maintenance,
+    Heartbeat,
+    Flags,
+    TakeOver,
 }
 
 impl Liveness {
     /// Adds a lane that runs from now on.
     fn expect(&self, lane: Arc<str>) {
         let now = Instant::now();
-        lock(&self.lanes).insert(lane, Touched { fetcher: Some(now), maintenance: now, started: false });
+        let touched = Touched { fetcher: Some(now), heartbeat: now, flags: now, take_over: now, started: false };
+        lock(&self.lanes).insert(lane, touched);
     }
 
     pub(super) fn touch(&self, lane: &str, which: Loop) {
         self.with(lane, |touched| match which {
             Loop::Fetcher => touched.fetcher = Some(Instant::now()),
-            Loop::Maintenance => touched.maintenance = Instant::now(),
+            Loop::Heartbeat => touched.heartbeat = Instant::now(),
+            Loop::Flags => touched.flags = Instant::now(),
+            Loop::TakeOver => touched.take_over = Instant::now(),
         });
     }
 
@@ -232,11 +253,12 @@ impl Liveness {
 
     /// Returns a lane's signs of life.
     pub fn of(&self, lane: &str, now: Instant) -> LaneLiveness {
-        let Some(Touched { fetcher, maintenance, started }) = lock(&self.lanes).get(lane).copied() else {
+        let Some(touched) = lock(&self.lanes).get(lane).copied() else {
             return LaneLiveness::default();
         };
-        let slower = fetcher.map_or(maintenance, |fetcher| fetcher.min(maintenance));
-        LaneLiveness { stalled_for: now.saturating_duration_since(slower), started }
+        let Touched { fetcher, heartbeat, flags, take_over, started } = touched;
+        let oldest = fetcher.into_iter().chain([heartbeat, flags, take_over]).min().unwrap_or(now);
+        LaneLiveness { stalled_for: now.saturating_duration_since(oldest), started }
     }
 
     fn with(&self, lane: &str, change: impl FnOnce(&mut Touched)) {

@@ -1,6 +1,6 @@
 //! The ready queue: which of the mails that are ready goes next, so that the queues share the relay.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Mutex;
 
 use tokio::sync::Notify;
@@ -12,7 +12,6 @@ use tokio::sync::Notify;
 pub struct ReadyQueue<T> {
     flows: Mutex<Flows<T>>,
     arrived: Notify,
-    freed: Notify,
 }
 
 #[derive(Debug)]
@@ -34,7 +33,7 @@ impl<T> ReadyQueue<T> {
     pub fn new(weights: impl IntoIterator<Item = u32>) -> Self {
         let flow = |weight: u32| Flow { ready: VecDeque::new(), weight: f64::from(weight.max(1)), pass: 0.0 };
         let flows = weights.into_iter().map(flow).collect();
-        Self { flows: Mutex::new(Flows { flows, pass: 0.0 }), arrived: Notify::new(), freed: Notify::new() }
+        Self { flows: Mutex::new(Flows { flows, pass: 0.0 }), arrived: Notify::new() }
     }
 
     pub fn push(&self, flow: usize, item: T) {
@@ -64,7 +63,7 @@ impl<T> ReadyQueue<T> {
     /// The next of the mails whose rank is lowest; no rank is lower than `lowest`. `rank` is given a mail with its flow; a
     /// mail without a rank stays where it is.
     pub fn try_next_by<R: Ord>(&self, lowest: R, rank: impl Fn(usize, &T) -> Option<R>) -> Option<T> {
-        let item = self.with(|flows| {
+        self.with(|flows| {
             let mut best: Option<(R, usize, usize)> = None;
             for (index, flow) in flows.flows.iter().enumerate() {
                 for (place, item) in flow.ready.iter().enumerate() {
@@ -86,11 +85,7 @@ impl<T> ReadyQueue<T> {
             flows.pass = flow.pass;
             flow.pass += 1.0 / flow.weight;
             flow.ready.remove(place)
-        });
-        if item.is_some() {
-            self.freed.notify_waiters();
-        }
-        item
+        })
     }
 
     /// Waits until `there_is` finds a mail, and leaves it where it is. `there_is` is asked when a mail arrives, and after
@@ -121,7 +116,7 @@ impl<T> ReadyQueue<T> {
 
     /// Takes all mails of a kind out.
     pub fn extract(&self, is: impl Fn(&T) -> bool) -> Vec<T> {
-        let items = self.with(|flows| {
+        self.with(|flows| {
             let mut items = Vec::new();
             for flow in &mut flows.flows {
                 let (out, stay) = std::mem::take(&mut flow.ready).into_iter().partition(|item| is(item));
@@ -129,27 +124,34 @@ impl<T> ReadyQueue<T> {
                 items.extend::<VecDeque<T>>(out);
             }
             items
-        });
-        self.freed.notify_waiters();
-        items
+        })
     }
 
     pub fn is_empty(&self) -> bool {
         self.with(|flows| flows.flows.iter().all(|flow| flow.ready.is_empty()))
     }
 
-    /// Waits until fewer than `limit` mails of this flow are ready.
-    pub async fn wait_below(&self, flow: usize, limit: usize) {
-        loop {
-            let freed = self.freed.notified();
-            tokio::pin!(freed);
-            // Registered before the look, so that no call between the two is missed.
-            freed.as_mut().enable();
-            if self.len(flow) < limit {
-                return;
+    /// Takes up to `limit` mails of a flow, those with the lowest rank first. A mail without a rank stays where it is.
+    pub fn take<R: Ord>(&self, flow: usize, limit: usize, rank: impl Fn(&T) -> Option<R>) -> Vec<T> {
+        self.with(|flows| {
+            let ready = &mut flows.flows[flow].ready;
+            let mut places: Vec<_> =
+                ready.iter().enumerate().filter_map(|(at, item)| Some((rank(item)?, at))).collect();
+            places.sort();
+            places.truncate(limit);
+            let order: HashMap<usize, usize> = places.iter().enumerate().map(|(place, (_, at))| (*at, place)).collect();
+            let mut taken: Vec<(usize, T)> = Vec::with_capacity(order.len());
+            let mut stay = VecDeque::with_capacity(ready.len());
+            for (at, item) in std::mem::take(ready).into_iter().enumerate() {
+                match order.get(&at) {
+                    Some(place) => taken.push((*place, item)),
+                    None => stay.push_back(item),
+                }
             }
-            freed.await;
-        }
+            *ready = stay;
+            taken.sort_by_key(|(place, _)| *place);
+            taken.into_iter().map(|(_, item)| item).collect()
+        })
     }
 
     pub fn len(&self, flow: usize) -> usize {
@@ -158,9 +160,7 @@ impl<T> ReadyQueue<T> {
 
     /// Takes all mails of a flow out.
     pub fn drain(&self, flow: usize) -> Vec<T> {
-        let items = self.with(|flows| flows.flows[flow].ready.drain(..).collect());
-        self.freed.notify_waiters();
-        items
+        self.with(|flows| flows.flows[flow].ready.drain(..).collect())
     }
 
     fn with<R>(&self, look: impl FnOnce(&mut Flows<T>) -> R) -> R {

@@ -250,7 +250,7 @@ impl Sender {
 }
 
 fn may_go(job: &Job) -> bool {
-    !job.lane.is_paused() && job.is_covered(Instant::now())
+    !job.lane().is_paused() && job.is_covered(Instant::now())
 }
 
 fn offered(job: &Job) -> Offer<'_> {

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use super::context::Context;
 use super::events;
 use super::lane::{Done, Lane};
+use super::progress::Work;
 use crate::failpoint;
 use crate::ledger::{Closing, Ledger};
 use crate::mail::MailId;
@@ -85,7 +86,7 @@ impl Settler {
         let begun = Instant::now();
         let results = self.settle_until_done(settlements).await?;
         failpoint::hit("after-delete");
-        events.settling_works(self.lane.name());
+        events.database_works(self.lane.name(), Work::Settling);
         events.progress.counters.settling_took(self.lane.name(), begun.elapsed());
         for (story, (_, settled)) in stories.into_iter().zip(&results) {
             events.settled(story, settled);
@@ -112,7 +113,7 @@ impl Settler {
                 // Words of the smarthost's that this database cannot hold must not keep a row from being settled.
                 settlements.iter_mut().for_each(plain);
             }
-            self.context.events.settling_failed(self.lane.name(), settlements.len(), &error);
+            self.context.events.database_failed(self.lane.name(), Work::Settling, &error);
             let now = Instant::now();
             let ending = self.context.once || self.context.stop.is_cancelled();
             if ending && now >= *give_up.get_or_insert(now + LAST_TRIES) {

@@ -138,7 +138,7 @@ async fn with_a_rate_one_at_a_time_waits_and_without_one_nobody_does() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_waits_for_room_or_a_mail_waits_exactly_until_it_is_there() {
+async fn a_wait_for_a_mail_ends_when_one_is_there() {
     let queue = ReadyQueue::new([1]);
     let waits = async |future: &mut (dyn Future<Output = ()> + Unpin)| {
         tokio::time::timeout(Duration::from_millis(1), future).await.is_err()
@@ -151,15 +151,22 @@ async fn who_waits_for_room_or_a_mail_waits_exactly_until_it_is_there() {
     assert!(!queue.is_empty());
     queue.push(0, "two");
     assert_eq!(queue.len(0), 2);
-    assert!(!waits(&mut Box::pin(queue.wait_below(0, 3))).await);
-    let mut room = Box::pin(queue.wait_below(0, 2));
-    assert!(waits(&mut room).await, "two are not fewer than two");
     assert_eq!(queue.try_next(), Some("one"));
-    assert!(!waits(&mut room).await);
-    let mut cleared = Box::pin(queue.wait_below(0, 1));
-    assert!(waits(&mut cleared).await);
     assert_eq!(queue.drain(0), ["two"]);
-    assert!(!waits(&mut cleared).await);
+    assert!(queue.is_empty() && queue.len(0) == 0);
+}
+
+#[test]
+fn a_number_of_mails_is_taken_from_one_queue_those_of_the_lowest_rank_first() {
+    let queue = ReadyQueue::new([1, 1]);
+    for item in ["b1", "x", "a1", "b2", "a2"] {
+        queue.push(0, item);
+    }
+    queue.push(1, "a3");
+    let rank = |item: &&'static str| item.chars().next().filter(|first| *first != 'x');
+    assert_eq!(queue.take(0, 3, rank), ["a1", "a2", "b1"]);
+    assert_eq!(queue.take(0, 3, rank), ["b2"], "the one without a rank stays");
+    assert_eq!((queue.len(0), queue.len(1)), (1, 1));
 }
 
 #[tokio::test(start_paused = true)]
