@@ -156,8 +156,8 @@ impl Place {
         let mut session = self.session().await;
         match session {
             Session::MariaDb(_) => {
-                let theirs =
-                    format!("SELECT CAST(id AS CHAR) FROM information_schema.processlist WHERE user = '{user}'");
+                let all = session.processes().await;
+                let theirs = format!("SELECT CAST(p.id AS CHAR) FROM {all} p WHERE p.user = '{user}'");
                 for id in session.lines(&theirs).await {
                     // One that has just ended by itself is as well.
                     let _ = session.run(&format!("KILL {id}")).await;

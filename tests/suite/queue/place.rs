@@ -134,6 +134,18 @@ impl Session {
         }
     }
 
+    /// The connections of MariaDB or MySQL, as a table with `id`, `user`, `db` and `state`. MySQL's `processlist` fails
+    /// while a statement runs that has bytes which are no text.
+    pub async fn processes(&mut self) -> &'static str {
+        match self.number("SELECT VERSION() LIKE '%MariaDB%'").await {
+            1 => "information_schema.processlist",
+            _ => {
+                "(SELECT PROCESSLIST_ID AS id, PROCESSLIST_USER AS user, PROCESSLIST_DB AS db, PROCESSLIST_STATE AS state \
+                 FROM performance_schema.threads WHERE TYPE = 'FOREGROUND')"
+            }
+        }
+    }
+
     /// All lines of an answer, each cell as text.
     pub async fn lines(&mut self, sql: &str) -> Vec<String> {
         macro_rules! lines {
