@@ -5,8 +5,9 @@
 //! 1. *Parts* know no task and no other part's insides: [`ready_queue`], [`breaker`], [`connections`], [`refusal_streak`],
 //!    [`rate`], `memory`, `lane`, `outage`, `progress`, `events`, `counters`.
 //! 2. The *context* puts those together that all tasks share, and decides whether a mail may go.
-//! 3. *Tasks* do the work: for each queue a fetcher (claims rows and makes mails of them), a settler (carries verdicts out)
-//!    and maintenance (heartbeat, take-over, operators' pause); for each connection a sender; and the relay's probe.
+//! 3. *Tasks* do the work. For each queue: a fetcher (claims rows and has mails made of them), one for large rows, a marker
+//!    (marks mails `sending` shortly before they go out), a settler (carries verdicts out), and maintenance (heartbeat,
+//!    operators' pause, take-over). For each connection: a sender. For all: the relay's probe.
 
 pub mod abandoned;
 pub mod breaker;
