@@ -51,6 +51,8 @@ impl Handle {
             Wait::Database
         } else if !self.context.breaker.is_up() {
             Wait::Relay
+        } else if self.context.breaker.is_short_of_files() {
+            Wait::Files
         } else if lane.waits_for_memory() {
             Wait::Memory
         } else if !self.bucket.has_token(now) {
