@@ -29,16 +29,16 @@ pub mod ready_queue;
 mod recovery;
 pub mod refusal_streak;
 mod sender;
+mod settings;
 mod settler;
+mod tasks;
 
-use std::collections::BTreeSet;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
-use tokio::sync::mpsc;
-use tokio::task::{JoinError, JoinSet};
-use tokio::time::timeout;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 pub use self::counters::Counters;
@@ -47,12 +47,14 @@ pub use self::events::Redact;
 pub use self::handle::Handle;
 pub use self::progress::Progress;
 pub use self::rate::Rate;
+pub use self::settings::{Change, Settings, Source};
+pub use self::tasks::Pass;
 
 use self::breaker::Breaker;
 use self::context::Context;
 use self::events::Events;
 use self::fetcher::{Fetcher, LargeFetcher, Marker};
-use self::lane::{Done, Lane};
+use self::lane::{Done, Lane, Predecessor};
 use self::maintenance::{Flags, Heartbeat, Probe, TakeOver};
 use self::memory::Memory;
 use self::outage::Outage;
@@ -60,62 +62,56 @@ use self::prepare::Preparer;
 use self::rate::Bucket;
 use self::recovery::Recovery;
 use self::sender::Sender;
+use self::settings::{Current, Live};
 use self::settler::Settler;
+use self::tasks::Tasks;
 use crate::ledger::Ledger;
 use crate::queue::Queue;
 use crate::relay::Relay;
-use crate::telemetry::Tally;
-use crate::{retry, translate};
-
-/// The settings of the dispatcher.
-#[derive(Clone)]
-pub struct Settings {
-    /// The time after which a table that ran empty is looked at again.
-    pub poll_interval: Duration,
-    /// The directory of the ledger and the dispatcher id.
-    pub state_dir: PathBuf,
-    /// A dispatcher that shows no signs of life for this long loses its claims.
-    pub lease: Duration,
-    /// The time for which the ledger remembers settled mails.
-    pub ledger_keep: Duration,
-    /// Bytes for the content of rows under way.
-    pub max_in_flight_bytes: u64,
-    pub connections: usize,
-    pub rate: Option<Rate>,
-    pub message: translate::Settings,
-    pub retry: retry::Settings,
-    /// Turns text with addresses into the form in which a log may show it.
-    pub redact: Redact,
-}
-
-/// A queue with its share of the relay while several have work.
-pub struct Source {
-    pub queue: Queue,
-    pub weight: u32,
-}
-
-/// The end of one pass.
-#[derive(Debug, Default)]
-pub struct Pass {
-    pub tally: Tally,
-    /// The relay's trouble that ended the pass early.
-    pub relay: Option<String>,
-    /// Queues whose database was out of reach, with the reason.
-    pub databases: Vec<(Arc<str>, String)>,
-    /// The pass was stopped, or something is paused, so that rows may be left that had no turn.
-    pub cut_short: bool,
-    /// The ledger or the rows' records kept the dispatcher from starting.
-    pub refused: Option<StartError>,
-}
 
 /// A dispatcher that can be run.
 pub struct Dispatcher {
     handle: Handle,
-    settings: Settings,
+    live: Arc<Live>,
     preparer: Arc<Preparer>,
-    lanes: Vec<Arc<Lane>>,
-    inboxes: Vec<mpsc::UnboundedReceiver<Done>>,
+    /// The queues in force.
+    lanes: Vec<Running>,
+    /// Lanes that end, because their queues have other settings now or are gone.
+    ending: Vec<Weak<Lane>>,
+    /// The number of the next lane. Numbers are not used again.
+    next_lane: usize,
+    /// The senders in force, and the number of the next.
+    senders: Senders,
+    tasks: Tasks,
+    changes: mpsc::UnboundedReceiver<(Change, oneshot::Sender<()>)>,
 }
+
+/// A lane with what its tasks are ended by.
+struct Running {
+    lane: Arc<Lane>,
+    /// Taken when the settler starts.
+    inbox: Option<mpsc::UnboundedReceiver<Done>>,
+    /// Cancelled when the fetcher has ended.
+    fetched: CancellationToken,
+    /// Cancelled when the settler has ended.
+    settled: CancellationToken,
+    /// Ends the tasks between fetcher and senders.
+    no_more_claims: CancellationToken,
+    /// Ends the maintenance.
+    over: CancellationToken,
+}
+
+/// The senders of the relay in force.
+struct Senders {
+    /// The order to end, for these or for all.
+    stop: CancellationToken,
+    /// Ends those of them that wait for a mail.
+    no_more_mails: CancellationToken,
+    next: usize,
+}
+
+/// The interval at which a lane that ends is looked at.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// The time beyond that of a final dot that senders have to end, for what follows a reply, such as a QUIT. Also the time
 /// that closing the ledger may take.
@@ -142,36 +138,34 @@ impl Dispatcher {
         once: bool,
     ) -> Self {
         let events = Events::new(Arc::new(progress), settings.redact.clone());
-
-        let context = Context::new(
-            Breaker::new(settings.connections),
-            Outage::new(&settings.state_dir, sources.len()),
-            events.clone(),
-            sources.iter().map(|source| source.weight),
-            settings.retry,
-            once,
-        );
+        let (connections, lease) = (settings.connections, settings.lease);
         let final_dot = relay.settings().timeouts.final_dot;
-        let sources = sources.into_iter().enumerate();
-        let lanes = sources.map(|(index, source)| Lane::new(index, source.queue, settings.lease, final_dot));
-        let (lanes, inboxes): (Vec<_>, Vec<_>) = lanes.unzip();
-        lanes.iter().for_each(|lane| events.progress.expect_lane(lane.name()));
-        let preparer = Preparer {
-            message: settings.message.clone(),
-            retry: settings.retry,
-            relay: relay.clone(),
-            ledger: ledger.clone(),
-            events,
+        let memory = Arc::new(Memory::new(settings.max_in_flight_bytes, sources.len()));
+        let outage = Outage::new(&settings.state_dir, sources.len());
+        let bucket = Arc::new(Bucket::new(settings.rate));
+        let live = Arc::new(Live::new(Current { settings, relay, memory }));
+        let weights = sources.iter().map(|source| source.weight);
+        let breaker = Breaker::new(connections);
+        let context = Arc::new(Context::new(breaker, outage, events.clone(), weights, live.clone(), once));
+        let next_lane = sources.len();
+        let tasks = Tasks::new(context.stop.clone());
+        let lane = |(index, Source { queue, .. })| {
+            let stop = context.stop.child_token();
+            let (lane, inbox) = Lane::new(index, queue, lease, final_dot, stop, true, Vec::new());
+            events.progress.expect_lane(lane.name());
+            Running::new(lane, inbox, &tasks)
         };
-        let handle = Handle {
-            context: Arc::new(context),
-            lanes: lanes.clone(),
-            relay,
-            ledger,
-            memory: Arc::new(Memory::new(settings.max_in_flight_bytes, lanes.len())),
-            bucket: Arc::new(Bucket::new(settings.rate)),
+        let lanes: Vec<_> = sources.into_iter().enumerate().map(lane).collect();
+        let preparer = Arc::new(Preparer { live: live.clone(), ledger: ledger.clone(), events });
+        let (sender, changes) = mpsc::unbounded_channel();
+        let senders = Senders {
+            stop: context.stop.child_token(),
+            no_more_mails: tasks.no_more_mails.child_token(),
+            next: connections,
         };
-        Self { handle, settings, preparer: Arc::new(preparer), lanes, inboxes }
+        let handle = Handle { context, lanes: Arc::default(), ledger, changes: sender, bucket };
+        handle.set_lanes(lanes.iter().map(|running| running.lane.clone()).collect());
+        Self { handle, live, preparer, lanes, ending: Vec::new(), next_lane, senders, tasks, changes }
     }
 
     pub fn handle(&self) -> Handle {
@@ -182,7 +176,10 @@ impl Dispatcher {
     /// the databases can be reached. A panic of any task is passed on at once: claims of that task would stay claimed
     /// until the next start recovers them.
     pub async fn run(mut self) -> Pass {
-        let mut tasks = self.start().await;
+        let ended = Tasks::new(self.handle.context.stop.clone());
+        let mut tasks = std::mem::replace(&mut self.tasks, ended);
+        self.start(&mut tasks).await;
+        self.serve(&mut tasks).await;
         self.drain(&mut tasks).await;
         self.shut_down(tasks).await
     }
@@ -190,74 +187,210 @@ impl Dispatcher {
     /// Starts the tasks. Settlers come first, because all others have verdicts for them; then maintenance, so that the
     /// lease is renewed before a mail needs it; then senders; and fetchers, which supply them, last, when it is known
     /// whether the relay is down.
-    async fn start(&mut self) -> Tasks {
-        let Handle { context, relay, ledger, .. } = &self.handle;
-        let mut tasks = Tasks::new(context.stop.clone());
-        for (lane, inbox) in self.lanes.iter().zip(std::mem::take(&mut self.inboxes)) {
-            let settler = Settler { context: context.clone(), lane: lane.clone(), ledger: ledger.clone() };
-            tasks.add_settler(lane.name().clone(), settler.run(inbox));
-        }
-        for lane in &self.lanes {
-            let Settings { lease, retry, .. } = self.settings;
-            let both = || (context.clone(), lane.clone());
-            let (context, lane) = both();
-            tasks.add_background(Heartbeat { context, lane, lease }.run());
-            let (context, lane) = both();
-            tasks.add_background(Flags { context, lane }.run());
-            let (context, lane) = both();
-            tasks.add_background(TakeOver { context, lane, lease, retry }.run());
-            let (context, lane) = both();
-            tasks.add_background(maintenance::return_when_closed(context, lane));
-            let (context, lane) = both();
-            tasks.add_background(maintenance::account_for_outages(context, lane));
-        }
-        tasks.add_background(maintenance::expire_ledger(ledger.clone(), self.settings.ledger_keep));
-        let probe = Probe { context: context.clone(), relay: relay.clone(), ledger: ledger.clone() };
+    async fn start(&mut self, tasks: &mut Tasks) {
+        let Handle { context, ledger, .. } = self.handle.clone();
+        let mut lanes = std::mem::take(&mut self.lanes);
+        lanes.iter_mut().for_each(|running| self.start_settling(running, tasks));
+        tasks.add_background(tasks.background.clone(), maintenance::expire_ledger(ledger.clone(), self.live.clone()));
+        let probe = Probe { context: context.clone(), ledger };
         probe.at_start().await;
         if !context.once {
-            tasks.add_background(probe.run());
+            tasks.add_background(tasks.background.clone(), probe.run());
         }
-        for connection in 0..self.settings.connections {
-            let over = tasks.no_more_mails.clone();
-            tasks.add_sender(self.sender(connection).run(over));
-        }
-        for lane in &self.lanes {
-            let (context, lane) = (self.handle.context.clone(), lane.clone());
-            let (large, over) = (self.large_fetcher(&lane), tasks.no_more_claims.clone());
-            tasks.add_supplier(large.run(over.clone()));
-            tasks.add_fetcher(self.fetcher(&lane).run());
-            tasks.add_supplier(Marker { context, lane }.run(over));
-        }
-        tasks
+        self.start_senders(0, tasks);
+        lanes.iter().for_each(|running| self.start_fetching(running, tasks));
+        self.lanes = lanes;
     }
 
-    fn large_fetcher(&self, lane: &Arc<Lane>) -> LargeFetcher {
-        let Handle { context, memory, .. } = self.handle.clone();
-        LargeFetcher { context, lane: lane.clone(), preparer: self.preparer.clone(), memory }
+    /// Starts the settler and the maintenance of a lane.
+    fn start_settling(&self, running: &mut Running, tasks: &mut Tasks) {
+        let Handle { context, ledger, .. } = &self.handle;
+        let lane = &running.lane;
+        if let Some(inbox) = running.inbox.take() {
+            let settler = Settler { context: context.clone(), lane: lane.clone(), ledger: ledger.clone() };
+            tasks.add_settler(lane.index, lane.name().clone(), settler.run(inbox), running.settled.clone());
+        }
+        let over = running.over.clone();
+        let both = || (context.clone(), lane.clone());
+        let (context, lane) = both();
+        tasks.add_background(over.clone(), Heartbeat { context, lane }.run());
+        let (context, lane) = both();
+        tasks.add_background(over.clone(), Flags { context, lane }.run());
+        let (context, lane) = both();
+        tasks.add_background(over.clone(), TakeOver { context, lane }.run());
+        let (context, lane) = both();
+        tasks.add_background(over.clone(), maintenance::return_when_closed(context, lane));
+        let (context, lane) = both();
+        tasks.add_background(over, maintenance::account_for_outages(context, lane));
     }
 
-    fn sender(&self, connection: usize) -> Sender {
-        let Handle { context, relay, ledger, bucket, .. } = self.handle.clone();
-        Sender { context, bucket, ledger, preparer: self.preparer.clone(), connection, client: relay.worker() }
+    /// Starts the senders of the relay in force, numbered from `first`.
+    fn start_senders(&self, first: usize, tasks: &mut Tasks) {
+        let current = self.live.get();
+        for connection in first..first + current.settings.connections {
+            let Handle { context, ledger, bucket, .. } = self.handle.clone();
+            let (preparer, client) = (self.preparer.clone(), current.relay.worker());
+            let stop = self.senders.stop.clone();
+            let sender = Sender { context, bucket, ledger, preparer, connection, client, stop };
+            tasks.add_sender(sender.run(self.senders.no_more_mails.clone()));
+        }
     }
 
-    fn fetcher(&self, lane: &Arc<Lane>) -> Fetcher {
-        let Handle { context, ledger, memory, .. } = self.handle.clone();
-        let Settings { retry, state_dir, poll_interval, .. } = self.settings.clone();
-        let recovery = Recovery { context: context.clone(), lane: lane.clone(), ledger, retry, state_dir };
+    /// Starts the fetcher of a lane, and those that work for it.
+    fn start_fetching(&self, running: &Running, tasks: &mut Tasks) {
+        let Handle { context, ledger, .. } = &self.handle;
+        let both = || (context.clone(), running.lane.clone());
+        let over = running.no_more_claims.clone();
+        let (context, lane) = both();
+        let large = LargeFetcher { context, lane, preparer: self.preparer.clone() };
+        tasks.add_supplier(large.run(over.clone()));
+        let (context, lane) = both();
+        let recovery = Recovery { context: context.clone(), lane: lane.clone(), ledger: ledger.clone() };
         let (preparer, not_loaded) = (self.preparer.clone(), Mutex::default());
-        Fetcher { context, lane: lane.clone(), recovery, preparer, memory, poll_interval, not_loaded }
+        let fetcher = Fetcher { context, lane, recovery, preparer, not_loaded };
+        tasks.add_fetcher(fetcher.run(), running.fetched.clone());
+        let (context, lane) = both();
+        tasks.add_supplier(Marker { context, lane }.run(over));
     }
 
-    /// Lets all mails come to an end, each task after those that supply it: the fetchers end with their pass or at the
-    /// order to end; then no claims come, and those end that make mails of them; then no mails come, and the senders finish those on the wire; then no verdicts come, and the settlers
-    /// carry out those that they have.
+    /// Waits until all fetchers have ended, with their pass or at the order to end. Puts changes in force meanwhile.
+    async fn serve(&mut self, tasks: &mut Tasks) {
+        loop {
+            tokio::select! {
+                biased;
+                Some((change, done)) = self.changes.recv() => {
+                    self.change(change, tasks);
+                    // The one who asked may have gone.
+                    let _ = done.send(());
+                }
+                () = tasks.until(|tasks| tasks.fetchers == 0) => break,
+            }
+        }
+        // Changes come too late now; those who wait for one are told by the end of the channel.
+        self.changes.close();
+        while self.changes.try_recv().is_ok() {}
+    }
+
+    /// Puts a change in force. What is as before goes on untouched.
+    fn change(&mut self, change: Change, tasks: &mut Tasks) {
+        let Change { settings, sources, relay } = change;
+        let before = self.live.get();
+        let relay = if before.relay.is_same_as(&relay) { before.relay.clone() } else { relay };
+        let relay_changed = !Arc::ptr_eq(&relay, &before.relay) || settings.connections != before.settings.connections;
+        let same_host = relay.is_at_host_of(&before.relay);
+
+        let queues = sources.len();
+        let (gone, new) = self.compare(sources, &settings, &relay);
+        let first = self.next_lane;
+        self.next_lane += new.len();
+        let same_lanes = gone.is_empty() && new.is_empty();
+        let memory = if same_lanes && settings.max_in_flight_bytes == before.settings.max_in_flight_bytes {
+            before.memory.clone()
+        } else {
+            // What is in use of the memory before comes on top until it is given back.
+            Arc::new(Memory::among(settings.max_in_flight_bytes, queues, self.next_lane))
+        };
+        self.handle.bucket.set_rate(settings.rate, Instant::now());
+        self.live.replace(Current { settings, relay, memory });
+
+        if relay_changed {
+            self.change_relay(same_host, tasks);
+        }
+        gone.into_iter().for_each(|running| self.end_lane(running, tasks));
+        for (index, Source { queue, weight }) in (first..).zip(new) {
+            self.add_lane(index, queue, weight, tasks);
+        }
+        self.handle.context.outage.set_lanes(self.lanes.iter().map(|running| running.lane.index).collect());
+        self.show_lanes();
+        self.handle.poll();
+    }
+
+    /// Lets the observers see the lanes in force.
+    fn show_lanes(&self) {
+        self.handle.set_lanes(self.lanes.iter().map(|running| running.lane.clone()).collect());
+    }
+
+    /// Compares the queues in force with those that shall be. Takes out the lanes of queues that are gone or have other
+    /// settings, and returns them with the queues that need a new lane.
+    fn compare(&mut self, sources: Vec<Source>, settings: &Settings, relay: &Relay) -> (Vec<Running>, Vec<Source>) {
+        let mut kept = HashSet::new();
+        let mut new = Vec::new();
+        for source in sources {
+            match self.lanes.iter().find(|running| running.lane.queue.is_same_as(&source.queue)) {
+                Some(Running { lane, .. }) => {
+                    lane.set_lease(settings.lease, relay.settings().timeouts.final_dot);
+                    self.handle.context.set_weight(lane, source.weight);
+                    kept.insert(lane.index);
+                }
+                None => new.push(source),
+            }
+        }
+        let all = std::mem::take(&mut self.lanes).into_iter();
+        let (kept, gone) = all.partition(|running| kept.contains(&running.lane.index));
+        self.lanes = kept;
+        (gone, new)
+    }
+
+    /// Lets the senders end with the mail that they have on the wire, and starts others.
+    fn change_relay(&mut self, same_host: bool, tasks: &mut Tasks) {
+        let first = self.senders.next;
+        let connections = self.live.get().settings.connections;
+        self.senders.stop.cancel();
+        self.senders.no_more_mails.cancel();
+        self.handle.context.relay_changed(first, connections, same_host);
+        let stop = self.handle.context.stop.child_token();
+        self.senders = Senders { stop, no_more_mails: tasks.no_more_mails.child_token(), next: first + connections };
+        self.start_senders(first, tasks);
+    }
+
+    /// Lets a lane end: no new claims; mails on the wire are finished, all others given back.
+    fn end_lane(&mut self, running: Running, tasks: &mut Tasks) {
+        self.handle.progress().forget_lane(running.lane.name());
+        running.lane.stop.cancel();
+        self.ending.push(Arc::downgrade(&running.lane));
+        let context = self.handle.context.clone();
+        tasks.add_background(tasks.background.clone(), async move {
+            let Running { lane, fetched, settled, no_more_claims, over, .. } = running;
+            fetched.cancelled().await;
+            no_more_claims.cancel();
+            context.flush_refusals();
+            // A mail that another task has in hand may become ready yet.
+            while timeout(LOOK_AGAIN, lane.queue.all_settled()).await.is_err() {
+                context.return_ready(&lane);
+            }
+            lane.close();
+            settled.cancelled().await;
+            lane.ended.cancel();
+            over.cancel();
+            context.breaker.set_paused(lane.index, false);
+        });
+    }
+
+    fn add_lane(&mut self, index: usize, queue: Queue, weight: u32, tasks: &mut Tasks) {
+        self.ending.retain(|lane| lane.strong_count() > 0);
+        let before = self.ending.iter().filter_map(Weak::upgrade);
+        let before =
+            before.map(|lane| Predecessor { has_same_table: lane.queue.has_same_table_as(&queue), lane }).collect();
+        let current = self.live.get();
+        let (lease, final_dot) = (current.settings.lease, current.relay.settings().timeouts.final_dot);
+        let stop = self.handle.context.stop.child_token();
+        let (lane, inbox) = Lane::new(index, queue, lease, final_dot, stop, false, before);
+        self.handle.context.add_flow(weight);
+        self.handle.progress().expect_lane(lane.name());
+        let mut running = Running::new(lane, inbox, tasks);
+        self.start_settling(&mut running, tasks);
+        self.start_fetching(&running, tasks);
+        self.lanes.push(running);
+    }
+
+    /// Lets all mails come to an end, each task after those that supply it: the fetchers have ended, so no claims come, and
+    /// those end that make mails of them; then no mails come, and the senders finish those on the wire; then no verdicts
+    /// come, and the settlers carry out those that they have.
     async fn drain(&self, tasks: &mut Tasks) {
-        tasks.until(|tasks| tasks.fetchers == 0).await;
         tasks.no_more_claims.cancel();
         tasks.until(|tasks| tasks.suppliers == 0).await;
         tasks.no_more_mails.cancel();
-        let patience = self.handle.relay.settings().timeouts.final_dot + MARGIN;
+        let patience = self.live.get().relay.settings().timeouts.final_dot + MARGIN;
         if timeout(patience, tasks.until(|tasks| tasks.senders == 0)).await.is_err() {
             // As if the process were killed: the ledger knows which dots are out.
             tracing::warn!(target: events::MAIL, "not all mails on the wire are finished; the next start sees to them");
@@ -265,10 +398,11 @@ impl Dispatcher {
             tasks.until(|tasks| tasks.senders == 0).await;
         }
         self.handle.context.flush_refusals();
-        self.lanes.iter().for_each(|lane| lane.close());
+        self.lanes.iter().for_each(|running| running.lane.close());
+        self.ending.iter().filter_map(Weak::upgrade).for_each(|lane| lane.close());
         if timeout(LAST_SETTLING, tasks.until(|tasks| tasks.unsettled.is_empty())).await.is_err() {
             tasks.cut_settlers.cancel();
-            for queue in std::mem::take(&mut tasks.unsettled) {
+            for queue in std::mem::take(&mut tasks.unsettled).into_values() {
                 let why = "not everything could be settled in time; the next start settles from the ledger";
                 tracing::error!(target: events::MAIL, %queue, "{why}");
                 tasks.pass.databases.push((queue, why.to_owned()));
@@ -291,132 +425,15 @@ impl Dispatcher {
     }
 }
 
-/// The end of a task.
-enum Ended {
-    Fetcher(fetcher::Ended),
-    Supplier,
-    Sender,
-    /// `None` if it was cut off.
-    Settler(Option<settler::Ended>),
-    Background,
-}
-
-/// The tasks of a running dispatcher, with what they have reported so far.
-struct Tasks {
-    set: JoinSet<Ended>,
-    /// Fetchers that have not ended.
-    fetchers: usize,
-    /// Tasks between fetchers and senders that have not ended.
-    suppliers: usize,
-    /// Senders that have not ended.
-    senders: usize,
-    /// Queues whose settlers have not ended.
-    unsettled: BTreeSet<Arc<str>>,
-    pass: Pass,
-    /// The order to end.
-    stop: CancellationToken,
-    /// Ends suppliers that wait for a claim.
-    no_more_claims: CancellationToken,
-    /// Ends senders that wait for a mail.
-    no_more_mails: CancellationToken,
-    cut_senders: CancellationToken,
-    cut_settlers: CancellationToken,
-    background: CancellationToken,
-}
-
-impl Tasks {
-    fn new(stop: CancellationToken) -> Self {
+impl Running {
+    fn new(lane: Arc<Lane>, inbox: mpsc::UnboundedReceiver<Done>, tasks: &Tasks) -> Self {
         Self {
-            set: JoinSet::new(),
-            fetchers: 0,
-            suppliers: 0,
-            senders: 0,
-            unsettled: BTreeSet::new(),
-            pass: Pass::default(),
-            stop,
-            no_more_claims: CancellationToken::new(),
-            no_more_mails: CancellationToken::new(),
-            cut_senders: CancellationToken::new(),
-            cut_settlers: CancellationToken::new(),
-            background: CancellationToken::new(),
+            lane,
+            inbox: Some(inbox),
+            fetched: CancellationToken::new(),
+            settled: CancellationToken::new(),
+            no_more_claims: tasks.no_more_claims.child_token(),
+            over: tasks.background.child_token(),
         }
-    }
-
-    fn add_fetcher(&mut self, task: impl Future<Output = fetcher::Ended> + Send + 'static) {
-        self.fetchers += 1;
-        self.set.spawn(async { Ended::Fetcher(task.await) });
-    }
-
-    fn add_supplier(&mut self, task: impl Future<Output = ()> + Send + 'static) {
-        self.suppliers += 1;
-        self.set.spawn(async {
-            task.await;
-            Ended::Supplier
-        });
-    }
-
-    fn add_sender(&mut self, task: impl Future<Output = ()> + Send + 'static) {
-        self.senders += 1;
-        let task = self.cut_senders.clone().run_until_cancelled_owned(task);
-        self.set.spawn(async {
-            task.await;
-            Ended::Sender
-        });
-    }
-
-    fn add_settler(&mut self, queue: Arc<str>, task: impl Future<Output = settler::Ended> + Send + 'static) {
-        self.unsettled.insert(queue);
-        let task = self.cut_settlers.clone().run_until_cancelled_owned(task);
-        self.set.spawn(async { Ended::Settler(task.await) });
-    }
-
-    fn add_background(&mut self, task: impl Future<Output = ()> + Send + 'static) {
-        let task = self.background.clone().run_until_cancelled_owned(task);
-        self.set.spawn(async {
-            task.await;
-            Ended::Background
-        });
-    }
-
-    /// Waits for tasks to end until `reached`. Passes on the panic of any task.
-    async fn until(&mut self, reached: impl Fn(&Self) -> bool) {
-        while !reached(self) {
-            match self.set.join_next().await {
-                Some(Ok(ended)) => self.note(ended),
-                Some(Err(error)) => resume(error),
-                None => return,
-            }
-        }
-    }
-
-    fn note(&mut self, ended: Ended) {
-        match ended {
-            Ended::Fetcher(ended) => {
-                self.fetchers -= 1;
-                match ended {
-                    fetcher::Ended::Done => {}
-                    fetcher::Ended::CutShort => self.pass.cut_short = true,
-                    fetcher::Ended::OutOfReach(queue, why) => self.pass.databases.push((queue, why)),
-                    fetcher::Ended::Refused(error) => {
-                        self.stop.cancel();
-                        self.pass.refused = Some(error);
-                    }
-                }
-            }
-            Ended::Supplier => self.suppliers -= 1,
-            Ended::Sender => self.senders -= 1,
-            Ended::Settler(Some((queue, why))) => {
-                self.unsettled.remove(&queue);
-                self.pass.databases.extend(why.map(|why| (queue, why)));
-            }
-            Ended::Settler(None) | Ended::Background => {}
-        }
-    }
-}
-
-/// Passes a panic on. Nothing else ends a task with an error, because none is aborted.
-fn resume(error: JoinError) {
-    if let Ok(panic) = error.try_into_panic() {
-        std::panic::resume_unwind(panic);
     }
 }

@@ -15,11 +15,10 @@ use super::ending::Ending;
 use super::output::{Out, safe};
 use super::{daemon, once, select};
 use crate::config::Config;
-use crate::dispatch::Progress;
 use crate::ledger::{Query, Tracer};
 use crate::mail::MailId;
 use crate::outcome::RecipientState;
-use crate::queue::{Listed, Pools};
+use crate::queue::Listed;
 use catcher::Catcher;
 
 #[derive(Debug, clap::Args)]
@@ -55,9 +54,7 @@ pub async fn run(args: &Args, out: &mut Out) -> anyhow::Result<Ending> {
     out.flush()?;
 
     let state_dir = daemon::take_state_dir(&config)?;
-    let pass =
-        once::drive(daemon::dispatcher(&config, &Pools::default(), &state_dir, Progress::default(), true).await?)
-            .await?;
+    let pass = once::drive(daemon::dispatcher(&config, &state_dir, true).await?).await?;
     if let Some(refusal) = pass.refused {
         return Err(refusal.into());
     }

@@ -12,10 +12,9 @@ use super::daemon;
 use super::ending::Ending;
 use super::output::{self, Out, safe};
 use crate::config::Config;
-use crate::dispatch::{Dispatcher, Pass, Progress};
+use crate::dispatch::{Dispatcher, Pass};
 use crate::observe::health::Health;
 use crate::observe::status_file;
-use crate::queue::Pools;
 use crate::telemetry::Tally;
 
 #[derive(Debug, clap::Args)]
@@ -25,7 +24,7 @@ pub struct Args {}
 
 pub async fn run(_: &Args, config: &Config, out: &mut Out) -> anyhow::Result<Ending> {
     let state_dir = daemon::take_state_dir(config)?;
-    let dispatcher = daemon::dispatcher(config, &Pools::default(), &state_dir, Progress::default(), true).await?;
+    let dispatcher = daemon::dispatcher(config, &state_dir, true).await?;
     let handle = dispatcher.handle();
     // Without counts: the pass ends, and nothing that it could tell is missed by then.
     let (_, health) = watch::channel(Health::default());

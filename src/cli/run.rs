@@ -1,16 +1,18 @@
 //! `mailqueue run`: the daemon, as systemd or a shell starts it.
 
+use anyhow::{Context, bail};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info};
 
-use super::daemon;
+use super::daemon::{self, Redaction};
 use super::ending::Ending;
 use crate::config::Config;
-use crate::dispatch::{Dispatcher, Pass, Progress};
+use crate::dispatch::Handle;
+use crate::ledger::StateDir;
 use crate::observe::logs::{self, Logs};
-use crate::observe::{AcrossReloads, systemd};
+use crate::observe::{Observers, systemd};
 use crate::queue::Pools;
-use crate::relay::Relay;
+use crate::telemetry::Observed;
 
 #[derive(Debug, clap::Args)]
 #[command(
@@ -22,80 +24,113 @@ use crate::relay::Relay;
 pub struct Args {}
 
 /// `level` is that of the command line, which counts more than the file's.
-pub async fn run(_: &Args, mut config: Config, logs: &Logs, level: Option<&str>) -> anyhow::Result<Ending> {
+pub async fn run(_: &Args, config: Config, logs: &Logs, level: Option<&str>) -> anyhow::Result<Ending> {
     let mut signals = Signals::new()?;
-    let mut state_dir = daemon::take_state_dir(&config)?;
+    let state_dir = daemon::take_state_dir(&config)?;
     info!(version = env!("CARGO_PKG_VERSION"), pid = std::process::id(), config = %config.file.display(), "started");
-    let mut progress = Progress::default();
+    let redaction = Redaction::new(&config, &state_dir)?;
     let pools = Pools::default();
-    let across_reloads = AcrossReloads::new(progress.counters.collectors())?;
-    loop {
-        let dispatcher = daemon::dispatcher(&config, &pools, &state_dir, progress, false).await?;
-        let handle = dispatcher.handle();
-        let (pass, next) = session(&config, &pools, dispatcher, &across_reloads, &mut signals).await?;
-        if let Some(refusal) = pass.refused {
-            return Err(refusal.into());
+    let dispatcher = daemon::with_redaction(&config, &pools, &state_dir, &redaction, false).await?;
+    let handle = dispatcher.handle();
+    let counters = handle.progress().counters.collectors();
+    let queues = daemon::counted_queues(&config, &pools)?;
+    let observers = Observers::start(handle.clone(), counters, queues, daemon::observers(&config)?).await?;
+    let mut daemon = Daemon { config, pools, state_dir, redaction, logs, level, handle, observers };
+    // A task of its own, so that it goes on while a new configuration is read.
+    let mut running = tokio::spawn(dispatcher.run());
+    let ended = loop {
+        tokio::select! {
+            ended = &mut running => break ended,
+            _ = signals.terminate.recv() => {}
+            _ = signals.interrupt.recv() => {}
+            _ = signals.poll.recv() => {
+                daemon.handle.poll();
+                continue;
+            }
+            _ = signals.reload.recv() => {
+                daemon.reload().await;
+                continue;
+            }
         }
-        let Some(next) = next else { break };
-        if next.state_dir != config.state_dir {
-            state_dir = daemon::take_state_dir(&next)?;
-        }
-        progress = handle.progress().carry_over();
-        config = *next;
-        let level = level.unwrap_or(&config.log.level).to_owned();
-        if let Err(error) = logs.change(&logs::Settings { level, ..config.log.clone() }) {
-            error!("the log stays as it was: {error:#}");
-        }
-        info!(config = %config.file.display(), "configuration read again");
+        info!("finishing what is in flight");
+        systemd::stopping();
+        daemon.handle.stop();
+        break running.await;
+    };
+    // It is not cancelled, and a panic has ended the process.
+    let pass = ended?;
+    daemon.observers.stop().await;
+    if let Some(refusal) = pass.refused {
+        return Err(refusal.into());
     }
     info!("stopped");
     Ok(Ending::Done)
 }
 
-/// Runs one dispatcher until a signal ends it; the configuration to go on with, if it shall.
-async fn session(
-    config: &Config,
-    pools: &Pools,
-    dispatcher: Dispatcher,
-    across_reloads: &AcrossReloads,
-    signals: &mut Signals,
-) -> anyhow::Result<(Pass, Option<Box<Config>>)> {
-    let handle = dispatcher.handle();
-    let observers = daemon::observe(config, pools, &handle, across_reloads).await?;
-    let mut next = None;
-    let mut ending = false;
-    let mut running = std::pin::pin!(dispatcher.run());
-    let pass = loop {
-        tokio::select! {
-            pass = &mut running => break pass,
-            _ = signals.terminate.recv() => ending = true,
-            _ = signals.interrupt.recv() => ending = true,
-            _ = signals.poll.recv() => handle.poll(),
-            _ = signals.reload.recv() => match reload(config) {
-                Ok(fresh) => {
-                    systemd::reloading();
-                    next = Some(Box::new(fresh));
-                    handle.stop();
-                }
-                Err(error) => error!("the configuration stays as it was: {error:#}"),
-            },
-        }
-        if ending {
-            info!("finishing what is in flight");
-            systemd::stopping();
-            handle.stop();
-            break running.await;
-        }
-    };
-    observers.stop().await;
-    Ok((pass, next.filter(|_| !ending)))
+/// A running daemon.
+struct Daemon<'a> {
+    /// The configuration in force.
+    config: Config,
+    /// The connections to databases.
+    pools: Pools,
+    state_dir: StateDir,
+    redaction: Redaction,
+    logs: &'a Logs,
+    /// The level of the command line.
+    level: Option<&'a str>,
+    handle: Handle,
+    observers: Observers<Handle>,
 }
 
-/// The file as it is now, if a dispatcher can be made of it.
-fn reload(config: &Config) -> anyhow::Result<Config> {
-    let fresh = Config::load(&config.file)?;
-    Relay::new(fresh.relay.clone())?;
-    Ok(fresh)
+impl Daemon<'_> {
+    /// Reads the configuration again and puts it in force. After an error all is as before.
+    async fn reload(&mut self) {
+        systemd::reloading();
+        let file = self.config.file.clone();
+        match self.put_in_force().await {
+            Ok(()) => info!(config = %file.display(), "configuration read again"),
+            Err(error) => error!(config = %file.display(),
+                "the configuration stays as it was: {error:#}; correct it, and reload again"),
+        }
+        // Before the first look at each queue, the observer says it when it is so.
+        if self.handle.sample().started() {
+            systemd::ready();
+        }
+    }
+
+    /// Opens everything first that the new configuration needs and that can fail.
+    async fn put_in_force(&mut self) -> anyhow::Result<()> {
+        let config = Config::load(&self.config.file)?;
+        if config.state_dir != self.config.state_dir {
+            bail!(
+                "state_dir cannot change while mailqueue runs, because claims and ledger belong to it: restart, or put {} \
+                 back",
+                self.config.state_dir.display()
+            );
+        }
+        let change = daemon::parts(&config, &self.pools, &self.state_dir, &self.redaction)?;
+        change.relay.check_secret().context("[relay]")?;
+        for queue in &config.queues {
+            let password = queue.settings.database.password.as_ref();
+            password
+                .map(|password| password.read())
+                .transpose()
+                .with_context(|| format!("queue {}", queue.settings.name))?;
+        }
+        let settings = daemon::observers(&config)?;
+        let queues = daemon::counted_queues(&config, &self.pools)?;
+        let opened = self.observers.open(&settings).await?;
+        let redactor = daemon::redactor(&config, &self.state_dir)?;
+        let level = self.level.unwrap_or(&config.log.level).to_owned();
+        let log = self.logs.prepare(&logs::Settings { level, ..config.log.clone() }).context("[log]")?;
+
+        self.logs.change(log)?;
+        self.redaction.change(redactor);
+        self.handle.change(change).await;
+        self.observers.change(opened, queues, settings);
+        self.config = config;
+        Ok(())
+    }
 }
 
 struct Signals {

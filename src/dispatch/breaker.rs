@@ -170,6 +170,16 @@ impl Breaker {
         });
     }
 
+    /// The relay has other settings: it is up, and new connections are numbered from `first`. Those of before count where
+    /// they are to the same host.
+    pub fn renew(&self, first: usize, connections: usize, same_host: bool) {
+        self.change_slots(|slots| slots.renew(first, connections, same_host));
+        self.change(|inner| {
+            inner.failures = 0;
+            inner.breaker = RelayState::Up;
+        });
+    }
+
     /// A transaction ended without trouble that is the relay's.
     pub fn success(&self) {
         self.change(|inner| {

@@ -28,6 +28,9 @@ const LONGEST_FILES_PROBE: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Connections {
     slots: Vec<Slot>,
+    configured: usize,
+    /// Workers below this number are those of a relay that is ours no more: their connections do not count.
+    foreign: usize,
     /// Shrinks when the smarthost throttles, and grows with clean transactions.
     pace: f64,
     shrunk: Option<Instant>,
@@ -83,20 +86,43 @@ pub enum Learned {
 
 impl Connections {
     pub fn new(configured: usize) -> Self {
-        let slots = vec![Slot::Nothing; configured.max(1)];
-        Self { pace: slots.len() as f64, slots, shrunk: None, limit: None, files: None }
+        let configured = configured.max(1);
+        let slots = vec![Slot::Nothing; configured];
+        Self { pace: configured as f64, slots, configured, foreign: 0, shrunk: None, limit: None, files: None }
+    }
+
+    /// The workers are others from now on: `configured` of them, numbered from `first`. Connections of those before count
+    /// until they end, if `same_host`.
+    pub fn renew(&mut self, first: usize, configured: usize, same_host: bool) {
+        let configured = configured.max(1);
+        self.slots.resize(first + configured, Slot::Nothing);
+        if !same_host {
+            self.foreign = first;
+            self.slots[..first].fill(Slot::Nothing);
+            self.limit = None;
+        }
+        // Its workers ask for nothing more; a right that was not used is free.
+        for slot in &mut self.slots[..first] {
+            if *slot == Slot::Right {
+                *slot = Slot::Nothing;
+            }
+        }
+        self.configured = configured;
+        self.pace = configured as f64;
+        self.limit = self.limit.filter(|limit| limit.connections < configured);
+        self.files = self.files.filter(|files| files.connections < configured);
     }
 
     /// Returns the number of connections that there may be, a probe left out.
     pub fn cap(&self) -> usize {
-        let limit = self.limit.map_or(self.slots.len(), |limit| limit.connections);
-        let files = self.files.map_or(self.slots.len(), |files| files.connections);
+        let limit = self.limit.map_or(self.configured, |limit| limit.connections);
+        let files = self.files.map_or(self.configured, |files| files.connections);
         (self.pace as usize).min(limit).min(files).max(1)
     }
 
     fn cap_at(&self, now: Instant) -> usize {
-        let limit = self.limit.map_or(self.slots.len(), |limit| limit.connections + usize::from(now >= limit.probe_at));
-        let files = self.files.map_or(self.slots.len(), |files| files.connections + usize::from(now >= files.probe_at));
+        let limit = self.limit.map_or(self.configured, |limit| limit.connections + usize::from(now >= limit.probe_at));
+        let files = self.files.map_or(self.configured, |files| files.connections + usize::from(now >= files.probe_at));
         (self.pace as usize).min(limit).max(1).min(files)
     }
 
@@ -145,7 +171,7 @@ impl Connections {
 
     /// A file could be opened again that is as good as a connection. Returns true where the limit is over.
     fn files_came_free(&mut self, connected: usize, now: Instant) -> bool {
-        let configured = self.slots.len();
+        let configured = self.configured;
         match &mut self.files {
             Some(files) if connected > files.connections => {
                 files.connections = connected;
@@ -183,17 +209,22 @@ impl Connections {
 
     /// The worker uses its connection, or makes one.
     pub fn connecting(&mut self, worker: usize) {
-        self.slots[worker] = self.slots[worker].max(Slot::Connecting);
+        if worker >= self.foreign {
+            self.slots[worker] = self.slots[worker].max(Slot::Connecting);
+        }
     }
 
     /// The worker's connection was greeted and logged in.
     pub fn connected(&mut self, worker: usize, now: Instant) -> Learned {
+        if worker < self.foreign {
+            return Learned::Nothing;
+        }
         self.slots[worker] = Slot::Connected;
         let connected = self.slots.iter().filter(|slot| **slot == Slot::Connected).count();
         if self.files_came_free(connected, now) {
             return Learned::Files;
         }
-        let configured = self.slots.len();
+        let configured = self.configured;
         let Some(limit) = &mut self.limit else { return Learned::Nothing };
         if connected > limit.connections {
             // The next one is tried at once: one refusal more is all that it can cost.
@@ -214,6 +245,9 @@ impl Connections {
     /// The smarthost did not let this worker in. `None` if no other connection of ours exists or is being made: then
     /// that is no limit, and the relay is out of reach.
     pub fn refused(&mut self, worker: usize, now: Instant) -> Option<Learned> {
+        if worker < self.foreign {
+            return Some(Learned::Nothing);
+        }
         self.slots[worker] = Slot::Nothing;
         let with = |least: Slot| self.slots.iter().filter(|slot| **slot >= least).count();
         let (others, connected) = (with(Slot::Connecting), with(Slot::Connected));
@@ -241,7 +275,7 @@ impl Connections {
         }
         self.shrunk = Some(now);
         let before = self.cap();
-        let most = self.limit.map_or(self.slots.len(), |limit| limit.connections) as f64;
+        let most = self.limit.map_or(self.configured, |limit| limit.connections) as f64;
         self.pace = (self.pace.min(most) / 2.0).max(1.0);
         Some(self.cap()).filter(|cap| *cap != before)
     }
@@ -249,7 +283,7 @@ impl Connections {
     /// A transaction ended without trouble that is the relay's: one connection more for each round of the cap (additive
     /// increase).
     pub fn clean(&mut self) {
-        self.pace = (self.pace + 1.0 / self.pace).min(self.slots.len() as f64);
+        self.pace = (self.pace + 1.0 / self.pace).min(self.configured as f64);
     }
 
     /// The relay is out of reach: what was learned with it is worth nothing.

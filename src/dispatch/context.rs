@@ -1,6 +1,6 @@
 //! State that all tasks share: it decides whether a mail may go and which goes next, and takes back those that may not.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -16,6 +16,7 @@ use super::outage::Outage;
 use super::progress::Work;
 use super::ready_queue::ReadyQueue;
 use super::refusal_streak::{Consequence, Heard, Offered, RefusalStreak, Ruling, Sender, Turn, heard};
+use super::settings::Live;
 use crate::ledger;
 use crate::mail::Address;
 use crate::open_files;
@@ -42,7 +43,7 @@ pub struct Context {
     ready: ReadyQueue<Job>,
     /// Attempts that were refused. Its lock is taken before that of the ready mails, never the other way round.
     refusals: Mutex<RefusalStreak<Finished>>,
-    retry: retry::Settings,
+    pub live: Arc<Live>,
 }
 
 impl Context {
@@ -52,7 +53,7 @@ impl Context {
         outage: Outage,
         events: Events,
         weights: impl IntoIterator<Item = u32> + Clone,
-        retry: retry::Settings,
+        live: Arc<Live>,
         once: bool,
     ) -> Self {
         Self {
@@ -65,7 +66,7 @@ impl Context {
             prepared: ReadyQueue::new(weights.clone()),
             ready: ReadyQueue::new(weights),
             refusals: Mutex::default(),
-            retry,
+            live,
         }
     }
 
@@ -73,7 +74,8 @@ impl Context {
 
     /// Returns true while mails of this lane may be claimed and offered.
     pub fn may_send(&self, lane: &Lane) -> bool {
-        let allowed = self.breaker.is_up() && !lane.is_paused() && !self.stop.is_cancelled();
+        // The lane's token is cancelled with that of the dispatcher.
+        let allowed = self.breaker.is_up() && !lane.is_paused() && !lane.stop.is_cancelled();
         allowed && lane.is_covered(Instant::now())
     }
 
@@ -167,7 +169,9 @@ impl Context {
             PassError::Ledger(error) => {
                 tracing::error!(target: events::MAIL, queue = %lane.name(), %error, "nothing is sent");
             }
-            PassError::Start(_) => {}
+            PassError::Start(error) => {
+                tracing::error!(target: events::MAIL, queue = %lane.name(), %error, "nothing of this queue is sent");
+            }
         }
     }
 
@@ -348,7 +352,8 @@ impl Context {
     /// Decides what becomes of the row, and hands it to the settler.
     fn conclude(&self, finished: Finished) {
         let history = &finished.job.prepared.history;
-        let verdict = retry::decide(&self.retry, history, &finished.attempt, Timestamp::now(), jitter());
+        let verdict =
+            retry::decide(&self.live.get().settings.retry, history, &finished.attempt, Timestamp::now(), jitter());
         finished.settle(verdict);
     }
 
@@ -395,6 +400,43 @@ impl Context {
 
     fn refusals(&self) -> MutexGuard<'_, RefusalStreak<Finished>> {
         self.refusals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Settles the refused mails that wait, and ends all streaks: they say nothing about the relay as it is set now.
+    fn forget_refusals(&self) {
+        self.flush_refusals();
+        *self.refusals() = RefusalStreak::default();
+    }
+
+    // --- the configuration ---
+
+    /// Returns the interval of heartbeats: 30 fit into a lease, so that a few may fail.
+    pub fn beat_interval(&self) -> Duration {
+        (self.live.get().settings.lease / 30).max(Duration::from_millis(50))
+    }
+
+    /// Makes room for the mails of a further lane.
+    pub fn add_flow(&self, weight: u32) {
+        self.prepared.add_flow(weight);
+        self.ready.add_flow(weight);
+    }
+
+    pub fn set_weight(&self, lane: &Lane, weight: u32) {
+        self.prepared.set_weight(lane.index, weight);
+        self.ready.set_weight(lane.index, weight);
+    }
+
+    /// The relay is another one from now on, or has other settings: what was known of it says nothing any more. Its
+    /// connections are numbered from `first`. Connections of before count with them where `same_host`.
+    pub fn relay_changed(&self, first: usize, connections: usize, same_host: bool) {
+        self.forget_refusals();
+        if self.events.progress.relay_trouble().is_some() {
+            self.outage.ends(Timestamp::now());
+            self.events.progress.clear_relay_trouble();
+            tracing::info!(target: events::RELAY, "the relay has other settings and is tried at once");
+        }
+        self.breaker.renew(first, connections, same_host);
+        self.poll.notify_waiters();
     }
 
     // --- the relay ---

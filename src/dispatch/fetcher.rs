@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::context::Context;
 use super::error::{PassError, StartError};
 use super::lane::{Lane, Prepared};
-use super::memory::{Cost, Memory, Reserved};
+use super::memory::{Cost, Reserved};
 use super::prepare::{self, Batch, Preparer};
 use super::progress::{Liveness, Loop, Work};
 use super::recovery::Recovery;
@@ -51,9 +51,6 @@ pub struct Fetcher {
     pub lane: Arc<Lane>,
     pub recovery: Recovery,
     pub preparer: Arc<Preparer>,
-    pub memory: Arc<Memory>,
-    /// The time after which a table that ran empty is looked at again.
-    pub poll_interval: Duration,
     /// Rows that were claimed since the search began at the head of the table, and could not be loaded. They are not
     /// claimed again before it begins there again.
     pub not_loaded: Mutex<HashSet<i64>>,
@@ -88,12 +85,17 @@ impl Fetcher {
         let context = &*self.context;
         let mut recovered = false;
         let mut wait = FIRST_WAIT;
-        while !context.stop.is_cancelled() {
+        while !self.lane.stop.is_cancelled() {
+            if self.lane.take_left_claims() {
+                // The recovery must not see claims that are in use.
+                self.wait(self.all_settled()).await;
+                recovered = false;
+            }
             // Made before the pass, so that a call that comes in the middle of it is not missed.
             let poll = context.poll.notified();
             match self.pass(&mut recovered, &mut wait).await {
                 Ok(()) => wait = FIRST_WAIT,
-                Err(PassError::Start(error)) => return Ended::Refused(error),
+                Err(PassError::Start(error)) if self.lane.is_first => return Ended::Refused(error),
                 Err(error) => {
                     recovered = false;
                     context.fetching_failed(&self.lane, &error);
@@ -127,13 +129,18 @@ impl Fetcher {
         Ended::Done
     }
 
+    /// The time after which a table that ran empty is looked at again.
+    fn poll_interval(&self) -> Duration {
+        self.context.live.get().settings.poll_interval
+    }
+
     fn liveness(&self) -> &Liveness {
         &self.context.events.progress.liveness
     }
 
     /// Waits for something that may take long. Returns `None` at the order to end.
     async fn wait<T>(&self, what: impl Future<Output = T>) -> Option<T> {
-        let what = self.context.stop.run_until_cancelled(what);
+        let what = self.lane.stop.run_until_cancelled(what);
         self.liveness().touch_while(self.lane.name(), what).await
     }
 
@@ -147,7 +154,7 @@ impl Fetcher {
 
     /// Waits until there may be something to do, or for `poll`.
     async fn rest(&self, poll: Notified<'_>) {
-        let interval = self.poll_interval;
+        let interval = self.poll_interval();
         let open = self.context.may_send(&self.lane);
         // A database that does not answer is reported by the next pass.
         let due = if open { self.lane.queue.next_due().await.ok().flatten() } else { None };
@@ -158,7 +165,7 @@ impl Fetcher {
 
     /// Fetches everything that is due now.
     async fn pass(&self, recovered: &mut bool, wait: &mut Duration) -> Result<(), PassError> {
-        let mut pass = self.begin_pass(recovered).await?;
+        let Some(mut pass) = self.begin_pass(recovered).await? else { return Ok(()) };
         let mut preparing = FuturesUnordered::new();
         let mut outcome = Ok(());
         while outcome.is_ok() {
@@ -199,23 +206,31 @@ impl Fetcher {
         Ok(())
     }
 
-    async fn begin_pass(&self, recovered: &mut bool) -> Result<Pass, PassError> {
+    /// Returns `None` at the order to end.
+    async fn begin_pass(&self, recovered: &mut bool) -> Result<Option<Pass>, PassError> {
         if !*recovered {
-            self.recovery.run().await?;
+            if self.lane.shares_its_table() && !self.lane.was_recovered() {
+                self.recovery.take_up().await?;
+            } else {
+                if self.wait(self.lane.predecessors_settled()).await.is_none() {
+                    return Ok(None);
+                }
+                self.recovery.run().await?;
+            }
             *recovered = true;
         }
         self.not_loaded().clear();
         self.lane.queue.sweep().await?;
         self.context.events.database_works(self.lane.name(), Work::Fetching);
         self.liveness().started(self.lane.name());
-        Ok(Pass {
+        Ok(Some(Pass {
             started: Timestamp::now(),
             cursor: i64::MIN,
-            head_at: Instant::now() + self.poll_interval,
+            head_at: Instant::now() + self.poll_interval(),
             due_from: Instant::now(),
             batch: FIRST_BATCH,
             limits: self.lane.queue.limits().await?,
-        })
+        }))
     }
 
     /// Claims the next batch, as soon as it is wanted. Returns `None` if there is no more, or none is wanted in this pass.
@@ -258,7 +273,7 @@ impl Fetcher {
     async fn claim_new(&self, pass: &mut Pass, limit: u32) -> Result<(usize, Vec<Claim>), queue::Error> {
         if !self.context.once && Instant::now() >= pass.head_at {
             pass.cursor = i64::MIN;
-            pass.head_at = Instant::now() + self.poll_interval;
+            pass.head_at = Instant::now() + self.poll_interval();
             self.not_loaded().clear();
         }
         let mut found = self.lane.queue.find(pass.cursor, limit).await?;
@@ -274,18 +289,19 @@ impl Fetcher {
 
     /// Makes mails of claimed rows, in groups that fit the memory. Large rows are left to [`LargeFetcher`].
     async fn prepare(&self, claims: Vec<Claim>, limits: ColumnLimits) -> Result<(), PassError> {
+        let budget = self.context.live.get().memory.clone();
         let claims = prepare::set_too_large_aside(&self.lane, claims).await?;
         let mut waiting = VecDeque::with_capacity(claims.len());
         for claim in claims {
-            match self.memory.cost(&claim) {
+            match budget.cost(&claim) {
                 Cost::Part(units) => waiting.push_back((claim, units)),
                 Cost::Large(_) => self.lane.push_large(claim),
             }
         }
         while !waiting.is_empty() {
-            let group = next_group(&mut waiting, self.memory.group());
+            let group = next_group(&mut waiting, budget.group());
             let cost = group.iter().map(|(_, cost)| cost).sum();
-            let reserved = self.lane.wait_for_memory(self.wait(self.memory.reserve(self.lane.index, cost)));
+            let reserved = self.lane.wait_for_memory(self.wait(budget.reserve(self.lane.index, cost)));
             let memory = match reserved.await {
                 Some(memory) if self.context.may_send(&self.lane) => memory,
                 _ => {
@@ -320,7 +336,6 @@ pub struct LargeFetcher {
     pub context: Arc<Context>,
     pub lane: Arc<Lane>,
     pub preparer: Arc<Preparer>,
-    pub memory: Arc<Memory>,
 }
 
 impl LargeFetcher {
@@ -328,16 +343,17 @@ impl LargeFetcher {
     pub async fn run(self, over: CancellationToken) {
         let next = async || {
             self.context.wait_large(&self.lane).await;
-            self.memory.reserve_large().await
+            let budget = self.context.live.get().memory.clone();
+            (budget.reserve_large().await, budget)
         };
-        while let Some(memory) = over.run_until_cancelled(next()).await {
+        while let Some((memory, budget)) = over.run_until_cancelled(next()).await {
             // The rows may have been given back meanwhile.
             let Some(claim) = self.lane.next_large() else { continue };
             if !self.context.may_send(&self.lane) {
                 self.lane.release(claim);
                 continue;
             }
-            if let Cost::Large(units) = self.memory.cost(&claim) {
+            if let Cost::Large(units) = budget.cost(&claim) {
                 memory.note_large(units);
             }
             if let Err(error) = self.prepare(claim, memory).await {

@@ -1,28 +1,28 @@
 //! The view of a running dispatcher from outside: steers it, and shows it to its observers.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::context::Context;
 use super::lane::Lane;
-use super::memory::Memory;
 use super::progress::Progress;
 use super::rate::Bucket;
 use super::sender;
+use super::settings::Change;
 use crate::ledger::Ledger;
 use crate::mail::Mail;
-use crate::relay::Relay;
 use crate::telemetry::{FailureReport, LaneSample, Observed, RelayState, RelayView, Sample, SendError, Wait};
 
 /// Steers a running dispatcher. Cheap to clone.
 #[derive(Clone)]
 pub struct Handle {
     pub(super) context: Arc<Context>,
-    pub(super) lanes: Vec<Arc<Lane>>,
-    pub(super) relay: Arc<Relay>,
+    /// The lanes in force.
+    pub(super) lanes: Arc<RwLock<Vec<Arc<Lane>>>>,
     pub(super) ledger: Ledger,
-    pub(super) memory: Arc<Memory>,
+    pub(super) changes: mpsc::UnboundedSender<(Change, oneshot::Sender<()>)>,
     pub(super) bucket: Arc<Bucket>,
 }
 
@@ -32,6 +32,16 @@ impl Handle {
         self.context.stop.cancel();
     }
 
+    /// Puts another configuration in force, without a pause: mails on the wire are finished under the old settings.
+    /// Returns when it is in force, or the dispatcher has ended.
+    pub async fn change(&self, change: Change) {
+        let (done, applied) = oneshot::channel();
+        // A dispatcher that has ended takes no change, and drops both ends.
+        if self.changes.send((change, done)).is_ok() {
+            let _ = applied.await;
+        }
+    }
+
     /// Looks at all tables now.
     pub fn poll(&self) {
         self.context.poll.notify_waiters();
@@ -39,6 +49,14 @@ impl Handle {
 
     pub fn progress(&self) -> Arc<Progress> {
         self.context.events.progress.clone()
+    }
+
+    pub(super) fn set_lanes(&self, lanes: Vec<Arc<Lane>>) {
+        *self.lanes.write().unwrap_or_else(PoisonError::into_inner) = lanes;
+    }
+
+    fn lanes(&self) -> Vec<Arc<Lane>> {
+        self.lanes.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn redact(&self, text: &str) -> String {
@@ -79,7 +97,8 @@ impl Observed for Handle {
     fn sample(&self) -> Sample {
         let progress = &self.context.events.progress;
         let now = Instant::now();
-        let lanes = self.lanes.iter().map(|lane| {
+        let lanes = self.lanes();
+        let lanes = lanes.iter().map(|lane| {
             let database = progress.database_trouble(lane.name()).map(|error| self.redact(&error));
             LaneSample {
                 name: lane.name().clone(),
@@ -90,8 +109,9 @@ impl Observed for Handle {
                 database,
             }
         });
-        let announced = self.relay.announced();
-        let pipelining = announced.as_ref().map(|_| self.relay.pipelining(now));
+        let current = self.context.live.get();
+        let announced = current.relay.announced();
+        let pipelining = announced.as_ref().map(|_| current.relay.pipelining(now));
         Sample {
             lanes: lanes.collect(),
             relay: self.relay_view(),
@@ -100,7 +120,7 @@ impl Observed for Handle {
             last_poll: progress.last_poll(),
             last_accepted: progress.last_accepted(),
             ledger_open: self.ledger.open_count(),
-            in_flight_bytes: self.memory.in_use(),
+            in_flight_bytes: current.memory.in_use(),
             tally: progress.tally(),
         }
     }
@@ -117,7 +137,7 @@ impl Observed for Handle {
         if !self.context.breaker.is_up() {
             return Err(SendError::Temporary("the relay is down or paused".to_owned()));
         }
-        sender::send_notice(&self.relay, &self.bucket, mail).await.map_err(|error| match error {
+        sender::send_notice(&self.context.live.get().relay, &self.bucket, mail).await.map_err(|error| match error {
             SendError::Temporary(reason) => SendError::Temporary(self.redact(&reason)),
             SendError::Permanent(reason) => SendError::Permanent(self.redact(&reason)),
         })

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::memory::Reserved;
 use crate::ledger::Closing;
@@ -28,6 +29,16 @@ pub struct Lane {
     /// Batches of the fetcher that wait for memory.
     waiting_for_memory: AtomicUsize,
     recovered: AtomicBool,
+    /// The order to end, for this lane or for all. Its mails on the wire are finished.
+    pub stop: CancellationToken,
+    /// The lane is there since the start of the process.
+    pub is_first: bool,
+    /// Lanes before this one that may still hold claims of ours.
+    predecessors: Mutex<Vec<Predecessor>>,
+    /// Cancelled when the lane has ended: its claims are settled or given up, and it makes none any more.
+    pub ended: CancellationToken,
+    /// Verdicts were not carried out before the lane's end. Their rows are still claimed.
+    gave_up: AtomicBool,
     lease: Mutex<Lease>,
     throughput: Mutex<Throughput>,
     /// Claimed rows that wait for the slot for large mails.
@@ -36,6 +47,14 @@ pub struct Lane {
     marking: Mutex<Option<Result<(), queue::Error>>>,
     pub calls: Calls,
     settler: Mutex<Option<mpsc::UnboundedSender<Done>>>,
+}
+
+/// A lane that ends, because its queue has other settings now or is gone.
+#[derive(Debug)]
+pub struct Predecessor {
+    pub lane: Arc<Lane>,
+    /// It has the same table, as far as the settings tell.
+    pub has_same_table: bool,
 }
 
 /// Wakes the lane's tasks when what they wait for may have come.
@@ -103,6 +122,9 @@ impl Lane {
         queue: Queue,
         lease: Duration,
         final_dot: Duration,
+        stop: CancellationToken,
+        is_first: bool,
+        predecessors: Vec<Predecessor>,
     ) -> (Arc<Self>, mpsc::UnboundedReceiver<Done>) {
         let (settler, inbox) = mpsc::unbounded_channel();
         let lane = Self {
@@ -111,6 +133,11 @@ impl Lane {
             paused: AtomicBool::new(false),
             waiting_for_memory: AtomicUsize::new(0),
             recovered: AtomicBool::new(false),
+            stop,
+            is_first,
+            predecessors: Mutex::new(predecessors),
+            ended: CancellationToken::new(),
+            gave_up: AtomicBool::new(false),
             lease: Mutex::new(Lease::new(lease, final_dot, Instant::now())),
             throughput: Mutex::new(Throughput::new(Instant::now())),
             large: Mutex::default(),
@@ -154,6 +181,47 @@ impl Lane {
 
     pub fn set_recovered(&self) {
         self.recovered.store(true, Ordering::Relaxed);
+    }
+
+    /// Returns true while another lane of this process may hold claims in the same table. Those must not be recovered.
+    pub fn shares_its_table(&self) -> bool {
+        self.predecessors().iter().any(|before| before.has_same_table && !before.lane.ended.is_cancelled())
+    }
+
+    /// Waits until the lanes before this one have ended: none holds a claim, and none is about to make one.
+    pub async fn predecessors_settled(&self) {
+        let before: Vec<_> = self.predecessors().iter().map(|before| before.lane.clone()).collect();
+        for lane in before {
+            lane.ended.cancelled().await;
+        }
+    }
+
+    /// Forgets the lanes before this one that have ended. Returns true if one of them has left claims behind, which are to
+    /// be recovered.
+    pub fn take_left_claims(&self) -> bool {
+        let mut left = false;
+        self.predecessors().retain(|before| {
+            let ended = before.lane.ended.is_cancelled();
+            left |= ended && before.has_same_table && before.lane.gave_up.load(Ordering::Relaxed);
+            !ended
+        });
+        left
+    }
+
+    /// Verdicts could not be carried out before the lane's end.
+    pub fn note_given_up(&self) {
+        self.gave_up.store(true, Ordering::Relaxed);
+    }
+
+    fn predecessors(&self) -> MutexGuard<'_, Vec<Predecessor>> {
+        self.predecessors.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes other lengths over.
+    pub fn set_lease(&self, length: Duration, final_dot: Duration) {
+        let mut lease = self.lease();
+        lease.length = length;
+        lease.dot_allowance = length.saturating_sub(final_dot);
     }
 
     /// Writes a heartbeat, which renews the lease.
@@ -454,7 +522,8 @@ mod tests {
         let database = queue::Database { url: "sqlite:/nowhere".parse().expect("URL"), password: None };
         let settings =
             queue::Settings { name: "newsletter".into(), database, table: "mail_queue".to_owned(), max_size: 1 };
-        Lane::new(0, Queue::new(settings, String::new()).expect("queue"), LEASE, FINAL_DOT).0
+        let queue = Queue::new(settings, String::new()).expect("queue");
+        Lane::new(0, queue, LEASE, FINAL_DOT, CancellationToken::new(), true, Vec::new()).0
     }
 
     #[test]

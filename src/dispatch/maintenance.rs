@@ -13,9 +13,9 @@ use super::context::{Context, jitter};
 use super::events;
 use super::lane::Lane;
 use super::progress::{Loop, Work};
+use super::settings::Live;
 use crate::ledger::Ledger;
 use crate::queue::{self, Claim, DispatcherId};
-use crate::relay::Relay;
 use crate::retry;
 use crate::telemetry::RelayState;
 
@@ -37,21 +37,20 @@ const CLOSING: Duration = Duration::from_secs(2);
 pub struct Heartbeat {
     pub context: Arc<Context>,
     pub lane: Arc<Lane>,
-    pub lease: Duration,
 }
 
 impl Heartbeat {
     /// Runs until it is dropped.
     pub async fn run(self) {
-        let Self { context, lane, lease } = &self;
-        let mut beats = ticks(beat_interval(*lease));
+        let Self { context, lane } = &self;
         loop {
-            beats.tick().await;
+            let begun = Instant::now();
             context.events.progress.liveness.touch(lane.name(), Loop::Heartbeat);
             match lane.renew_lease().await {
                 Ok(()) => context.events.database_works(lane.name(), Work::Heartbeat),
                 Err(error) => context.events.database_failed(lane.name(), Work::Heartbeat, &error),
             }
+            tokio::time::sleep_until(begun + context.beat_interval()).await;
         }
     }
 }
@@ -108,8 +107,6 @@ pub async fn account_for_outages(context: Arc<Context>, lane: Arc<Lane>) {
 pub struct TakeOver {
     pub context: Arc<Context>,
     pub lane: Arc<Lane>,
-    pub lease: Duration,
-    pub retry: retry::Settings,
 }
 
 /// Other dispatchers' counters, each with the time since when we have seen it unchanged, by our own monotonic clock.
@@ -119,10 +116,9 @@ impl TakeOver {
     /// Runs until it is dropped.
     pub async fn run(self) {
         let lane = &self.lane;
-        let mut looks = ticks(beat_interval(self.lease));
         let mut sightings = Sightings::new();
         loop {
-            looks.tick().await;
+            tokio::time::sleep(self.context.beat_interval()).await;
             self.context.events.progress.liveness.touch(lane.name(), Loop::TakeOver);
             if let Err(error) = self.look(&mut sightings).await {
                 tracing::debug!(target: events::DATABASE, queue = %lane.name(), %error, "other dispatchers cannot be seen");
@@ -143,7 +139,7 @@ impl TakeOver {
                 *seen = (counter, now);
             }
             let since = failed.map_or(seen.1, |failed| failed.max(seen.1));
-            if now.saturating_duration_since(since) >= self.lease {
+            if now.saturating_duration_since(since) >= self.context.live.get().settings.lease {
                 self.take_over(&other, counter).await?;
             }
         }
@@ -161,7 +157,7 @@ impl TakeOver {
 
     fn settle_unknown(&self, claim: Claim, now: Timestamp) {
         self.context.events.unknown(&claim, None);
-        let verdict = retry::unknown(&self.retry, claim.history().clone(), now, jitter());
+        let verdict = retry::unknown(&self.context.live.get().settings.retry, claim.history().clone(), now, jitter());
         let fingerprint = claim.fingerprint();
         self.lane.settle(claim, fingerprint, None, verdict);
     }
@@ -173,17 +169,12 @@ fn ticks(period: Duration) -> Interval {
     ticks
 }
 
-/// Returns the interval of heartbeats: 30 fit into a lease, so that a few may fail.
-fn beat_interval(lease: Duration) -> Duration {
-    (lease / 30).max(Duration::from_millis(50))
-}
-
-/// Drops entries of the ledger that are older than `keep`, every hour. Runs until it is dropped.
-pub async fn expire_ledger(ledger: Ledger, keep: Duration) {
+/// Drops entries of the ledger that are older than `ledger_keep`, every hour. Runs until it is dropped.
+pub async fn expire_ledger(ledger: Ledger, live: Arc<Live>) {
     let mut ticks = interval(EXPIRY);
     loop {
         ticks.tick().await;
-        if let Err(error) = ledger.expire(Timestamp::now(), keep).await {
+        if let Err(error) = ledger.expire(Timestamp::now(), live.get().settings.ledger_keep).await {
             tracing::warn!(target: events::MAIL, %error, "old entries stay in the ledger");
         }
     }
@@ -192,21 +183,20 @@ pub async fn expire_ledger(ledger: Ledger, keep: Duration) {
 /// Tries a relay that is down.
 pub struct Probe {
     pub context: Arc<Context>,
-    pub relay: Arc<Relay>,
     pub ledger: Ledger,
 }
 
 impl Probe {
     /// Takes the relay down if an earlier process left it in trouble: nothing is claimed before it has been tried.
     pub async fn at_start(&self) {
-        let Self { context, relay, .. } = self;
+        let Self { context, .. } = self;
         if !context.outage.lasts() {
             return;
         }
         if !context.once {
             return context.take_relay_down("it was out of reach when mailqueue last ran; it is tried first");
         }
-        match context.stop.run_until_cancelled(relay.probe()).await {
+        match context.stop.run_until_cancelled(context.live.get().relay.probe()).await {
             Some(Ok(_)) => drop(context.outage.ends(Timestamp::now())),
             Some(Err(trouble)) => context.relay_failed(&trouble),
             None => {}
@@ -215,7 +205,7 @@ impl Probe {
 
     /// Tries the relay at the times that the breaker says. Runs until it is dropped.
     pub async fn run(self) {
-        let Self { context, relay, ledger } = self;
+        let Self { context, ledger } = self;
         let mut view = context.breaker.watch();
         loop {
             let until = match &view.borrow_and_update().state {
@@ -236,7 +226,13 @@ impl Probe {
             }
             // A smarthost that takes few connections would refuse one more.
             let _ = tokio::time::timeout(CLOSING, context.breaker.all_left()).await;
-            match relay.probe().await {
+            let relay = context.live.get().relay.clone();
+            let probed = relay.probe().await;
+            if !Arc::ptr_eq(&relay, &context.live.get().relay) {
+                // It has other settings now, and is up until they are found not to work.
+                continue;
+            }
+            match probed {
                 Ok(_) => context.relay_is_back(),
                 Err(trouble) => context.relay_failed(&trouble),
             }

@@ -69,11 +69,16 @@ impl Drop for LargeSlot {
 }
 
 impl Memory {
-    /// Divides `bytes` among this many queues.
+    /// Divides `bytes` among this many queues, which are counted from 0.
     pub fn new(bytes: u64, queues: usize) -> Self {
+        Self::among(bytes, queues, queues)
+    }
+
+    /// Divides `bytes` among this many queues, whose numbers are below `numbers`.
+    pub fn among(bytes: u64, queues: usize, numbers: usize) -> Self {
         let part = u32::try_from(bytes / queues.max(1) as u64 / UNIT).unwrap_or(u32::MAX).max(1);
         Self {
-            parts: (0..queues).map(|_| Arc::new(Semaphore::new(part as usize))).collect(),
+            parts: (0..numbers).map(|_| Arc::new(Semaphore::new(part as usize))).collect(),
             part,
             large: Arc::new(Semaphore::new(1)),
             large_in_use: Arc::default(),

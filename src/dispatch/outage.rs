@@ -16,7 +16,6 @@ use crate::queue;
 #[derive(Debug)]
 pub struct Outage {
     note: OutageNote,
-    lanes: usize,
     inner: Mutex<Inner>,
 }
 
@@ -26,6 +25,7 @@ struct Inner {
     since: Option<Timestamp>,
     /// It is not over.
     lasts: bool,
+    lanes: HashSet<usize>,
     /// Lanes whose deferred mails have not been excused for all of it.
     owing: HashSet<usize>,
 }
@@ -39,8 +39,9 @@ impl Outage {
                 "since when the relay is down cannot be read: deferred mails may expire too early");
             None
         });
-        let owing = if since.is_some() { (0..lanes).collect() } else { HashSet::new() };
-        Self { note, lanes, inner: Mutex::new(Inner { since, lasts: since.is_some(), owing }) }
+        let lanes: HashSet<_> = (0..lanes).collect();
+        let owing = if since.is_some() { lanes.clone() } else { HashSet::new() };
+        Self { note, inner: Mutex::new(Inner { since, lasts: since.is_some(), lanes, owing }) }
     }
 
     /// Returns true while the outage goes on, as far as is known.
@@ -52,7 +53,7 @@ impl Outage {
     pub fn begins(&self, now: Timestamp) {
         let mut inner = self.lock();
         inner.lasts = true;
-        inner.owing = (0..self.lanes).collect();
+        inner.owing = inner.lanes.clone();
         if inner.since.is_some() {
             return;
         }
@@ -86,6 +87,13 @@ impl Outage {
             self.paid(lane.index);
         }
         Ok(())
+    }
+
+    /// The lanes from now on. A new one owes nothing; one that is gone is not waited for.
+    pub fn set_lanes(&self, lanes: HashSet<usize>) {
+        let gone: Vec<_> = self.lock().owing.difference(&lanes).copied().collect();
+        self.lock().lanes = lanes;
+        gone.into_iter().for_each(|lane| self.paid(lane));
     }
 
     fn paid(&self, lane: usize) {

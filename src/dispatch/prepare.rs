@@ -11,13 +11,13 @@ use super::events::Events;
 use super::lane::{Job, Lane, Prepared};
 use super::memory::Reserved;
 use super::progress::Work;
+use super::settings::Live;
 use crate::failpoint;
 use crate::ledger::Ledger;
 use crate::mail::{Capabilities, ColumnLimits, Columns, Fingerprint, Mail};
 use crate::outcome::{Attempt, Fate, Reason};
 use crate::panics;
 use crate::queue::{Claim, Row, Unread};
-use crate::relay::Relay;
 use crate::retry;
 use crate::translate::{self, Stamp, Unreadable};
 
@@ -35,9 +35,7 @@ pub struct Batch {
 
 /// Makes mails of rows.
 pub struct Preparer {
-    pub message: translate::Settings,
-    pub retry: retry::Settings,
-    pub relay: Arc<Relay>,
+    pub live: Arc<Live>,
     pub ledger: Ledger,
     pub events: Events,
 }
@@ -76,7 +74,7 @@ impl Preparer {
                 continue;
             }
             // Before the first connection a mail is made in hope. A connection that does not carry it has it made again.
-            let wire = self.relay.announced().map(|announced| announced.capabilities()).unwrap_or_default();
+            let wire = self.live.get().relay.announced().map(|announced| announced.capabilities()).unwrap_or_default();
             let loaded = Loaded { claim, fingerprint, memory };
             let Some((loaded, mail)) = self.translate(lane, loaded, columns, limits, wire).await else { continue };
             self.events.repaired(loaded.claim.id(), &mail);
@@ -135,7 +133,7 @@ impl Preparer {
         wire: Capabilities,
     ) -> Option<(Loaded, Mail)> {
         let stamp = Stamp { record: *row.claim.record(), created: row.claim.created() };
-        match translated(columns, limits, stamp, wire, &self.message).await {
+        match translated(columns, limits, stamp, wire, &self.live.get().settings.message).await {
             Ok(mail) => Some((row, mail)),
             Err(Unreadable { reason, detail }) => {
                 let said = detail.clone();
@@ -153,7 +151,7 @@ impl Preparer {
         history.note_invalid(mail.invalid.iter().map(|invalid| (&*invalid.written, &*invalid.why)), now);
         let recipients = history.unfinished(&mail.envelope.recipients);
         if recipients.is_empty() {
-            let verdict = retry::decide(&self.retry, &history, &Attempt::default(), now, jitter());
+            let verdict = retry::decide(&self.live.get().settings.retry, &history, &Attempt::default(), now, jitter());
             lane.settle(claim, Some(fingerprint), Some(mail.message_id), verdict);
             return None;
         }

@@ -111,6 +111,12 @@ impl Progress {
         self.liveness.expect(name.clone());
     }
 
+    /// The queue is gone, or its lane begins again.
+    pub(super) fn forget_lane(&self, name: &str) {
+        self.liveness.forget(name);
+        lock(&self.databases).retain(|(queue, _), _| **queue != *name);
+    }
+
     pub(super) fn note_relay_trouble(&self, reason: &str) {
         *lock(&self.relay_trouble) = Some(reason.to_owned());
     }
@@ -215,6 +221,10 @@ impl Liveness {
         let now = Instant::now();
         let touched = Touched { fetcher: Some(now), heartbeat: now, flags: now, take_over: now, started: false };
         lock(&self.lanes).insert(lane, touched);
+    }
+
+    pub(super) fn forget(&self, lane: &str) {
+        lock(&self.lanes).remove(lane);
     }
 
     pub(super) fn touch(&self, lane: &str, which: Loop) {

@@ -36,6 +36,18 @@ impl<T> ReadyQueue<T> {
         Self { flows: Mutex::new(Flows { flows, pass: 0.0 }), arrived: Notify::new() }
     }
 
+    /// Adds a flow behind the others.
+    pub fn add_flow(&self, weight: u32) {
+        self.with(|flows| {
+            let flow = Flow { ready: VecDeque::new(), weight: f64::from(weight.max(1)), pass: flows.pass };
+            flows.flows.push(flow);
+        });
+    }
+
+    pub fn set_weight(&self, flow: usize, weight: u32) {
+        self.with(|flows| flows.flows[flow].weight = f64::from(weight.max(1)));
+    }
+
     pub fn push(&self, flow: usize, item: T) {
         self.with(|flows| {
             let pass = flows.pass;

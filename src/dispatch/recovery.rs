@@ -1,7 +1,6 @@
 //! Recovery: settles what an earlier process left behind, before anything is sent.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -20,8 +19,6 @@ pub struct Recovery {
     pub context: Arc<Context>,
     pub lane: Arc<Lane>,
     pub ledger: Ledger,
-    pub retry: retry::Settings,
-    pub state_dir: PathBuf,
 }
 
 impl Recovery {
@@ -35,7 +32,7 @@ impl Recovery {
         let recovered = lane.queue.recover_own().await?;
         if !recovered.unknown.is_empty() && !lane.was_recovered() && !ledger.knows(lane.name()).await? {
             return Err(PassError::Start(StartError::LedgerMissing {
-                state_dir: self.state_dir.clone(),
+                state_dir: self.context.live.get().settings.state_dir.clone(),
                 queue: lane.name().clone(),
                 rows: recovered.unknown.len(),
             }));
@@ -64,6 +61,16 @@ impl Recovery {
         Ok(())
     }
 
+    /// Takes a queue up without taking claims back: those that are ours are in use by another lane of this process.
+    pub async fn take_up(&self) -> Result<(), PassError> {
+        let Self { lane, ledger, .. } = self;
+        lane.renew_lease().await?;
+        self.context.obey_operator(lane).await?;
+        ledger.know(lane.name()).await?;
+        lane.set_recovered();
+        Ok(())
+    }
+
     async fn settle(&self, settlements: Vec<Settlement>) -> Result<(), PassError> {
         let events = &self.context.events;
         let stories: Vec<_> = settlements.iter().map(|settlement| events.story(settlement)).collect();
@@ -79,7 +86,7 @@ impl Recovery {
     fn settlement(&self, claim: Claim, entries: Vec<OpenEntry>, now: Timestamp) -> Settlement {
         settlement(claim, entries, now, |claim, message_id, history| {
             self.context.events.unknown(claim, message_id);
-            retry::unknown(&self.retry, history, now, jitter())
+            retry::unknown(&self.context.live.get().settings.retry, history, now, jitter())
         })
     }
 

@@ -37,6 +37,8 @@ pub struct Sender {
     /// Counts the connections from 0.
     pub connection: usize,
     pub client: Worker,
+    /// The order to end: for this sender, where the relay has other settings, or for all.
+    pub stop: CancellationToken,
 }
 
 impl Sender {
@@ -57,7 +59,7 @@ impl Sender {
                 continue;
             }
             context.breaker.connecting(self.connection);
-            match context.stop.run_until_cancelled(self.client.ready()).await {
+            match self.stop.clone().run_until_cancelled(self.client.ready()).await {
                 Some(Ok(())) => {
                     self.learned(context.breaker.connected(self.connection, Instant::now()));
                     // Connecting can take minutes, and operators are obeyed within a second.
@@ -120,7 +122,7 @@ impl Sender {
     /// Takes the next mail with a token for it, where there are both and this sender may have them.
     fn take(&self) -> Option<Job> {
         let now = Instant::now();
-        let may = !self.context.stop.is_cancelled() && self.context.breaker.admits(self.connection, now);
+        let may = !self.stop.is_cancelled() && self.context.breaker.admits(self.connection, now);
         may.then(|| self.bucket.take_for(now, || self.context.next(now))).flatten()
     }
 
@@ -172,6 +174,11 @@ impl Sender {
         }
     }
 
+    /// Returns true if the relay has other settings by now. What this sender meets then says nothing about it.
+    fn is_outdated(&self) -> bool {
+        self.stop.is_cancelled() && !self.context.stop.is_cancelled()
+    }
+
     fn conclude(&self, finished: Finished, stopped: Option<&Stopped>) {
         let attempt = &finished.attempt;
         let no_connection = attempt.relay.as_ref().filter(|trouble| trouble.stage < Stage::Mail && stopped.is_none());
@@ -203,6 +210,9 @@ impl Sender {
     /// No connection could be made. While another one works and this can be a limit, there are just fewer connections.
     fn not_let_in(&self, trouble: &Trouble) {
         let breaker = &self.context.breaker;
+        if self.is_outdated() {
+            return breaker.left(self.connection);
+        }
         if trouble.is_open_files() {
             self.context.out_of_files(Some(self.connection));
             // A single pass has no later time at which there may be files.
@@ -232,6 +242,7 @@ impl Sender {
             return self.context.ledger_failed(error);
         }
         match &attempt.relay {
+            _ if self.is_outdated() => {}
             // Our own heartbeat is overdue: the smarthost has no part in that.
             Some(_) if stopped.is_some() && all_blameless => {}
             Some(trouble) if all_blameless => self.context.relay_failed(trouble),

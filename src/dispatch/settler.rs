@@ -115,10 +115,11 @@ impl Settler {
             }
             self.context.events.database_failed(self.lane.name(), Work::Settling, &error);
             let now = Instant::now();
-            let ending = self.context.once || self.context.stop.is_cancelled();
+            let ending = self.context.once || self.lane.stop.is_cancelled();
             if ending && now >= *give_up.get_or_insert(now + LAST_TRIES) {
                 tracing::error!(target: events::MAIL, queue = %self.lane.name(), rows = settlements.len(), %error,
                     "not settled before the end; the next start settles from the ledger");
+                self.lane.note_given_up();
                 return Err(error);
             }
             tokio::time::sleep(pause).await;

@@ -20,7 +20,7 @@ use crate::telemetry::{FailedRow, FailureReport, Observed, SendError};
 use crate::visible;
 
 /// `[notify]` of the configuration, with what a mail of our own needs besides.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
     pub to: Address,
     /// Envelope sender and From.
@@ -31,7 +31,7 @@ pub struct Settings {
 }
 
 /// How often.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Pace {
     /// A digest waits until nothing has failed for so long, so that the first failure's fellows are in it,
     pub quiet: Duration,

@@ -79,6 +79,12 @@ pub struct Logs {
     writer: LogWriter,
 }
 
+/// Settings that can be put in force.
+pub struct Prepared {
+    filter: EnvFilter,
+    form: Form,
+}
+
 type Filtered = Layered<reload::Layer<EnvFilter, Registry>, Registry>;
 type Form = Box<dyn Layer<Filtered> + Send + Sync>;
 
@@ -92,11 +98,15 @@ pub fn start(settings: &Settings, writer: &LogWriter) -> anyhow::Result<Logs> {
 }
 
 impl Logs {
-    /// Goes on with other settings. Where these cannot be used, nothing changes.
-    pub fn change(&self, settings: &Settings) -> anyhow::Result<()> {
-        let (filter, form) = (filter(&settings.level)?, form(settings.format, &self.writer)?);
-        self.filter.reload(filter)?;
-        Ok(self.form.reload(form)?)
+    /// Prepares other settings. Fails where they cannot be used; nothing has changed before [`Logs::change`].
+    pub fn prepare(&self, settings: &Settings) -> anyhow::Result<Prepared> {
+        Ok(Prepared { filter: filter(&settings.level)?, form: form(settings.format, &self.writer)? })
+    }
+
+    /// Goes on with other settings.
+    pub fn change(&self, prepared: Prepared) -> anyhow::Result<()> {
+        self.filter.reload(prepared.filter)?;
+        Ok(self.form.reload(prepared.form)?)
     }
 }
 

@@ -92,6 +92,20 @@ impl Queue {
         &self.inner.settings.name
     }
 
+    /// Returns true if the other has the same settings and dispatcher, so that either can do the other's work.
+    pub fn is_same_as(&self, other: &Self) -> bool {
+        self.settings() == other.settings() && self.inner.dispatcher == other.inner.dispatcher
+    }
+
+    /// Returns true if the other has the same table, as far as the settings tell: one database can have several names.
+    pub fn has_same_table_as(&self, other: &Self) -> bool {
+        fn place(queue: &Queue) -> (&str, Option<&str>, Option<u16>, &str, &str) {
+            let url = &queue.settings().database.url;
+            (url.scheme(), url.host_str(), url.port(), url.path(), queue.unqualified_table())
+        }
+        place(self) == place(other)
+    }
+
     pub(super) fn settings(&self) -> &Settings {
         &self.inner.settings
     }
@@ -106,8 +120,12 @@ impl Queue {
 
     /// The producers' table as our records name it. `public` is where PostgreSQL looks unasked.
     pub(super) fn key(&self) -> Value<'_> {
+        self.unqualified_table().into()
+    }
+
+    fn unqualified_table(&self) -> &str {
         let table = &self.settings().table;
-        table.strip_prefix("public.").unwrap_or(table).into()
+        table.strip_prefix("public.").unwrap_or(table)
     }
 
     /// This dispatcher as our records name it.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::db::Database;
 
 /// One `[[queue]]` of the configuration, checked.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     pub name: Arc<str>,
     pub database: Database,

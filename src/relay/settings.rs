@@ -7,7 +7,7 @@ use super::pipelining::Pipelining;
 use crate::secret::Secret as Password;
 
 /// `[relay]` of the configuration, checked.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     pub host: String,
     pub port: u16,
@@ -35,7 +35,7 @@ pub enum Tls {
 }
 
 /// The password or token is read whenever a connection is made, so that a changed one needs no restart.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Login {
     pub username: String,
     pub auth: Auth,
@@ -55,7 +55,7 @@ pub enum Auth {
 }
 
 /// The secret that proves who we are.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum Credential {
     /// A password; with [`Auth::Xoauth2`] an access token.
     Secret(Password),
@@ -70,7 +70,7 @@ impl std::fmt::Debug for Login {
 }
 
 /// The time limits of the steps (RFC 5321 §4.5.3.2).
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
     pub connect: Duration,
     pub greeting: Duration,

@@ -8,8 +8,9 @@ use tokio::time::Instant;
 
 use super::announced::Announced;
 use super::pipelining::PipeliningMode;
-use super::settings::Settings;
+use super::settings::{Credential, Settings};
 use super::{addresses, pipelining, recipient_limit, tls};
+use crate::secret::Error as SecretError;
 
 /// The state that all workers share: settings, TLS configuration, and experience with the smarthost.
 pub struct Relay {
@@ -59,6 +60,26 @@ impl Relay {
             shown,
             settings,
         }))
+    }
+
+    /// Returns true if the other has the same settings and trusts the same authorities, whose files may have changed.
+    pub fn is_same_as(&self, other: &Self) -> bool {
+        let authorities = |relay: &Self| relay.handshake.as_ref().map(|handshake| handshake.authorities);
+        self.settings == other.settings && authorities(self) == authorities(other)
+    }
+
+    /// Returns true if the other connects to the same port of the same host.
+    pub fn is_at_host_of(&self, other: &Self) -> bool {
+        let place = |relay: &Self| (relay.settings.host.to_ascii_lowercase(), relay.settings.port);
+        place(self) == place(other)
+    }
+
+    /// Reads the password, where the settings name one, and forgets it again. Fails where no connection could log in.
+    pub fn check_secret(&self) -> Result<(), SecretError> {
+        match self.settings.login.as_ref().map(|login| &login.credential) {
+            Some(Credential::Secret(secret)) => secret.read().map(drop),
+            Some(Credential::TokenCommand(_)) | None => Ok(()),
+        }
     }
 
     pub fn settings(&self) -> &Settings {

@@ -15,6 +15,7 @@ use rustls::server::ParsedCertificate;
 use rustls::{
     AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
 };
+use sha2::{Digest, Sha256};
 use tokio_rustls::TlsConnector;
 
 use super::dial::without_brackets;
@@ -27,6 +28,8 @@ pub(super) struct Handshake {
     pub name: ServerName<'static>,
     /// The certificate is checked.
     pub verified: bool,
+    /// SHA-256 of the certificates of the authorities; zeros where none is asked.
+    pub authorities: [u8; 32],
 }
 
 /// Why a handshake failed, and what to do about it.
@@ -98,44 +101,59 @@ pub(super) fn handshake(settings: &Settings) -> anyhow::Result<Option<Handshake>
         .with_context(|| format!("relay host `{}` is neither a host name nor an address", settings.host))?;
     let provider = Arc::new(ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
+    let mut authorities = [0; 32];
     let verifier: Arc<dyn ServerCertVerifier> = if verified {
-        let (store, listed) = authorities(settings)?;
+        let Authorities { store, listed, digest } = Authorities::read(settings)?;
+        authorities = digest;
         let by_authority = WebPkiServerVerifier::builder_with_provider(Arc::new(store), provider).build()?;
         Arc::new(Trusted { by_authority, listed })
     } else {
         Arc::new(Anyone(provider))
     };
     let config = builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth();
-    Ok(Some(Handshake { connector: TlsConnector::from(Arc::new(config)), name, verified }))
+    Ok(Some(Handshake { connector: TlsConnector::from(Arc::new(config)), name, verified, authorities }))
 }
 
-/// The authorities to trust, and the certificates of `ca_file` as they stand there.
-fn authorities(settings: &Settings) -> anyhow::Result<(RootCertStore, Vec<CertificateDer<'static>>)> {
-    let (mut store, mut listed) = (RootCertStore::empty(), Vec::new());
-    if let Some(file) = &settings.ca_file {
-        let shown = file.display();
-        let pem = std::fs::read(file).with_context(|| format!("ca_file {shown} cannot be read"))?;
-        for certificate in CertificateDer::pem_slice_iter(&pem) {
-            let certificate = certificate.with_context(|| format!("ca_file {shown} is not PEM"))?;
-            listed.push(certificate.clone());
-            store
-                .add(certificate)
-                .with_context(|| format!("ca_file {shown} holds a certificate that is no authority"))?;
-        }
-        if store.is_empty() {
-            bail!("ca_file {shown} holds no certificate: it must be PEM, with BEGIN CERTIFICATE lines");
-        }
-    } else {
-        let found = rustls_native_certs::load_native_certs();
-        store.add_parsable_certificates(found.certs);
-        if store.is_empty() {
-            bail!(
-                "this system trusts no certificate authority, so that no smarthost can be verified: install the \
+/// The authorities to trust.
+struct Authorities {
+    store: RootCertStore,
+    /// The certificates of `ca_file` as they stand there.
+    listed: Vec<CertificateDer<'static>>,
+    /// SHA-256 of all of them.
+    digest: [u8; 32],
+}
+
+impl Authorities {
+    fn read(settings: &Settings) -> anyhow::Result<Self> {
+        let (mut store, mut listed) = (RootCertStore::empty(), Vec::new());
+        let mut digest = Sha256::new();
+        if let Some(file) = &settings.ca_file {
+            let shown = file.display();
+            let pem = std::fs::read(file).with_context(|| format!("ca_file {shown} cannot be read"))?;
+            for certificate in CertificateDer::pem_slice_iter(&pem) {
+                let certificate = certificate.with_context(|| format!("ca_file {shown} is not PEM"))?;
+                digest.update(&certificate);
+                listed.push(certificate.clone());
+                store
+                    .add(certificate)
+                    .with_context(|| format!("ca_file {shown} holds a certificate that is no authority"))?;
+            }
+            if store.is_empty() {
+                bail!("ca_file {shown} holds no certificate: it must be PEM, with BEGIN CERTIFICATE lines");
+            }
+        } else {
+            let found = rustls_native_certs::load_native_certs();
+            found.certs.iter().for_each(|certificate| digest.update(certificate));
+            store.add_parsable_certificates(found.certs);
+            if store.is_empty() {
+                bail!(
+                    "this system trusts no certificate authority, so that no smarthost can be verified: install the \
                  ca-certificates package, or name the authority's PEM file in ca_file"
-            );
+                );
+            }
         }
+        Ok(Self { store, listed, digest: digest.finalize().into() })
     }
-    Ok((store, listed))
 }
 
 /// Takes certificates of the authorities, and those that the operator has listed themselves: a server's own self-signed

@@ -61,6 +61,7 @@ mod outage;
 mod pace;
 mod panics;
 mod queues;
+mod reload;
 mod senders;
 mod settling;
 mod smarthost;
