@@ -27,6 +27,7 @@ mod progress;
 pub mod rate;
 pub mod ready_queue;
 mod recovery;
+mod redeletion;
 pub mod refusal_streak;
 mod sender;
 mod settings;
@@ -61,6 +62,7 @@ use self::outage::Outage;
 use self::prepare::Preparer;
 use self::rate::Bucket;
 use self::recovery::Recovery;
+use self::redeletion::Redeletion;
 use self::sender::Sender;
 use self::settings::{Current, Live};
 use self::settler::Settler;
@@ -212,6 +214,10 @@ impl Dispatcher {
         }
         let over = running.over.clone();
         let both = || (context.clone(), lane.clone());
+        let (context, lane) = both();
+        if !context.once {
+            tasks.add_background(over.clone(), Redeletion { context, lane }.run());
+        }
         let (context, lane) = both();
         tasks.add_background(over.clone(), Heartbeat { context, lane }.run());
         let (context, lane) = both();

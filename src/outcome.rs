@@ -223,10 +223,11 @@ pub enum Reason {
     NotTransportable,
     Operator,
     InternalError,
+    NotDeleted,
 }
 
 impl Reason {
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::Base64Invalid,
         Self::Truncated,
         Self::NoRecipient,
@@ -244,6 +245,7 @@ impl Reason {
         Self::NotTransportable,
         Self::Operator,
         Self::InternalError,
+        Self::NotDeleted,
     ];
 
     pub fn as_str(self) -> &'static str {
@@ -265,6 +267,7 @@ impl Reason {
             Self::NotTransportable => "not-transportable",
             Self::Operator => "operator",
             Self::InternalError => "internal-error",
+            Self::NotDeleted => "not-deleted",
         }
     }
 

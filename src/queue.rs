@@ -4,8 +4,9 @@
 //!
 //! - `claim`: finds rows, claims them, loads their content, marks them `sending`;
 //! - `settle`: carries verdicts out, and acceptances that only the ledger knows;
+//! - `delete`: ends delivered rows, and sets aside those that the database does not delete;
 //! - `leases`: heartbeat, recovery of claims, take-over, pause flags;
-//! - `operate`: lists, shows and changes rows for operators;
+//! - `list`, `operate`: show rows to operators, and change them;
 //! - `cleanup`: drops records that stand for nothing any more;
 //! - `check`, `migrate`: a database's fitness, and our tables in it.
 //!
@@ -16,9 +17,11 @@ mod check;
 mod claim;
 mod cleanup;
 mod db;
+mod delete;
 mod error;
 mod handle;
 mod leases;
+mod list;
 mod migrate;
 mod operate;
 mod records;
@@ -34,11 +37,13 @@ pub use self::claim::{Claim, Found, Row, Unread};
 pub use self::db::Database;
 pub use self::db::pool::Pools;
 pub use self::db::server::Limits;
+pub use self::delete::{DeleteRetry, Settled, Undeleted};
 pub use self::error::Error;
 pub use self::handle::{DispatcherId, Queue};
 pub use self::leases::{PauseTarget, Paused, Recovered};
-pub use self::operate::{Action, Content, Counts, Filter, Listed, Outcome, Selected};
+pub use self::list::{Content, Counts, Filter, Listed};
+pub use self::operate::{Action, Outcome, Selected};
 pub use self::settings::Settings;
-pub use self::settle::{Settled, Settlement};
+pub use self::settle::Settlement;
 pub use self::table::Oversize;
 pub use crate::secret::Secret as Password;

@@ -114,6 +114,15 @@ pub fn pause(settings: &Settings, attempts: u32, jitter: f64) -> Duration {
     pause.mul_f64(0.75 + jitter.clamp(0.0, 1.0) / 2.0)
 }
 
+/// Returns the time of the next DELETE of a row that was delivered and that the database does not delete. `since` is the
+/// time of the first one that it refused: the pause is as long as that has lasted, from `initial` to `maximum`, so that it
+/// doubles each time.
+pub fn next_delete(settings: &Settings, since: Timestamp, now: Timestamp, jitter: f64) -> Timestamp {
+    let lasted = Duration::try_from(now.duration_since(since)).unwrap_or_default();
+    let pause = lasted.max(settings.initial).mul_f64(0.75 + jitter.clamp(0.0, 1.0) / 2.0);
+    later(now, pause.min(settings.maximum))
+}
+
 /// The same attempt with each refusal turned into a deferral, for refusals that turn out to be the relay's trouble: the
 /// same policy refusal, mail after mail.
 pub fn excused(attempt: &Attempt) -> Attempt {

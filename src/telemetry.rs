@@ -135,12 +135,14 @@ pub struct Tally {
     pub failed: u64,
     pub unreadable: u64,
     pub held: u64,
+    /// Delivered, and held because the database does not delete them.
+    pub not_deleted: u64,
 }
 
 impl Tally {
     /// Returns the number of rows that a pass left in the table.
     pub fn left_over(&self) -> u64 {
-        self.deferred + self.failed + self.unreadable + self.held
+        self.deferred + self.failed + self.unreadable + self.held + self.not_deleted
     }
 
     /// Returns the rows that came on top of `before`.
@@ -152,6 +154,7 @@ impl Tally {
             failed: self.failed.saturating_sub(before.failed),
             unreadable: self.unreadable.saturating_sub(before.unreadable),
             held: self.held.saturating_sub(before.held),
+            not_deleted: self.not_deleted.saturating_sub(before.not_deleted),
         }
     }
 }
@@ -164,7 +167,7 @@ pub struct FailureReport {
     pub omitted: u64,
 }
 
-/// A row that failed or is unreadable.
+/// A row that failed, is unreadable, or was delivered and not deleted (`held`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FailedRow {
     pub id: MailId,

@@ -111,7 +111,7 @@ impl Args {
                 };
                 for (mid, outcome) in answers {
                     self.tell(action, &MailId::new(queue.name().clone(), mid), &outcome, out)?;
-                    if outcome == Outcome::Done { done += 1 } else { left += 1 }
+                    if matches!(outcome, Outcome::Done | Outcome::Deleted) { done += 1 } else { left += 1 }
                 }
             }
         }
@@ -126,7 +126,7 @@ impl Args {
         if self.json {
             let (word, why) = match outcome {
                 Outcome::Done if self.dry_run => ("would-be-done", None),
-                Outcome::Done => ("done", None),
+                Outcome::Done | Outcome::Deleted => ("done", None),
                 Outcome::NotFound => ("no-such-row", None),
                 Outcome::Rejected(why) => ("left-alone", Some(why.as_str())),
             };
@@ -136,6 +136,7 @@ impl Args {
         match outcome {
             Outcome::Done if self.dry_run => writeln!(out, "{id}: would be {}", word(action))?,
             Outcome::Done => writeln!(out, "{id}: {}", word(action))?,
+            Outcome::Deleted => writeln!(out, "{id}: deleted: it was delivered before")?,
             Outcome::NotFound => writeln!(out, "{id}: there is no such row")?,
             Outcome::Rejected(why) => writeln!(out, "{id}: left alone: {}", safe(why))?,
         }
@@ -192,7 +193,11 @@ fn past(action: &Action) -> &'static str {
 }
 
 fn done_of(answers: &[(i64, Outcome)]) -> Vec<i64> {
-    answers.iter().filter(|(_, outcome)| *outcome == Outcome::Done).map(|(mid, _)| *mid).collect()
+    answers
+        .iter()
+        .filter(|(_, outcome)| matches!(outcome, Outcome::Done | Outcome::Deleted))
+        .map(|(mid, _)| *mid)
+        .collect()
 }
 
 /// Leaves a word of what was changed where the service logs it.

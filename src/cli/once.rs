@@ -74,8 +74,13 @@ fn end_by_signals() {
 }
 
 pub fn sentence(tally: &Tally) -> String {
-    let Tally { delivered, deferred, failed, unreadable, held, .. } = tally;
-    format!("{delivered} delivered, {deferred} deferred, {failed} failed, {unreadable} unreadable, {held} held")
+    let Tally { delivered, deferred, failed, unreadable, held, not_deleted, .. } = tally;
+    let mut sentence =
+        format!("{delivered} delivered, {deferred} deferred, {failed} failed, {unreadable} unreadable, {held} held");
+    if *not_deleted > 0 {
+        sentence += &format!(", {not_deleted} delivered and not deleted (see `mailqueue list --reason not-deleted`)");
+    }
+    sentence
 }
 
 fn conclude(pass: Pass) -> anyhow::Result<Ending> {

@@ -105,8 +105,26 @@ fn cells(queue: &Queue) -> [String; 9] {
         return [queue.name.clone(), waiting, sending, deferred, failed, unreadable, held, due, why];
     };
     let Rows {
-        waiting, claimed, sending, deferred, failed, unreadable, held, paused, oldest_due_seconds, about, ..
+        waiting,
+        claimed,
+        sending,
+        deferred,
+        failed,
+        unreadable,
+        held,
+        not_deleted,
+        paused,
+        oldest_due_seconds,
+        about,
+        ..
     } = rows;
+    let mut notes = Vec::new();
+    if *paused {
+        notes.push("paused".to_owned());
+    }
+    if *not_deleted > 0 {
+        notes.push(format!("{not_deleted} delivered and not deleted"));
+    }
     [
         queue.name.clone(),
         format!("{}{waiting}", if *about { "about " } else { "" }),
@@ -116,6 +134,6 @@ fn cells(queue: &Queue) -> [String; 9] {
         unreadable.to_string(),
         held.to_string(),
         or_dash(oldest_due_seconds.map(|seconds| span(Duration::from_secs(seconds)))),
-        if *paused { "paused".to_owned() } else { String::new() },
+        notes.join(", "),
     ]
 }

@@ -1,6 +1,6 @@
 //! Rows that a dispatcher of this host was at work on when it died: settled for an operator, and never by sending.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use jiff::Timestamp;
 
@@ -8,7 +8,7 @@ use super::recovery::settlement;
 use crate::ledger::OpenEntry;
 use crate::mail::RecordId;
 use crate::outcome::Fate;
-use crate::queue::{self, Queue};
+use crate::queue::{self, DeleteRetry, Queue, Settled};
 use crate::retry::{self, OnUnknown};
 
 /// Settles those of the rows `mids` that the dispatcher of `queue` had claimed, by the open entries of its ledger: what
@@ -40,8 +40,10 @@ pub async fn settle(
         })
         .collect();
     let is_delivered = |settlement: &queue::Settlement| settlement.verdict.fate == Fate::Delivered;
-    let delivered = settlements.iter().filter(|settlement| is_delivered(settlement));
-    let delivered = delivered.map(|settlement| settlement.claim.id().mid).collect();
-    queue.settle(settlements).await.map_err(|(error, _)| error)?;
-    Ok(delivered)
+    let delivered: HashSet<i64> =
+        settlements.iter().filter(|one| is_delivered(one)).map(|settlement| settlement.claim.id().mid).collect();
+    let again = DeleteRetry { now, next: retry::next_delete(&retry, now, now, 0.5) };
+    let settled = queue.settle(settlements, again).await.map_err(|(error, _)| error)?;
+    let deleted = settled.into_iter().filter(|(_, settled)| !matches!(settled, Settled::NotDeleted { .. }));
+    Ok(deleted.map(|(id, _)| id.mid).filter(|mid| delivered.contains(mid)).collect())
 }

@@ -21,7 +21,7 @@ use crate::ledger;
 use crate::mail::Address;
 use crate::open_files;
 use crate::outcome::{Cause, Fate, Reason, Reply, Stage, Trouble, Verdict};
-use crate::queue;
+use crate::queue::{self, DeleteRetry};
 use crate::retry;
 
 /// Further mails of a queue are wanted when fewer than these are prepared: enough to last until the next are.
@@ -189,6 +189,12 @@ impl Context {
             self.poll.notify_waiters();
         }
         Ok(())
+    }
+
+    /// Returns the times for rows that the database does not delete.
+    pub fn delete_retry(&self) -> DeleteRetry {
+        let now = Timestamp::now();
+        DeleteRetry { now, next: retry::next_delete(&self.live.get().settings.retry, now, now, jitter()) }
     }
 
     // --- ready mails ---

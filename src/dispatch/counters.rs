@@ -136,6 +136,10 @@ impl Counters {
         self.rows.with_label_values(&[queue, word]).inc();
     }
 
+    pub(super) fn not_deleted(&self, queue: &str) {
+        self.rows.with_label_values(&[queue, "not-deleted"]).inc();
+    }
+
     pub(super) fn settling_took(&self, queue: &str, took: Duration) {
         self.settle_seconds.with_label_values(&[queue]).observe(took.as_secs_f64());
     }

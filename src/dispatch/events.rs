@@ -143,10 +143,11 @@ impl Events {
         let (queue, mid) = (&*id.queue, id.mid);
         match settled {
             Settled::Done => {}
-            Settled::RowGone => {
-                warn!(target: MAIL, queue, mid, %id, message_id, "the row was changed or deleted by somebody else meanwhile");
-            }
+            Settled::RowGone => self.row_gone(&id, message_id.as_deref()),
             Settled::ClaimLost => return self.claim_lost(&id),
+            Settled::NotDeleted { detail, next_attempt } => {
+                return self.not_deleted(&id, message_id.as_deref(), detail, *next_attempt);
+            }
         }
         self.progress.note_settled(queue, &fate);
         match fate {
@@ -167,6 +168,44 @@ impl Events {
             }
             Fate::Released => debug!(target: MAIL, queue, mid, %id, "released"),
         }
+    }
+
+    /// A row was delivered, and the database does not delete it.
+    pub fn not_deleted(&self, id: &MailId, message_id: Option<&str>, detail: &str, next_attempt: Timestamp) {
+        self.progress.note_not_deleted(&id.queue);
+        let detail = self.redact(detail);
+        warn!(target: MAIL, queue = %id.queue, mid = id.mid, %id, message_id, reason = %Reason::NotDeleted,
+            detail,
+            %next_attempt, state = %State::Held, "held");
+        let detail = Some(detail);
+        self.progress.note_failure(FailedRow {
+            id: id.clone(),
+            state: State::Held,
+            reason: Reason::NotDeleted,
+            detail,
+        });
+    }
+
+    /// The DELETE of a row that is held as `not-deleted` was tried again.
+    pub fn deleted_again(&self, id: &MailId, settled: &Settled) {
+        match settled {
+            Settled::Done | Settled::ClaimLost => {
+                self.progress.note_settled(&id.queue, &Fate::Delivered);
+                info!(target: MAIL, queue = %id.queue, mid = id.mid, %id, "deleted");
+            }
+            Settled::RowGone => self.row_gone(id, None),
+            // The event of the first refusal has said it.
+            Settled::NotDeleted { detail, next_attempt } => {
+                self.progress.note_not_deleted(&id.queue);
+                debug!(target: MAIL, queue = %id.queue, mid = id.mid, %id, detail = self.redact(detail), %next_attempt,
+                    "not deleted again");
+            }
+        }
+    }
+
+    fn row_gone(&self, id: &MailId, message_id: Option<&str>) {
+        warn!(target: MAIL, queue = %id.queue, mid = id.mid, %id, message_id,
+            "the row was changed or deleted by somebody else meanwhile");
     }
 
     /// A database does not do its work. Logged once, until its words change or it works again.

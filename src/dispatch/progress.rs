@@ -32,6 +32,7 @@ pub struct Progress {
     failed: AtomicU64,
     unreadable: AtomicU64,
     held: AtomicU64,
+    not_deleted: AtomicU64,
     relay_trouble: Mutex<Option<String>>,
     last_poll: Mutex<Option<Timestamp>>,
     last_accepted: Mutex<Option<Timestamp>>,
@@ -50,7 +51,7 @@ pub struct Progress {
 impl Progress {
     /// Returns the progress for the next dispatcher of this process: counts go on, signs of life and troubles start empty.
     pub fn carry_over(&self) -> Self {
-        let Tally { claimed, delivered, deferred, failed, unreadable, held } = self.tally();
+        let Tally { claimed, delivered, deferred, failed, unreadable, held, not_deleted } = self.tally();
         Self {
             claimed: claimed.into(),
             delivered: delivered.into(),
@@ -58,6 +59,7 @@ impl Progress {
             failed: failed.into(),
             unreadable: unreadable.into(),
             held: held.into(),
+            not_deleted: not_deleted.into(),
             last_poll: self.last_poll().into(),
             last_accepted: self.last_accepted().into(),
             counters: self.counters.clone(),
@@ -74,6 +76,7 @@ impl Progress {
             failed: read(&self.failed),
             unreadable: read(&self.unreadable),
             held: read(&self.held),
+            not_deleted: read(&self.not_deleted),
         }
     }
 
@@ -152,6 +155,11 @@ impl Progress {
             Fate::Released => return,
         };
         count.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn note_not_deleted(&self, queue: &str) {
+        self.counters.not_deleted(queue);
+        self.not_deleted.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(super) fn note_failure(&self, row: FailedRow) {

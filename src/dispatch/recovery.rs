@@ -9,10 +9,11 @@ use super::context::{Context, jitter};
 use super::error::{PassError, StartError};
 use super::events;
 use super::lane::Lane;
+use super::redeletion::Redeletion;
 use crate::ledger::{Closing, Ledger, OpenEntry};
 use crate::mail::RecordId;
 use crate::outcome::{Fate, History, Reason, RecipientRecord, RecipientState, Verdict};
-use crate::queue::{Claim, Settlement};
+use crate::queue::{Claim, Settled, Settlement};
 use crate::retry;
 
 pub struct Recovery {
@@ -58,6 +59,10 @@ impl Recovery {
             ledger.know(lane.name()).await?;
         }
         lane.set_recovered();
+        if self.context.once {
+            let (context, lane) = (self.context.clone(), lane.clone());
+            Redeletion { context, lane }.delete_due().await?;
+        }
         Ok(())
     }
 
@@ -75,7 +80,8 @@ impl Recovery {
         let events = &self.context.events;
         let stories: Vec<_> = settlements.iter().map(|settlement| events.story(settlement)).collect();
         // What cannot be settled now is found again: the claims are still ours.
-        let results = self.lane.queue.settle(settlements).await.map_err(|(error, _)| error)?;
+        let results =
+            self.lane.queue.settle(settlements, self.context.delete_retry()).await.map_err(|(error, _)| error)?;
         for (story, (_, settled)) in stories.into_iter().zip(&results) {
             events.settled(story, settled);
         }
@@ -98,10 +104,14 @@ impl Recovery {
         }
         let recipients: Vec<_> = accepted(&entry).collect();
         let sent = entry.transmission;
-        let replayed = self.lane.queue.replay(sent.id.mid, &sent.record, sent.fingerprint, &recipients, sent.complete);
-        let stood = replayed.await?;
-        tracing::info!(target: events::MAIL, id = %sent.id, message_id = sent.message_id, stood,
+        let complete = sent.complete.then(|| self.context.delete_retry());
+        let replayed = self.lane.queue.replay(sent.id.mid, &sent.record, sent.fingerprint, &recipients, complete);
+        let settled = replayed.await?;
+        tracing::info!(target: events::MAIL, id = %sent.id, message_id = sent.message_id, stood = settled.is_some(),
             "acceptance settled from the ledger");
+        if let Some(Settled::NotDeleted { detail, next_attempt }) = &settled {
+            self.context.events.not_deleted(&sent.id, Some(&sent.message_id), detail, *next_attempt);
+        }
         Ok(())
     }
 }

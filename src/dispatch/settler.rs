@@ -102,7 +102,7 @@ impl Settler {
         let mut pause = Duration::from_millis(200);
         let mut give_up = None;
         loop {
-            let error = match self.lane.queue.settle(settlements).await {
+            let error = match self.lane.queue.settle(settlements, self.context.delete_retry()).await {
                 Ok(results) => return Ok(results),
                 Err((error, back)) => {
                     settlements = back;

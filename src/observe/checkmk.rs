@@ -120,6 +120,7 @@ fn queue_line(queue: &Queue, levels: &Levels) -> String {
     };
     let due = rows.oldest_due_seconds.unwrap_or(0);
     let mut verdict = levels.failed.judge(rows.failed).max(levels.unreadable.judge(rows.unreadable));
+    verdict = verdict.max(if rows.not_deleted > 0 { Verdict::Warn } else { Verdict::Ok });
     // A queue that an operator paused grows old by wish.
     verdict = verdict.max(if rows.paused { Verdict::Warn } else { levels.oldest_due.judge(due) });
     let metrics = [
@@ -130,6 +131,7 @@ fn queue_line(queue: &Queue, levels: &Levels) -> String {
         Some(metric("sending", rows.claimed + rows.sending, None)),
         Some(metric("deferred", rows.deferred, None)),
         Some(metric("held", rows.held, None)),
+        Some(metric("not_deleted", rows.not_deleted, None)),
     ];
     line(verdict, &service, &metrics, &queue_text(rows))
 }
@@ -141,9 +143,13 @@ fn queue_text(rows: &Rows) -> String {
     }
     let about = if rows.about { "about " } else { "" };
     parts.push(format!("{about}{} waiting", grouped(rows.waiting)));
-    for (number, word) in
-        [(rows.deferred, "deferred"), (rows.failed, "failed"), (rows.unreadable, "unreadable"), (rows.held, "held")]
-    {
+    for (number, word) in [
+        (rows.deferred, "deferred"),
+        (rows.failed, "failed"),
+        (rows.unreadable, "unreadable"),
+        (rows.held, "held"),
+        (rows.not_deleted, "delivered and not deleted"),
+    ] {
         if number > 0 {
             parts.push(format!("{} {word}", grouped(number)));
         }

@@ -175,10 +175,19 @@ pub fn digest(settings: &Settings, report: &FailureReport) -> anyhow::Result<Mai
 }
 
 fn subject_line(report: &FailureReport, host: &str) -> String {
-    match report.len() {
-        1 => format!("mailqueue on {host}: 1 mail was not sent"),
-        number => format!("mailqueue on {host}: {} mails were not sent", grouped(number)),
+    let not_deleted = report.rows.iter().filter(|row| row.state == State::Held).count() as u64;
+    let mut parts = Vec::new();
+    match report.len() - not_deleted {
+        0 => {}
+        1 => parts.push("1 mail was not sent".to_owned()),
+        number => parts.push(format!("{} mails were not sent", grouped(number))),
     }
+    match not_deleted {
+        0 => {}
+        1 => parts.push("1 row was not deleted".to_owned()),
+        number => parts.push(format!("{} rows were not deleted", grouped(number))),
+    }
+    format!("mailqueue on {host}: {}", parts.join(", "))
 }
 
 /// The digest's text.
@@ -187,6 +196,7 @@ pub fn text(report: &FailureReport) -> String {
     for (state, head) in [
         (State::Failed, "Failed: the smarthost refused them, or they grew too old."),
         (State::Unreadable, "Unreadable: no mail could be made of them."),
+        (State::Held, "Delivered and not deleted: the database refuses it. They are not sent again."),
     ] {
         let rows: Vec<&FailedRow> = report.rows.iter().filter(|row| row.state == state).collect();
         if rows.is_empty() {
@@ -212,6 +222,11 @@ pub fn text(report: &FailureReport) -> String {
          \x20 mailqueue retry ID                         tries it again; who has it does not get it twice\n\
          \x20 mailqueue delete ID                        gives it up\n",
     );
+    if report.rows.iter().any(|row| row.state == State::Held) {
+        text.push_str(
+            "\x20 mailqueue list --reason not-deleted         shows those that are not deleted; retry deletes them\n",
+        );
+    }
     text
 }
 

@@ -62,7 +62,11 @@ pub struct Rows {
     pub deferred: u64,
     pub failed: u64,
     pub unreadable: u64,
+    /// Set aside by an operator, or because the outcome is not known; without `not_deleted`.
     pub held: u64,
+    /// Delivered, and held because the database does not delete them.
+    #[serde(default)]
+    pub not_deleted: u64,
     pub paused: bool,
     /// How long ago the oldest row that is due became due; `None` where none is.
     pub oldest_due_seconds: Option<u64>,
@@ -88,7 +92,8 @@ impl Queue {
             deferred: of(State::Deferred),
             failed: of(State::Failed),
             unreadable: of(State::Unreadable),
-            held: of(State::Held),
+            held: of(State::Held).saturating_sub(counts.not_deleted),
+            not_deleted: counts.not_deleted,
             paused: paused.queue,
             oldest_due_seconds: oldest.map(age),
             about: counts.waiting_is_estimate,
@@ -109,7 +114,7 @@ impl Queue {
 }
 
 impl Rows {
-    /// Each state's count.
+    /// Each state's count. Rows that are `not-deleted` are in none.
     pub fn by_state(&self) -> [(State, u64); 7] {
         State::ALL.map(|state| {
             let rows = match state {

@@ -11,6 +11,9 @@ use crate::telemetry::{RelayState, Sample, Wait};
 /// The content type of what [`Metrics::text`] answers.
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
 
+/// The label of rows that are `held`, `not-deleted`, in place of a state: they are apart from those that an operator holds.
+const NOT_DELETED: &str = "not-deleted";
+
 /// All metrics of a dispatcher.
 #[derive(Debug)]
 pub struct Metrics {
@@ -117,12 +120,14 @@ impl Metrics {
                 // An error says that there was none, which is what is wanted.
                 let _ = self.rows.remove_label_values(&[name, state.as_str()]);
             }
+            let _ = self.rows.remove_label_values(&[name, NOT_DELETED]);
             let _ = self.oldest_due.remove_label_values(&[name]);
             return;
         };
         for (state, count) in rows.by_state() {
             self.rows.with_label_values(&[name, state.as_str()]).set(whole(count));
         }
+        self.rows.with_label_values(&[name, NOT_DELETED]).set(whole(rows.not_deleted));
         self.oldest_due.with_label_values(&[name]).set(whole(rows.oldest_due_seconds.unwrap_or(0)));
         self.paused.with_label_values(&[name]).set(i64::from(rows.paused));
     }

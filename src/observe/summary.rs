@@ -41,6 +41,6 @@ pub async fn run(dispatcher: impl Observed, summary: Arc<Mutex<Summary>>) {
 
 /// The line itself.
 pub fn log(tally: Tally, span: &'static str) {
-    let Tally { claimed, delivered, deferred, failed, unreadable, held } = tally;
-    tracing::info!(target: SUMMARY, span, claimed, delivered, deferred, failed, unreadable, held, "summary");
+    let Tally { claimed, delivered, deferred, failed, unreadable, held, not_deleted } = tally;
+    tracing::info!(target: SUMMARY, span, claimed, delivered, deferred, failed, unreadable, held, not_deleted, "summary");
 }

@@ -41,6 +41,7 @@ fn queue_text(queue: &Queue) -> Option<String> {
         (rows.failed, "failed"),
         (rows.unreadable, "unreadable"),
         (rows.held, "held"),
+        (rows.not_deleted, "not deleted"),
     ] {
         if number > 0 {
             text.push_str(&format!(", {} {word}", grouped(number)));

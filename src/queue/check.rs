@@ -11,6 +11,7 @@ use super::rights::Rights;
 use super::schema::Schema;
 use super::{db::mysql, db::postgres, db::sqlite, handle::Queue};
 use crate::mail::ColumnLimits;
+use crate::outcome::Reason;
 
 /// Seconds.
 const CLOCK_MAY_DIFFER: i64 = 60;
@@ -123,6 +124,9 @@ impl Queue {
             Err(failure) => tell(Level::Failed, "our tables", failure.into_error(self.name()).to_string()),
         }
 
+        if migrated && let Some(found) = self.not_deleted(&mut connection).await? {
+            tell(Level::Warning, "not deleted", found);
+        }
         let Some(schema) = schema else { return Ok(()) };
         for (level, what, found) in self.rights(&mut connection, migrated).await? {
             tell(level, what, found);
@@ -138,6 +142,22 @@ impl Queue {
         let (level, found) = sizes(&schema, self.dialect().cuts);
         tell(level, "column sizes", found);
         Ok(())
+    }
+
+    /// Says how many delivered rows the database does not delete, and why; `None` where there are none.
+    async fn not_deleted(&self, connection: &mut Connection) -> Result<Option<String>, Failure> {
+        let sql = "SELECT COUNT(*), MIN(d.detail) FROM mailqueue_delivery d WHERE d.queue_table = ? AND d.state = 'held' \
+                   AND d.next_attempt IS NOT NULL AND d.reason = ?";
+        let rows = connection.fetch(sql, vec![self.key(), Reason::NotDeleted.as_str().into()]).await?;
+        let Some(row) = rows.first() else { return Ok(None) };
+        let (count, words) = (row.required_i64(0)?, row.text(1)?.unwrap_or_default());
+        Ok((count > 0).then(|| {
+            format!(
+                "{count} delivered, and the database does not delete them: {words}; remove what is in the way, then \
+                 `mailqueue retry --queue {} --reason not-deleted`, which sends nothing",
+                self.name()
+            )
+        }))
     }
 
     /// The server's clock and character set.

@@ -1,5 +1,6 @@
 //! The handle to a queue: its settings, its connections, and what is remembered of it from call to call.
 
+use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 
 use tokio::sync::{Mutex, RwLock};
@@ -36,6 +37,8 @@ pub(super) struct Inner {
     pub(super) unconfirmed: Mutex<UnconfirmedClaims>,
     scan_start: StdMutex<Option<ScanStart>>,
     pub(super) cleanup: Mutex<CleanupPosition>,
+    /// Rows whose DELETE was refused one by one since the last that succeeded.
+    pub(super) refused_deletes: AtomicU32,
     /// Counts the claims that this process holds.
     pub(super) claims: TaskTracker,
 }
@@ -83,6 +86,7 @@ impl Queue {
                 unconfirmed: Mutex::default(),
                 scan_start: StdMutex::default(),
                 cleanup: Mutex::default(),
+                refused_deletes: AtomicU32::new(0),
                 claims,
             }),
         })

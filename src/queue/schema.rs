@@ -12,6 +12,9 @@ use crate::mail::ColumnLimits;
 /// A table's definition is read again after this time, and at once after an error of a statement.
 const TRUSTED: Duration = Duration::from_secs(300);
 
+/// An operation that a missing table or column has ended is repeated within this time, with the definition read again.
+const NEW: Duration = Duration::from_secs(10);
+
 /// The text columns, in the order of [`Columns::each`](crate::mail::Columns::each).
 pub(super) const NAMES: [&str; 5] = ["mto", "msubject", "mbody", "mheaders", "mparams"];
 
@@ -36,10 +39,17 @@ pub(super) struct Schema {
     pub sizes: ColumnLimits,
     /// The lengths at which the database cuts a value silently.
     pub cut_at: ColumnLimits,
+    /// A statement that fails leaves the table as it was.
+    pub transactional: bool,
     read: Instant,
 }
 
 impl Schema {
+    /// Returns true where the definition was read within the last seconds.
+    pub(super) fn is_new(&self) -> bool {
+        self.read.elapsed() < NEW
+    }
+
     pub(super) fn is_fresh(&self) -> bool {
         self.read.elapsed() < TRUSTED
     }
@@ -70,6 +80,12 @@ impl Schema {
         {
             by_mid = (dialect.by_index)(&line.required_text(0)?);
         }
+        let mut transactional = true;
+        if let Some(sql) = dialect.transactional
+            && let Some(row) = connection.fetch(sql, vec![table.into()]).await?.first()
+        {
+            transactional = row.text(0)?.is_none_or(|word| word == "YES");
+        }
         let bytes = NAMES.map(|name| column(name).map(|(_, kind, _)| (dialect.bytes)(name, kind)));
         let length = NAMES.map(|name| column(name).map(|(_, kind, _)| (dialect.length)(name, kind)));
         let known: Vec<_> = length.iter().flatten().map(|length| format!("COALESCE({length}, 0)")).collect();
@@ -99,6 +115,7 @@ impl Schema {
             columns: NAMES.iter().filter_map(|&name| column(name).map(|(_, kind, _)| (name, kind.clone()))).collect(),
             table: quoted,
             by_mid,
+            transactional,
             read: Instant::now(),
         })
     }

@@ -6,23 +6,14 @@ use super::claim::Claim;
 use super::db::connection::{Connection, Value};
 use super::db::dialect::{GROUP, padded, placeholders, tuples};
 use super::db::error::Failure;
+use super::delete::{DeleteRetry, Delivery, Settled};
 use super::error::Error;
 use super::handle::Queue;
 use super::records::write_recipients;
+use super::table::Deletion;
 use crate::failpoint;
 use crate::mail::{Fingerprint, MailId, RecordId};
 use crate::outcome::{Fate, RecipientRecord, RecipientState, Verdict};
-
-/// The result of settling a claim.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Settled {
-    /// As the verdict wanted. Row and record are gone, or the record says it.
-    Done,
-    /// The row was gone or had another content; the record is dropped, nothing else was touched.
-    RowGone,
-    /// Another dispatcher has the claim. Acceptances were recorded all the same; nothing else was.
-    ClaimLost,
-}
 
 /// A claim with what shall become of it. The fingerprint is that of the content that was loaded, or `None` if the row
 /// was not: then the claim's own counts, from an earlier attempt. `Fate::Delivered` wants one of the two.
@@ -45,37 +36,51 @@ enum Standing {
 }
 
 impl Queue {
-    /// Carries out verdicts, in one transaction for the group; the answers are in the same order. On an error nothing
-    /// is known to have happened, everything comes back, and the caller tries again: doing it twice is harmless.
-    pub async fn settle(&self, group: Vec<Settlement>) -> Result<Vec<(MailId, Settled)>, (Error, Vec<Settlement>)> {
-        let numbered = |group: Vec<Settlement>| group.into_iter().map(|settlement| settlement.claim.id);
-        if group.iter().all(|settlement| matches!(settlement.verdict.fate, Fate::Delivered)) {
-            match self.retrying(|| self.delete_once(&group)).await {
-                Ok(true) => return Ok(numbered(group).map(|id| (id, Settled::Done)).collect()),
-                Ok(false) => {}
-                Err(error) => return Err((error, group)),
-            }
+    /// Carries out verdicts; the results are in the same order. Delivered rows are deleted in one transaction, and what a
+    /// row's record says is written in another. On an error everything comes back, and the caller tries again: to do it
+    /// twice is harmless. A database that refuses to delete a row makes no error, but [`Settled::NotDeleted`].
+    pub async fn settle(
+        &self,
+        group: Vec<Settlement>,
+        retry: DeleteRetry,
+    ) -> Result<Vec<(MailId, Settled)>, (Error, Vec<Settlement>)> {
+        match self.settle_group(&group, retry).await {
+            Ok(settled) => Ok(group.into_iter().map(|settlement| settlement.claim.id).zip(settled).collect()),
+            Err(error) => Err((error, group)),
         }
-        let mut singly = false;
-        let done = loop {
-            match self.retrying(|| self.settle_once(&group, singly)).await {
-                Ok(Some(done)) => break done,
-                // Some row was gone or changed: row by row it can be told which.
-                Ok(None) => singly = true,
-                Err(error) => return Err((error, group)),
-            }
-        };
-        Ok(numbered(group).zip(done).collect())
     }
 
-    /// What nearly always suffices: all rows were delivered, all claims are ours still, and each row is as it was when it
-    /// was sent. False: something was otherwise, and nothing has happened.
-    async fn delete_once(&self, group: &[Settlement]) -> Result<bool, Failure> {
-        let mut rows = Vec::with_capacity(group.len());
-        for settlement in group {
-            let content = settlement.content().ok_or_else(|| Failure::Refused(never_loaded(settlement)))?;
-            rows.push((settlement.claim.id.mid, content));
+    async fn settle_group(&self, group: &[Settlement], retry: DeleteRetry) -> Result<Vec<Settled>, Error> {
+        let is_delivered = |settlement: &&Settlement| matches!(settlement.verdict.fate, Fate::Delivered);
+        let (delivered, others): (Vec<_>, Vec<_>) = group.iter().partition(is_delivered);
+        let mut ends = self.settle_delivered(&delivered, retry).await?.into_iter();
+        let mut other_ends = match others.is_empty() {
+            true => Vec::new(),
+            false => self.retrying(|| self.settle_once(&others)).await?,
         }
+        .into_iter();
+        let end = |settlement| if is_delivered(&settlement) { ends.next() } else { other_ends.next() };
+        Ok(group.iter().filter_map(end).collect())
+    }
+
+    async fn settle_delivered(&self, group: &[&Settlement], retry: DeleteRetry) -> Result<Vec<Settled>, Error> {
+        if group.is_empty() {
+            return Ok(Vec::new());
+        }
+        let deliveries: Result<Vec<_>, _> = group.iter().map(|settlement| settlement.delivery(retry)).collect();
+        let deliveries = deliveries.map_err(|failure| failure.into_error(self.name()))?;
+        if self.retrying(|| self.delete_unchanged_once(group)).await? {
+            self.note_deletion();
+            return Ok(vec![Settled::Done; group.len()]);
+        }
+        self.delete_deliveries(&deliveries).await
+    }
+
+    /// The usual case in few statements: all claims are ours still, and each row is as it was when it was sent. Returns
+    /// false where that is not so, or the database refuses something; nothing has happened then.
+    async fn delete_unchanged_once(&self, group: &[&Settlement]) -> Result<bool, Failure> {
+        let row = |settlement: &&Settlement| Some((settlement.claim.id.mid, settlement.content()?));
+        let rows = group.iter().filter_map(row).collect();
         let mut connection = self.connection().await?;
         self.schema(&mut connection).await?;
         let tokens: HashSet<&str> = group.iter().map(|settlement| settlement.claim.token.as_str()).collect();
@@ -94,8 +99,11 @@ impl Queue {
             args.extend(tokens.iter().cloned());
             same = same && connection.execute(&sql, args).await? == keys.len() as u64;
         }
-        same = same && self.delete_rows(&mut connection, rows, false).await?.is_some();
-        if !same {
+        let deleted_all = |end| match end {
+            Deletion::Ended { gone, changed, kept } => gone.is_empty() && changed.is_empty() && kept.is_empty(),
+            Deletion::Unclear | Deletion::Refused(_) => false,
+        };
+        if !same || !deleted_all(self.delete_rows(&mut connection, rows).await?) {
             connection.rollback().await?;
             return Ok(false);
         }
@@ -103,23 +111,23 @@ impl Queue {
         // A record that was made with its claim has no recipients yet.
         let known = group.iter().map(|settlement| &settlement.claim).filter(|claim| !claim.new);
         self.drop_recipients(&mut connection, &known.map(Claim::key).collect::<Vec<_>>()).await?;
-        connection.commit().await?;
-        Ok(true)
+        match connection.commit().await {
+            // A constraint that is checked at the end of a transaction.
+            Err(Failure::Refused(_)) => Ok(false),
+            committed => committed.map(|()| true),
+        }
     }
 
-    /// `None`: rolled back, because not all rows were there as they were when they were sent, and a group's DELETE
-    /// cannot say which.
-    async fn settle_once(&self, group: &[Settlement], singly: bool) -> Result<Option<Vec<Settled>>, Failure> {
+    /// Carries out verdicts after which the rows stay.
+    async fn settle_once(&self, group: &[&Settlement]) -> Result<Vec<Settled>, Failure> {
         let mut connection = self.connection().await?;
-        self.schema(&mut connection).await?;
         connection.begin(self.dialect().begin).await?;
         let standing = self.standing(&mut connection, group).await?;
         let mut recipients = Vec::new();
-        let mut deliveries = Vec::new();
         let mut released = Vec::new();
         let mut fates = Vec::new();
         let mut settled = Vec::with_capacity(group.len());
-        for (index, (settlement, standing)) in group.iter().zip(&standing).enumerate() {
+        for (settlement, standing) in group.iter().zip(&standing) {
             let record = &settlement.claim.record;
             // What stands in the table already is not written again: of very many recipients an attempt may concern one.
             let known = &settlement.claim.history.recipients;
@@ -129,14 +137,6 @@ impl Queue {
                 |only: Option<RecipientState>| history.filter(move |(_, r)| only.is_none_or(|only| r.state == only));
             let accepted = Some(RecipientState::Accepted);
             settled.push(match (&settlement.verdict.fate, standing) {
-                (Fate::Delivered, Standing::Gone) => Settled::Done,
-                (Fate::Delivered, _) => match settlement.content() {
-                    Some(fingerprint) => {
-                        deliveries.push((index, settlement.claim.id.mid, fingerprint));
-                        Settled::Done
-                    }
-                    None => return Err(Failure::Refused(never_loaded(settlement))),
-                },
                 (_, Standing::SettledBefore) | (Fate::Released, Standing::Gone) => Settled::Done,
                 (_, Standing::Gone) => Settled::ClaimLost,
                 (_, Standing::Others) => {
@@ -150,7 +150,7 @@ impl Queue {
                 }
                 (_, Standing::Ours) => {
                     recipients.extend(of_history(None).map(|(at, recipient)| (record, at, recipient)));
-                    fates.push(settlement);
+                    fates.push(*settlement);
                     Settled::Done
                 }
             });
@@ -158,26 +158,13 @@ impl Queue {
         write_recipients(&mut connection, self.dialect(), &recipients).await?;
         self.write_fates(&mut connection, &fates).await?;
         self.give_back(&mut connection, &released).await?;
-
-        let rows: Vec<_> = deliveries.iter().map(|&(_, mid, fingerprint)| (mid, fingerprint)).collect();
-        let Some(gone) = self.delete_rows(&mut connection, rows, singly).await? else {
-            connection.rollback().await?;
-            return Ok(None);
-        };
-        for &(index, mid, _) in &deliveries {
-            if gone.contains(&mid) {
-                settled[index] = Settled::RowGone;
-            }
-        }
         failpoint::hit("in-settle");
-        let delivered: Vec<_> = deliveries.iter().map(|&(index, ..)| group[index].claim.key()).collect();
-        self.drop_records(&mut connection, &delivered).await?;
         connection.commit().await?;
-        Ok(Some(settled))
+        Ok(settled)
     }
 
     /// Locks the records, ascending, and says how each stands.
-    async fn standing(&self, connection: &mut Connection, group: &[Settlement]) -> Result<Vec<Standing>, Failure> {
+    async fn standing(&self, connection: &mut Connection, group: &[&Settlement]) -> Result<Vec<Standing>, Failure> {
         let mut keys: Vec<_> = group.iter().map(|settlement| settlement.claim.key()).collect();
         keys.sort_unstable();
         let mut found = HashMap::new();
@@ -238,41 +225,37 @@ impl Queue {
 
     /// Records acceptances that the ledger knows and no claim is held for (replay at start). `complete`: they were the
     /// last that the row was waiting for, so row and record are deleted; otherwise the recipients are marked and the row
-    /// is due now. Acts only where that very record still stands. True: it did.
+    /// is due now. Acts only where that very record is still there, and returns `None` where it is not.
     pub async fn replay(
         &self,
         mid: i64,
         record: &RecordId,
-        fingerprint: Fingerprint,
+        content: Fingerprint,
         accepted: &[RecipientRecord],
-        complete: bool,
-    ) -> Result<bool, Error> {
-        self.retrying(|| self.replay_once(mid, record, fingerprint, accepted, complete)).await
+        complete: Option<DeleteRetry>,
+    ) -> Result<Option<Settled>, Error> {
+        let Some(retry) = complete else {
+            return self.retrying(|| self.replay_part_once(mid, record, content, accepted)).await;
+        };
+        let is_there = async || self.is_record_of(&mut self.connection().await?, mid, record, content).await;
+        if !self.retrying(is_there).await? {
+            return Ok(None);
+        }
+        let delivery = Delivery { mid, record, content, recipients: accepted, known: &[], retry };
+        Ok(self.delete_deliveries(&[delivery]).await?.pop())
     }
 
-    async fn replay_once(
+    async fn replay_part_once(
         &self,
         mid: i64,
         record: &RecordId,
-        fingerprint: Fingerprint,
+        content: Fingerprint,
         accepted: &[RecipientRecord],
-        complete: bool,
-    ) -> Result<bool, Failure> {
+    ) -> Result<Option<Settled>, Failure> {
         let mut connection = self.connection().await?;
-        self.schema(&mut connection).await?;
         connection.begin(self.dialect().begin).await?;
-        let sql = format!(
-            "SELECT d.fingerprint FROM mailqueue_delivery d{} WHERE d.queue_table = ? AND d.mid = ? AND d.id = ?{}",
-            self.index_hint_primary(),
-            self.dialect().lock
-        );
-        let lines = connection.fetch(&sql, vec![self.key(), mid.into(), record.as_str().into()]).await?;
-        let made_for = lines.first().map(|line| line.text(0)).transpose()?;
-        let stands = made_for.is_some_and(|made| made.is_none_or(|made| made == fingerprint.to_hex()));
-        if stands && complete {
-            self.delete_rows(&mut connection, vec![(mid, fingerprint)], true).await?;
-            self.drop_records(&mut connection, &[(mid, record)]).await?;
-        } else if stands {
+        let is_there = self.is_record_of(&mut connection, mid, record, content).await?;
+        if is_there {
             let lines: Vec<_> = accepted.iter().enumerate().map(|(at, recipient)| (record, at, recipient)).collect();
             write_recipients(&mut connection, self.dialect(), &lines).await?;
             // Due now, which a moment that is past says without a clock. A claim of another dispatcher stays its own.
@@ -282,7 +265,25 @@ impl Queue {
             connection.execute(sql, vec![self.key(), mid.into(), self.owner()]).await?;
         }
         connection.commit().await?;
-        Ok(stands)
+        Ok(is_there.then_some(Settled::Done))
+    }
+
+    /// Returns true where this record is there and was made for this content. Locks it inside a transaction.
+    async fn is_record_of(
+        &self,
+        connection: &mut Connection,
+        mid: i64,
+        record: &RecordId,
+        content: Fingerprint,
+    ) -> Result<bool, Failure> {
+        let sql = format!(
+            "SELECT d.fingerprint FROM mailqueue_delivery d{} WHERE d.queue_table = ? AND d.mid = ? AND d.id = ?{}",
+            self.index_hint_primary(),
+            self.dialect().lock
+        );
+        let lines = connection.fetch(&sql, vec![self.key(), mid.into(), record.as_str().into()]).await?;
+        let made_for = lines.first().map(|line| line.text(0)).transpose()?;
+        Ok(made_for.is_some_and(|made| made.is_none_or(|made| made == content.to_hex())))
     }
 }
 
@@ -291,8 +292,12 @@ impl Settlement {
     fn content(&self) -> Option<Fingerprint> {
         self.fingerprint.or(self.claim.fingerprint)
     }
-}
 
-fn never_loaded(settlement: &Settlement) -> String {
-    format!("{} was never loaded, so that its delivery cannot be settled", settlement.claim.id)
+    fn delivery(&self, retry: DeleteRetry) -> Result<Delivery<'_>, Failure> {
+        let content = self.content().ok_or_else(|| {
+            Failure::Refused(format!("{} was never loaded, so that its delivery cannot be settled", self.claim.id))
+        })?;
+        let (recipients, known) = (&self.verdict.history.recipients, &self.claim.history.recipients);
+        Ok(Delivery { mid: self.claim.id.mid, record: &self.claim.record, content, recipients, known, retry })
+    }
 }

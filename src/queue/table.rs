@@ -50,6 +50,17 @@ pub(super) fn lengths(line: &DbRow, first: usize) -> Result<ColumnLengths, Failu
     Ok(lengths)
 }
 
+/// The result of a DELETE of rows.
+pub(super) enum Deletion {
+    /// The rows are deleted, except those that were gone or had another content (`changed`) before, and those that the
+    /// DELETE left alone although they are as they were (`kept`).
+    Ended { gone: HashSet<i64>, changed: HashSet<i64>, kept: HashSet<i64> },
+    /// Some of the rows were gone before, and it is not known which. Never so with a single row.
+    Unclear,
+    /// The database refuses it, in these words. The transaction is to be rolled back.
+    Refused(String),
+}
+
 /// The rows that are read.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Lengths {
@@ -250,55 +261,75 @@ impl Queue {
         Ok(found)
     }
 
-    /// Deletes rows by number and content, ascending. Answers the numbers of those that were gone or had another
-    /// content; `None` if there are such and `singly` was not asked for.
+    /// Deletes rows by number and content, ascending. A DELETE that takes fewer rows than it should is looked into: a row
+    /// that is still there with the same content was left alone by the database.
     pub(super) async fn delete_rows(
         &self,
         connection: &mut Connection,
         mut rows: Vec<(i64, Fingerprint)>,
-        singly: bool,
-    ) -> Result<Option<HashSet<i64>>, Failure> {
+    ) -> Result<Deletion, Failure> {
         rows.sort_unstable_by_key(|&(mid, _)| mid);
         let schema = self.schema(connection).await?;
-        let mut gone = HashSet::new();
-        for group in rows.chunks(if singly { 1 } else { GROUP }) {
-            let deleted = match &schema.fingerprint {
-                Some(fingerprint) => {
-                    let padded = padded(group.to_vec());
-                    let placeholders = placeholders(padded.len());
-                    let sql = format!(
-                        "{} {} AS q{} WHERE q.mid IN ({placeholders}) AND {} IN ({placeholders})",
-                        self.dialect().delete,
-                        schema.table,
-                        schema.by_mid,
-                        (self.dialect().pair)(fingerprint)
-                    );
-                    let mut args: Vec<Value> = padded.iter().map(|&(mid, _)| mid.into()).collect();
-                    args.extend(
-                        padded
-                            .iter()
-                            .map(|(mid, content)| Value::Text(Some(format!("{mid}:{}", content.to_hex()).into()))),
-                    );
-                    connection.execute(&sql, args).await?
-                }
-                None => {
-                    // The database cannot compare contents, so that we do, and nobody can write meanwhile.
-                    let mids: Vec<i64> = group.iter().map(|&(mid, _)| mid).collect();
-                    let found = self.fingerprints(connection, &mids).await?;
-                    let same = |(mid, content): &&(i64, Fingerprint)| found.get(mid) == Some(content);
-                    let mids: Vec<Value> = padded(group.iter().filter(same).map(|&(mid, _)| mid.into()).collect());
-                    let sql = format!("DELETE FROM {} WHERE mid IN ({})", schema.table, placeholders(mids.len()));
-                    if mids.is_empty() { 0 } else { connection.execute(&sql, mids).await? }
-                }
+        let (mut gone, mut changed, mut kept) = (HashSet::new(), HashSet::new(), HashSet::new());
+        for group in rows.chunks(GROUP) {
+            let deleted = match self.delete_group(connection, &schema, group).await {
+                Ok(deleted) => deleted,
+                Err(Failure::Refused(words)) => return Ok(Deletion::Refused(words)),
+                // The table and its columns are there: a trigger on DELETE uses something that is not.
+                Err(Failure::Missing(words)) if schema.is_new() => return Ok(Deletion::Refused(words)),
+                Err(failure) => return Err(failure),
             };
-            if deleted != group.len() as u64 {
-                if !singly {
-                    return Ok(None);
+            if deleted == group.len() as u64 {
+                continue;
+            }
+            let mids: Vec<i64> = group.iter().map(|&(mid, _)| mid).collect();
+            let there = self.fingerprints(connection, &mids).await?;
+            let mut absent = Vec::new();
+            for &(mid, content) in group {
+                match there.get(&mid) {
+                    Some(found) if *found == content => drop(kept.insert(mid)),
+                    Some(_) => drop(changed.insert(mid)),
+                    None => absent.push(mid),
                 }
-                gone.extend(group.iter().map(|&(mid, _)| mid));
+            }
+            match deleted {
+                0 => gone.extend(absent),
+                deleted if deleted >= absent.len() as u64 => {}
+                _ => return Ok(Deletion::Unclear),
             }
         }
-        Ok(Some(gone))
+        Ok(Deletion::Ended { gone, changed, kept })
+    }
+
+    /// Returns the number of rows that were deleted.
+    async fn delete_group(
+        &self,
+        connection: &mut Connection,
+        schema: &Schema,
+        group: &[(i64, Fingerprint)],
+    ) -> Result<u64, Failure> {
+        let Some(fingerprint) = &schema.fingerprint else {
+            // The database cannot compare contents, so that we do, and no other can write meanwhile.
+            let mids: Vec<i64> = group.iter().map(|&(mid, _)| mid).collect();
+            let found = self.fingerprints(connection, &mids).await?;
+            let same = |(mid, content): &&(i64, Fingerprint)| found.get(mid) == Some(content);
+            let mids: Vec<Value> = padded(group.iter().filter(same).map(|&(mid, _)| mid.into()).collect());
+            let sql = format!("DELETE FROM {} WHERE mid IN ({})", schema.table, placeholders(mids.len()));
+            return if mids.is_empty() { Ok(0) } else { connection.execute(&sql, mids).await };
+        };
+        let padded = padded(group.to_vec());
+        let placeholders = placeholders(padded.len());
+        let sql = format!(
+            "{} {} AS q{} WHERE q.mid IN ({placeholders}) AND {} IN ({placeholders})",
+            self.dialect().delete,
+            schema.table,
+            schema.by_mid,
+            (self.dialect().pair)(fingerprint)
+        );
+        let pair =
+            |(mid, content): &(i64, Fingerprint)| Value::Text(Some(format!("{mid}:{}", content.to_hex()).into()));
+        let args = padded.iter().map(|&(mid, _)| mid.into()).chain(padded.iter().map(pair)).collect();
+        connection.execute(&sql, args).await
     }
 }
 

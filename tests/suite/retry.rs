@@ -7,7 +7,7 @@ use mailqueue::outcome::{
     Attempt, Cause, Fate, History, Reason, RecipientOutcome, RecipientRecord, RecipientState, Reply, Scope, Stage,
     Trouble,
 };
-use mailqueue::retry::{OnUnknown, Settings, decide, excused, pause, unknown};
+use mailqueue::retry::{OnUnknown, Settings, decide, excused, next_delete, pause, unknown};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -17,6 +17,22 @@ fn now() -> Timestamp {
 
 fn after(pause: Duration) -> Timestamp {
     now() + SignedDuration::try_from(pause).unwrap()
+}
+
+#[test]
+fn the_pauses_before_a_delete_that_was_refused_double_from_initial_to_maximum() {
+    let settings = Settings { initial: MINUTE, maximum: 4 * MINUTE, ..Settings::default() };
+    // A jitter of one half is none.
+    let next = |lasted: Duration, jitter| next_delete(&settings, now(), after(lasted), jitter);
+    assert_eq!(next(Duration::ZERO, 0.5), after(MINUTE));
+    assert_eq!(next(MINUTE, 0.5), after(2 * MINUTE));
+    assert_eq!(next(2 * MINUTE, 0.5), after(4 * MINUTE));
+    assert_eq!(next(4 * MINUTE, 0.5), after(8 * MINUTE));
+    assert_eq!(next(1000 * MINUTE, 0.5), after(1004 * MINUTE));
+    assert_eq!(next(1000 * MINUTE, 0.99), after(1004 * MINUTE), "never longer than the maximum");
+    assert_eq!(next(Duration::ZERO, 0.0), after(45 * MINUTE / 60));
+    // A clock that was set back makes no pause shorter.
+    assert_eq!(next_delete(&settings, after(10 * MINUTE), now(), 0.5), after(MINUTE));
 }
 
 fn reply(code: u16, enhanced: Option<(u8, u16, u16)>) -> Reply {

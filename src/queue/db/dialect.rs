@@ -46,6 +46,8 @@ pub(crate) struct Dialect {
     pub now: &'static str,
     /// Name, type and size limit of each column of a table.
     pub columns: &'static str,
+    /// Says YES where the table's storage engine has transactions; `None` where all tables have.
+    pub transactional: Option<&'static str>,
     /// About how many rows a table has, without counting.
     pub estimate: &'static str,
     /// The stored bytes of a column of this type; in UTF-8 where a letter is stored in more than one byte.

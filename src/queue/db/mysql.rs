@@ -45,6 +45,10 @@ pub(crate) const DIALECT: Dialect = Dialect {
     columns: "SELECT column_name, IF(character_set_name IN ('ucs2', 'utf16', 'utf16le', 'utf32'), 'wide', data_type), \
               CAST(character_maximum_length AS SIGNED) \
               FROM information_schema.columns WHERE table_schema = DATABASE() AND table_name = ?",
+    transactional: Some(
+        "SELECT e.transactions FROM information_schema.tables t JOIN information_schema.engines e \
+         ON e.engine = t.engine WHERE t.table_schema = DATABASE() AND t.table_name = ?",
+    ),
     estimate: "SELECT CAST(table_rows AS SIGNED) FROM information_schema.tables \
                WHERE table_schema = DATABASE() AND table_name = ?",
     // A CAST would copy each, which takes longer than to hash it.
@@ -63,7 +67,8 @@ pub(crate) const DIALECT: Dialect = Dialect {
         });
         format!("SHA2(CONCAT_WS(',', {}), 256)", parts.join(", "))
     }),
-    pair: |fingerprint| format!("CONCAT(q.mid, ':', {fingerprint})"),
+    // Of a column with ZEROFILL the text has leading zeros.
+    pair: |fingerprint| format!("CONCAT(CAST(q.mid AS SIGNED), ':', {fingerprint})"),
     place: |_| "?",
     producers: include_str!("../../../migrations/mysql/producers/table.sql"),
     producers_mparams: ",\n  mparams LONGTEXT NULL",

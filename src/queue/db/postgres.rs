@@ -37,6 +37,7 @@ pub(crate) const DIALECT: Dialect = Dialect {
               CASE WHEN a.atttypmod > 4 AND t.typname IN ('varchar', 'bpchar') THEN (a.atttypmod - 4)::bigint END \
               FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid \
               WHERE a.attrelid = to_regclass(?) AND a.attnum > 0 AND NOT a.attisdropped",
+    transactional: None,
     estimate: "SELECT c.reltuples::bigint FROM pg_catalog.pg_class c WHERE c.oid = to_regclass(?)",
     // Into the encoding that it has already: the stored bytes, whichever that encoding is.
     bytes: |column, kind| match kind {

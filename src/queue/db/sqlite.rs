@@ -32,6 +32,7 @@ pub(crate) const DIALECT: Dialect = Dialect {
     now: "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)",
     // Declared sizes are not kept to, so that there is no limit.
     columns: "SELECT name, lower(type), NULL FROM pragma_table_info(?)",
+    transactional: None,
     estimate: "SELECT max(mid) - min(mid) + 1 FROM {table} WHERE ? <> ''",
     bytes: |column, _| format!("CAST({column} AS BLOB)"),
     // Of a stored column this reads the head only; LENGTH would read all of a text.

@@ -67,6 +67,7 @@ mod settling;
 mod smarthost;
 mod soak;
 mod state;
+mod undeleted;
 
 /// Lets tables be looked at often, so that nothing waits for a poll.
 const OFTEN: &str = "poll_interval = \"200ms\"";

@@ -57,9 +57,9 @@ fn the_json_of_status_has_the_fields_that_monitoring_was_written_against() {
     let expected = serde_json::json!({
         "queues": [
             {"name": "newsletter", "waiting": 1204, "claimed": 0, "sending": 4, "deferred": 0, "failed": 3,
-             "unreadable": 0, "held": 0, "paused": false, "oldest_due_seconds": 12},
+             "unreadable": 0, "held": 0, "not_deleted": 0, "paused": false, "oldest_due_seconds": 12},
             {"name": "admidio", "waiting": 0, "claimed": 0, "sending": 0, "deferred": 1, "failed": 0,
-             "unreadable": 0, "held": 0, "paused": true, "oldest_due_seconds": 7300},
+             "unreadable": 0, "held": 0, "not_deleted": 0, "paused": true, "oldest_due_seconds": 7300},
         ],
         "relay": {
             "state": "up", "until": null, "reason": null, "connections_cap": null,
@@ -96,6 +96,9 @@ fn a_queue_that_cannot_be_counted_has_no_counts_rather_than_noughts() {
 fn the_line_for_systemd_says_on_one_line_what_waits_and_how_the_relay_is() {
     let one = Health { queues: health().queues[..1].to_vec(), ..health() };
     assert_eq!(status_text(&one), "newsletter 1,204 waiting, 4 sending, 3 failed; relay up");
+    let mut kept = one.clone();
+    kept.queues[0].rows = Some(Rows { held: 1, not_deleted: 2, ..Rows::default() });
+    assert_eq!(status_text(&kept), "newsletter 0 waiting, 1 held, 2 not deleted; relay up");
     let mut bad = Health { relay: down(), ..health() };
     bad.queues[0] = Queue::out_of_reach("newsletter", "no route to host");
     assert_eq!(
@@ -115,6 +118,22 @@ fn checkmk(health: &Health, daemon: &Daemon) -> Vec<String> {
 }
 
 #[test]
+fn checkmk_warns_of_rows_that_are_delivered_and_not_deleted_and_not_of_those_that_an_operator_holds() {
+    let newsletter = |rows| {
+        let queue = Queue { rows: Some(rows), ..health().queues[0].clone() };
+        let health = Health { queues: vec![queue], ..health() };
+        checkmk(&health, &Daemon::Running { pid: 77, once: false, pace: None }).pop().unwrap()
+    };
+    let held = newsletter(Rows { held: 2, ..Rows::default() });
+    assert!(held.starts_with("0 ") && held.ends_with("|held=2|not_deleted=0 0 waiting, 2 held"), "{held}");
+    let kept = newsletter(Rows { not_deleted: 1, ..Rows::default() });
+    assert!(
+        kept.starts_with("1 ") && kept.ends_with("|held=0|not_deleted=1 0 waiting, 1 delivered and not deleted"),
+        "{kept}"
+    );
+}
+
+#[test]
 fn checkmk_gets_a_line_with_levels_and_metrics_for_each_service() {
     assert_eq!(
         checkmk(&health(), &Daemon::Running { pid: 77, once: false, pace: None }),
@@ -122,10 +141,10 @@ fn checkmk_gets_a_line_with_levels_and_metrics_for_each_service() {
             "0 \"mailqueue daemon\" last_poll_age=30;480;1500|ledger_open=2 running as process 77, last poll 30 s ago",
             "0 \"mailqueue relay\" last_accepted_age=2 up, last mail accepted 2 s ago",
             "1 \"mailqueue newsletter\" oldest_due=12;900;3600|failed=3;1;10|unreadable=0;1;10|waiting=1204|sending=4\
-             |deferred=0|held=0 1,204 waiting, 3 failed, oldest due for 12 s",
+             |deferred=0|held=0|not_deleted=0 1,204 waiting, 3 failed, oldest due for 12 s",
             // Old by an operator's wish: that is no more than a warning.
             "1 \"mailqueue admidio\" oldest_due=7300;900;3600|failed=0;1;10|unreadable=0;1;10|waiting=0|sending=0\
-             |deferred=1|held=0 paused by an operator, 0 waiting, 1 deferred, oldest due for 2 h",
+             |deferred=1|held=0|not_deleted=0 paused by an operator, 0 waiting, 1 deferred, oldest due for 2 h",
         ]
     );
 }

@@ -45,7 +45,7 @@ async fn two_nodes_that_want_the_same_rows_never_both_get_one() {
         let settle = async |queue: &Queue, claims| {
             let rows = queue.load(claims).await.unwrap();
             let group = rows.into_iter().map(|row| settlement(row, delivered())).collect();
-            assert!(queue.settle(group).await.unwrap().iter().all(|(_, settled)| *settled == Settled::Done));
+            assert!(queue.settle(group, RETRY).await.unwrap().iter().all(|(_, settled)| *settled == Settled::Done));
         };
         tokio::join!(settle(&queues[0], a), settle(&queues[1], b));
         conflicts = told_apart(&mut sessions).await;

@@ -17,7 +17,7 @@ on_each_server! {
         let rows = take_all(&queue).await;
         assert_eq!(rows.iter().map(|row| row.claim.id().mid).collect::<Vec<_>>(), mids);
         send(&queue, &rows).await;
-        queue.settle(rows.into_iter().map(|row| settlement(row, delivered())).collect()).await.unwrap();
+        queue.settle(rows.into_iter().map(|row| settlement(row, delivered())).collect(), RETRY).await.unwrap();
         queue.sweep().await.unwrap();
         let mut other = place.producer().await;
         other.run(&format!("INSERT INTO {TABLE} (mid, mto) VALUES (1001, 'b3RoZXI=')")).await.unwrap();
@@ -65,9 +65,9 @@ on_each_server! {
         };
         foreign.run(&lock).await.unwrap();
         let begin = Instant::now();
-        let (error, group) = queue.settle(vec![settlement(row, delivered())]).await.unwrap_err();
+        let (error, group) = queue.settle(vec![settlement(row, delivered())], RETRY).await.unwrap_err();
         assert!(begin.elapsed() < Duration::from_secs(25), "{:?}: {error}", begin.elapsed());
         foreign.run(unlock).await.unwrap();
-        assert_eq!(queue.settle(group).await.unwrap()[0].1, mailqueue::queue::Settled::Done);
+        assert_eq!(queue.settle(group, RETRY).await.unwrap()[0].1, mailqueue::queue::Settled::Done);
     }
 }

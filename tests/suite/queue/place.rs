@@ -5,7 +5,9 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use mailqueue::mail::{Columns, Fingerprint};
 use mailqueue::outcome::{Fate, History, Reason, RecipientRecord, RecipientState, Verdict};
-use mailqueue::queue::{Claim, Database, Error, Found, Listed, Pools, Queue, Row, Settings, Settled, Settlement};
+use mailqueue::queue::{
+    Claim, Database, DeleteRetry, Error, Found, Listed, Pools, Queue, Row, Settings, Settled, Settlement,
+};
 use sqlx::{AssertSqlSafe, Connection, Executor, MySqlConnection, PgConnection, Row as _, SqliteConnection};
 use url::Url;
 
@@ -178,6 +180,10 @@ pub fn mail(number: usize) -> Columns {
     }
 }
 
+/// The times of rows that the database does not delete.
+pub const RETRY: DeleteRetry =
+    DeleteRetry { now: Timestamp::constant(1_700_000_000, 0), next: Timestamp::constant(1_700_000_060, 0) };
+
 /// A moment, in seconds.
 pub fn at(second: i64) -> Timestamp {
     Timestamp::from_second(1_700_000_000 + second).unwrap()
@@ -237,7 +243,7 @@ pub async fn send(queue: &Queue, rows: &[Row]) -> Vec<bool> {
 }
 
 pub async fn settle(queue: &Queue, row: Row, verdict: Verdict) -> Settled {
-    queue.settle(vec![settlement(row, verdict)]).await.unwrap().remove(0).1
+    queue.settle(vec![settlement(row, verdict)], RETRY).await.unwrap().remove(0).1
 }
 
 /// Claims everything that is due.

@@ -93,7 +93,7 @@ async fn walk(place: &Place, counter: &mut Counter, analyzed: bool) {
         let rows = queue.load(claims).await.unwrap();
         assert!(send(&queue, &rows).await.into_iter().all(|ours| ours));
         let group = rows.into_iter().map(|row| settlement(row, delivered())).collect();
-        assert_eq!(queue.settle(group).await.unwrap().len(), BATCH);
+        assert_eq!(queue.settle(group, RETRY).await.unwrap().len(), BATCH);
     });
     // The content, and the row as it is deleted.
     reads.await.within("claim, load and settle", 2 * batch + 2, 12 * batch);
@@ -103,7 +103,7 @@ async fn walk(place: &Place, counter: &mut Counter, analyzed: bool) {
         assert_eq!(claims.len(), 128);
         let rows = queue.load(claims).await.unwrap();
         let group = rows.into_iter().map(|row| settlement(row, deferred(Timestamp::now()))).collect();
-        queue.settle(group).await.unwrap();
+        queue.settle(group, RETRY).await.unwrap();
     });
     reads.await.within("due, and put off again", 2 * 128 + 10, 12 * 128);
 

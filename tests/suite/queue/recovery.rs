@@ -103,6 +103,49 @@ on_each_database! {
         assert_eq!(place.state(mids[0]).await, "sending");
     }
 
+    async fn a_claim_that_was_taken_over_is_told_from_others_also_after_a_restart(place: Place) {
+        let mids = place.mails(3).await;
+        let (a, b) = (place.dispatcher("a"), place.dispatcher("b"));
+        let theirs = claim(&a, &mids[..1], at(0)).await.unwrap();
+        let theirs = a.load(theirs).await.unwrap();
+        send(&a, &theirs).await;
+        let ours = claim(&b, &mids[1..], at(0)).await.unwrap();
+        assert!(ours.iter().all(|claim| !claim.was_taken_over()));
+        let ours = b.load(ours).await.unwrap();
+        send(&b, &ours).await;
+        let taken = b.take_over(&"a".to_owned(), 0).await.unwrap().unknown;
+        assert_eq!(taken.iter().map(|claim| claim.was_taken_over()).collect::<Vec<_>>(), [true]);
+        drop((theirs, ours, taken));
+        for _ in 0..2 {
+            let mut unknown = place.dispatcher("b").recover_own().await.unwrap().unknown;
+            unknown.sort_by_key(|claim| claim.id().mid);
+            let taken_over: Vec<_> = unknown.iter().map(|claim| claim.was_taken_over()).collect();
+            assert_eq!(taken_over, [true, false, false]);
+        }
+    }
+
+    async fn a_record_that_a_claim_leaves_behind_takes_its_recipients_along(place: Place) {
+        let mids = place.mails(2).await;
+        let (a, b) = (place.dispatcher("a"), place.dispatcher("b"));
+        let some = [recipient("x@example.org", RecipientState::Deferred)];
+        let fate = Fate::Deferred { reason: Reason::Throttled, next_attempt: at(60) };
+        for row in take_all(&a).await {
+            settle(&a, row, verdict(fate.clone(), &some)).await;
+        }
+        let recipients = async || place.session().await.number("SELECT COUNT(*) FROM mailqueue_recipient").await;
+        assert_eq!(recipients().await, 2);
+        let claims = a.claim_due(at(60), 10).await.unwrap();
+        place.session().await.run(&format!("UPDATE {TABLE} SET mbody = 'TmV3'")).await.unwrap();
+        // The claims are lost meanwhile: the records are the other's to drop.
+        b.take_over(&"a".to_owned(), 0).await.unwrap();
+        assert!(a.load(claims).await.unwrap().is_empty());
+        assert_eq!((place.records().await, recipients().await), (2, 2));
+        let claims = b.claim_due(at(60), 10).await.unwrap();
+        assert_eq!(claims.len(), mids.len());
+        assert!(b.load(claims).await.unwrap().is_empty());
+        assert_eq!((place.records().await, recipients().await), (0, 0));
+    }
+
     async fn an_acceptance_counts_whoever_holds_the_claim(place: Place) {
         let mids = place.mails(2).await;
         let (a, b) = (place.dispatcher("a"), place.dispatcher("b"));
@@ -125,7 +168,7 @@ on_each_database! {
         let group: Vec<_> = taken.into_iter().map(|claim| {
             Settlement { fingerprint: claim.fingerprint(), claim, message_id: None, verdict: held() }
         }).collect();
-        let settled: Vec<_> = b.settle(group).await.unwrap().into_iter().collect();
+        let settled: Vec<_> = b.settle(group, RETRY).await.unwrap().into_iter().collect();
         let of = |mid| settled.iter().find(|(id, _)| id.mid == mid).unwrap().1.clone();
         assert_eq!((of(mids[0]), of(mids[1])), (Settled::ClaimLost, Settled::Done));
         assert_eq!(place.records().await, 1);
@@ -151,20 +194,20 @@ on_each_database! {
         let accepted = [recipient("x@example.org", RecipientState::Accepted)];
         let queue = place.dispatcher("a");
         let (record, content) = &ids[0];
-        assert!(queue.replay(mids[0], record, *content, &[], true).await.unwrap());
-        assert!(!queue.replay(mids[0], record, *content, &[], true).await.unwrap());
+        assert!(queue.replay(mids[0], record, *content, &[], Some(RETRY)).await.unwrap().is_some());
+        assert!(!queue.replay(mids[0], record, *content, &[], Some(RETRY)).await.unwrap().is_some());
         assert_eq!(place.state(mids[0]).await, "gone");
 
         let (record, content) = &ids[1];
-        assert!(queue.replay(mids[1], record, *content, &accepted, false).await.unwrap());
+        assert!(queue.replay(mids[1], record, *content, &accepted, None).await.unwrap().is_some());
         let listed = place.listed(mids[1]).await.unwrap();
         assert_eq!((listed.state.as_str(), &listed.history.recipients[..]), ("deferred", &accepted[..]));
         assert_eq!(take_due(&queue, at(0)).await.len(), 1);
 
         // Another record, or another content, is another mail.
         let (_, content) = &ids[2];
-        assert!(!queue.replay(mids[2], &ids[0].0, *content, &[], true).await.unwrap());
-        assert!(!queue.replay(mids[2], &ids[2].0, ids[0].1, &[], true).await.unwrap_or(true) || ids[0].1 == *content);
+        assert!(!queue.replay(mids[2], &ids[0].0, *content, &[], Some(RETRY)).await.unwrap().is_some());
+        assert!(!queue.replay(mids[2], &ids[2].0, ids[0].1, &[], Some(RETRY)).await.unwrap().is_some() || ids[0].1 == *content);
         assert_eq!(place.state(mids[2]).await, "sending");
     }
 
@@ -175,7 +218,7 @@ on_each_database! {
         send(&a, std::slice::from_ref(&row)).await;
         b.take_over(&"a".to_owned(), 0).await.unwrap();
         let accepted = [recipient("x@example.org", RecipientState::Accepted)];
-        assert!(a.replay(mids[0], row.claim.record(), row.fingerprint, &accepted, false).await.unwrap());
+        assert!(a.replay(mids[0], row.claim.record(), row.fingerprint, &accepted, None).await.unwrap().is_some());
         let listed = place.listed(mids[0]).await.unwrap();
         assert_eq!((listed.state.as_str(), listed.owner.as_deref()), ("sending", Some("b")));
         assert_eq!(listed.history.recipients, accepted);
