@@ -2,7 +2,7 @@
 //! Prometheus and Checkmk meet it.
 
 mod audit;
-mod daemon;
+pub mod daemon;
 mod digest;
 mod fake;
 mod http;

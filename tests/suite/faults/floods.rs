@@ -13,6 +13,7 @@ use crate::support::database::{self, TestDatabase};
 use crate::support::house::House;
 use crate::support::long;
 use crate::support::mails::Mails;
+use crate::support::second::Second;
 use crate::support::session::Session;
 
 const MB: u64 = 1_000_000;
@@ -28,7 +29,8 @@ on_every_database!(
 async fn tens_of_thousands_of_rows_do_not_delay_the_first_mail_or_fill_the_memory(database: TestDatabase) {
     let count = if long() { 200_000 } else { 50_000 };
     let catcher = Catcher::start().await;
-    let house = House::build(database, catcher.port(), OFTEN, "").await;
+    let mut second = Second::new();
+    let house = House::build(database, catcher.port(), &format!("{OFTEN}\n{}", second.section()), "").await;
     let mut session = Session::on(&house.database.url).await;
     Mails::default().flood(&mut session, "mail_queue", "n", count).await;
     let daemon = house.start();
@@ -36,6 +38,7 @@ async fn tens_of_thousands_of_rows_do_not_delay_the_first_mail_or_fill_the_memor
     let started = Instant::now();
     catcher.wait_for(1).await;
     let first = started.elapsed();
+    second.goes_on(&catcher, "beside-the-flood").await;
     catcher.wait_for(1_000).await;
     let peak = peak(&daemon);
     stop(daemon).await;

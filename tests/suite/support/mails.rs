@@ -18,19 +18,34 @@ use super::session::Session;
 const UNBLOCKED: Duration = Duration::from_secs(2);
 
 /// Who is to get which row.
-#[derive(Default)]
 pub struct Mails {
+    queue: &'static str,
     rows: Vec<(i64, Vec<String>)>,
     slowest: Duration,
 }
 
+impl Default for Mails {
+    /// Of the queue `newsletter`.
+    fn default() -> Self {
+        Self::of("newsletter")
+    }
+}
+
 impl Mails {
+    /// Of this queue, whose table is `mail_queue` too.
+    pub fn of(queue: &'static str) -> Self {
+        Self { queue, rows: Vec::new(), slowest: Duration::ZERO }
+    }
+
     /// Inserts as PHP does, whole rows one by one. Each seventh mail is for forty recipients in Bcc, so that it wants
     /// several transactions.
-    pub async fn fill(&mut self, session: &mut Session, name: &str, count: usize) {
+    /// Returns their numbers.
+    pub async fn fill(&mut self, session: &mut Session, name: &str, count: usize) -> Vec<i64> {
+        let mut mids = Vec::with_capacity(count);
         for n in 0..count {
-            self.insert(session, &format!("{name}-{n}"), if n % 7 == 3 { 40 } else { 1 }, None).await;
+            mids.push(self.insert(session, &format!("{name}-{n}"), if n % 7 == 3 { 40 } else { 1 }, None).await);
         }
+        mids
     }
 
     /// One row, for `name@example.org` or `name-0@`, `name-1@` and so on, under a number of its own or `mid`.
@@ -67,17 +82,21 @@ impl Mails {
 
     /// A producer that goes on inserting until it is stopped.
     pub fn all_the_while(url: &Url, name: &'static str, pause: Duration) -> Producer {
+        Self::default().keep_filling(url, name, pause)
+    }
+
+    /// The same, on top of what is there.
+    pub fn keep_filling(mut self, url: &Url, name: &'static str, pause: Duration) -> Producer {
         let stop = CancellationToken::new();
         let (stopped, url) = (stop.clone(), url.clone());
         let task = tokio::spawn(async move {
             let mut session = Session::on(&url).await;
-            let mut mails = Self::default();
             let mut n = 0;
             while stopped.run_until_cancelled(tokio::time::sleep(pause)).await.is_some() {
-                mails.insert(&mut session, &format!("{name}-{n}"), if n % 7 == 3 { 20 } else { 1 }, None).await;
+                self.insert(&mut session, &format!("{name}-{n}"), if n % 7 == 3 { 20 } else { 1 }, None).await;
                 n += 1;
             }
-            mails
+            self
         });
         Producer { stop, task }
     }
@@ -96,7 +115,7 @@ impl Mails {
     }
 
     /// Everybody has got every mail. Who has got one more than once has got the same Message-ID and Date, and for each
-    /// copy too many the log (of the queue `newsletter`) says that an outcome was unknown. No INSERT had to wait.
+    /// copy too many the log says that an outcome was unknown. No INSERT had to wait.
     /// Answers how many mails came more than once.
     pub fn audit(&self, received: &[Received], lines: &[String]) -> usize {
         assert!(self.slowest < UNBLOCKED, "an INSERT took {:?}", self.slowest);
@@ -115,8 +134,9 @@ impl Mails {
         let lost: BTreeSet<_> = everybody.filter(|recipient| !copies.contains_key(recipient.as_str())).collect();
         assert!(lost.is_empty(), "lost: {lost:?}");
         let mut unknown: HashMap<&str, usize> = HashMap::new();
+        let mention = format!("\"{}/", self.queue);
         for line in lines.iter().filter(|line| line.contains("unknown: ")) {
-            if let Some((_, rest)) = line.split_once("\"newsletter/") {
+            if let Some((_, rest)) = line.split_once(&mention) {
                 *unknown.entry(rest.split('"').next().unwrap_or_default()).or_default() += 1;
             }
         }
@@ -124,11 +144,11 @@ impl Mails {
         for (mid, recipients) in &self.rows {
             let most = recipients.iter().map(|recipient| copies[recipient.as_str()].len()).max().unwrap_or(1);
             let known = unknown.get(mid.to_string().as_str()).copied().unwrap_or(0);
-            assert!(most - 1 <= known, "newsletter/{mid} came {most} times, of unknown outcome {known} times");
+            assert!(most - 1 <= known, "{}/{mid} came {most} times, of unknown outcome {known} times", self.queue);
             repeated += usize::from(most > 1);
             let stamps = recipients.iter().flat_map(|recipient| &copies[recipient.as_str()]);
             let stamps: HashSet<_> = stamps.map(|mail| (header(mail, "Message-ID"), header(mail, "Date"))).collect();
-            assert_eq!(stamps.len(), 1, "newsletter/{mid}: {stamps:?}");
+            assert_eq!(stamps.len(), 1, "{}/{mid}: {stamps:?}", self.queue);
         }
         repeated
     }

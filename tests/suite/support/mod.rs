@@ -41,9 +41,11 @@ pub mod house;
 pub mod machine;
 pub mod mails;
 pub mod proxy;
+pub mod second;
 pub mod secrets;
 pub mod session;
 pub mod smarthost;
+pub mod undeletable;
 
 use std::time::Duration;
 

@@ -23,6 +23,8 @@ pub enum Fault {
 
 pub struct Proxy {
     port: u16,
+    /// Host and port.
+    server: Arc<Mutex<(String, u16)>>,
     armed: Arc<Mutex<Option<(&'static str, Fault)>>>,
     state: watch::Sender<State>,
 }
@@ -40,7 +42,8 @@ impl Proxy {
     pub async fn to(server: &Url) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("port");
         let port = listener.local_addr().expect("address").port();
-        let server = (server.host_str().expect("host").to_owned(), server.port().expect("port"));
+        let server = Arc::new(Mutex::new(place(server)));
+        let leads_to = Arc::clone(&server);
         let armed = Arc::default();
         let state = watch::Sender::new(State::default());
         let (faults, states) = (Arc::clone(&armed), state.clone());
@@ -49,14 +52,20 @@ impl Proxy {
                 if states.borrow().refuses {
                     continue;
                 }
-                let (server, faults, states) = (server.clone(), Arc::clone(&faults), states.subscribe());
+                let server = leads_to.lock().unwrap().clone();
+                let (faults, states) = (Arc::clone(&faults), states.subscribe());
                 tokio::spawn(async move {
                     let server = TcpStream::connect((server.0.as_str(), server.1)).await;
                     pass(client, server.expect("server"), &faults, states).await;
                 });
             }
         });
-        Self { port, armed, state }
+        Self { port, server, armed, state }
+    }
+
+    /// New connections lead to the server of this URL; those that are there stay as they are.
+    pub fn lead_to(&self, server: &Url) {
+        *self.server.lock().unwrap() = place(server);
     }
 
     pub fn port(&self) -> u16 {
@@ -92,6 +101,10 @@ impl Proxy {
     pub fn open(&self) {
         self.state.send_modify(|state| (state.refuses, state.stalls) = (false, false));
     }
+}
+
+fn place(server: &Url) -> (String, u16) {
+    (server.host_str().expect("host").to_owned(), server.port().expect("port"))
 }
 
 async fn pass(
