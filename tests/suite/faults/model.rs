@@ -1,5 +1,6 @@
-//! The dispatcher itself, in this process, against a smarthost that does whatever chance wants, and dying whenever
-//! chance wants. Some hundred schedules; `MAILQUEUE_TEST_LONG=1` runs more than ten thousand.
+//! The dispatcher itself, in this process, against a smarthost that does whatever chance wants, a database that is locked
+//! or keeps a row whenever chance wants, and dying whenever chance wants. A second queue on a database of its own goes on
+//! meanwhile. Some hundred schedules; `MAILQUEUE_TEST_LONG=1` runs more than ten thousand.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
@@ -9,14 +10,17 @@ use std::time::Duration;
 use mailqueue::dispatch::{self, Dispatcher, Pass, Source};
 use mailqueue::ledger::{Ledger, StateDir};
 use mailqueue::outcome::State;
-use mailqueue::queue::{Database, Filter, Queue, Settings};
+use mailqueue::queue::{Database, Filter, Listed, Queue, Settings};
 use mailqueue::relay::{self, Relay, Timeouts, Tls};
 use mailqueue::{retry, translate};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+use url::Url;
 
 use crate::support::catcher::{Catcher, Hazard, Received, Step};
 use crate::support::house::row;
+use crate::support::session::Session;
+use crate::support::undeletable::Keeper;
 use crate::support::{long, seed};
 
 const CONNECTIONS: usize = 3;
@@ -111,77 +115,160 @@ async fn play(seed: u64) {
     let catcher = Catcher::with_hazards(move |step| answers.answer(step), move |step| hazards.hazard(step)).await;
     let directory = tempfile::tempdir().unwrap();
     let place = Arc::new(Place { directory: directory.path().to_owned(), port: catcher.port() });
-    let queue = place.queue("");
-    queue.migrate(true).await.unwrap();
-    let mut expected = BTreeMap::new();
+    let mut newsletter = Filled::new(place.queue("newsletter", "")).await;
+    let mut second = Filled::new(place.queue("second", "")).await;
     for n in 0..random.random_range(3..12) {
         let count = if random.random_bool(0.3) { random.random_range(2..6) } else { 1 };
         let mut recipients: Vec<_> = (0..count).map(|k| format!("r{k}.n{n}@example.org")).collect();
         if random.random_bool(0.1) {
             recipients.push(format!("never.n{n}@example.org"));
         }
-        let mail = row(&recipients.join(", "), "x", "x\n", "From: a@example.org\n");
-        expected.insert(queue.insert(&mail).await.unwrap(), recipients);
+        newsletter.insert(recipients).await;
+    }
+    let harshness = *chance.harshness.lock().unwrap();
+    let kept = random.random_bool(0.2).then(|| newsletter.any(&mut random));
+    let keeper = any_keeper(&mut random);
+    let mut session = Session::on(&place.url("newsletter")).await;
+    if let Some(mid) = kept {
+        keeper.keep(&mut session, mid).await;
     }
 
     let mut kills = 0;
-    for _ in 0..LIVES {
+    for life in 0..LIVES {
         let until = random.random_bool(0.5).then(|| Duration::from_millis(random.random_range(1..120)));
-        kills += usize::from(live(place.clone(), until).await.is_none());
+        let calm = random.random_bool(0.4);
+        *chance.harshness.lock().unwrap() = if calm { 0 } else { harshness };
+        let mut new = Vec::new();
+        for n in 0..2 {
+            new.push(second.insert(vec![format!("r{n}.l{life}@second.example")]).await);
+        }
+        let undeletable = kept.is_none().then(|| newsletter.any(&mut random));
+        let disturbed = disturb(place.clone(), StdRng::seed_from_u64(random.random()), undeletable);
+        let (pass, ()) = tokio::join!(live(place.clone(), until), disturbed);
+        kills += usize::from(pass.is_none());
+        if calm && pass.is_some() {
+            let left = second.rows().await;
+            assert!(!left.iter().any(|row| new.contains(&row.id.mid)), "the second queue did not go on: {left:?}");
+        }
     }
     *chance.harshness.lock().unwrap() = 0;
+    if kept.is_some() {
+        keeper.let_go(&mut session).await;
+    }
+    come_to_rest(&place, [&newsletter, &second]).await;
+    let unheard = chance.unheard.lock().unwrap().clone();
+    let received = catcher.received();
+    let beyond = newsletter.judge(&received, &unheard).await + second.judge(&received, &unheard).await;
+    assert!(beyond <= kills * CONNECTIONS, "{beyond} mails came too often with {kills} kills");
+    let state_dir = place.state_dir();
+    let ledger = Ledger::open(&state_dir).unwrap();
+    assert_eq!(ledger.open_count(), 0);
+}
+
+/// Passes in which nothing goes wrong, until nothing is due any more.
+async fn come_to_rest(place: &Arc<Place>, queues: [&Filled; 2]) {
     for pass in 0.. {
         let pass_ended = live(place.clone(), None).await.expect("nobody kills it");
         assert!(pass_ended.refused.is_none(), "{:?}", pass_ended.refused);
-        let rows = queue.list(&Filter::default(), i64::MIN, 100).await.unwrap();
-        if rows.iter().all(|row| matches!(row.state, State::Held | State::Failed)) {
-            break;
+        let mut rows = queues[0].rows().await;
+        rows.extend(queues[1].rows().await);
+        let rests = |row: &Listed| match row.state {
+            State::Failed => true,
+            State::Held => row.next_attempt.is_none(),
+            _ => false,
+        };
+        if rows.iter().all(rests) {
+            return;
         }
         assert!(pass < 200, "it does not come to rest: {rows:?}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    let unheard = chance.unheard.lock().unwrap().clone();
-    judge(&place, &queue, &expected, &catcher.received(), &unheard, kills).await;
 }
 
-async fn judge(
-    place: &Place,
-    queue: &Queue,
-    expected: &BTreeMap<i64, Vec<String>>,
-    received: &[Received],
-    unheard: &HashMap<String, usize>,
-    kills: usize,
-) {
-    let rows = queue.list(&Filter::default(), i64::MIN, 100).await.unwrap();
-    let left: HashSet<_> = rows.iter().map(|row| row.id.mid).collect();
-    let mut beyond_unheard = 0;
-    for (mid, recipients) in expected {
-        let copies = |recipient: &String| received.iter().filter(|mail| mail.recipients.contains(recipient)).count();
-        if !left.contains(mid) {
-            let missing: Vec<_> = recipients.iter().filter(|recipient| copies(recipient) == 0).collect();
-            assert!(missing.is_empty(), "row {mid} is gone and {missing:?} have nothing");
+fn any_keeper(random: &mut StdRng) -> Keeper {
+    [Keeper::Refusal, Keeper::Silence, Keeper::ForeignKey][random.random_range(0..3)]
+}
+
+/// The first database during a life: locked for a while, or a row that cannot be deleted for a while, or neither.
+async fn disturb(place: Arc<Place>, mut random: StdRng, undeletable: Option<i64>) {
+    let mut session = Session::on(&place.url("newsletter")).await;
+    for _ in 0..random.random_range(0..3) {
+        tokio::time::sleep(Duration::from_millis(random.random_range(0..30))).await;
+        let lasts = Duration::from_millis(random.random_range(1..100));
+        match undeletable.filter(|_| random.random_bool(0.5)) {
+            Some(mid) => {
+                let keeper = any_keeper(&mut random);
+                keeper.keep(&mut session, mid).await;
+                tokio::time::sleep(lasts).await;
+                keeper.let_go(&mut session).await;
+            }
+            None => {
+                session.run("BEGIN EXCLUSIVE").await.unwrap();
+                tokio::time::sleep(lasts).await;
+                session.run("COMMIT").await.unwrap();
+            }
         }
-        let row = rows.iter().find(|row| row.id.mid == *mid);
-        if row.is_some_and(|row| row.state == State::Failed) {
-            let wanting = recipients.iter().filter(|to| !to.starts_with("never") && copies(to) == 0).count();
-            assert_eq!(wanting, 0, "row {mid} failed for those that are refused only: {row:?}");
-        }
-        let most = recipients.iter().map(copies).max().unwrap();
-        let excused: usize = recipients.iter().filter_map(|recipient| unheard.get(recipient)).sum();
-        beyond_unheard += most.saturating_sub(1 + excused);
-        let stamps = received.iter().filter(|mail| recipients.contains(&mail.recipients[0])).map(|mail| {
-            let text = String::from_utf8_lossy(&mail.content).into_owned();
-            let stamp = |line: &&str| line.starts_with("Date:") || line.starts_with("Message-ID:");
-            text.lines().filter(stamp).map(str::to_owned).collect::<Vec<_>>()
-        });
-        let stamps: HashSet<_> = stamps.collect();
-        assert!(stamps.len() <= 1, "row {mid}: {stamps:?}");
     }
-    assert!(beyond_unheard <= kills * CONNECTIONS, "{beyond_unheard} mails came too often with {kills} kills");
-    let state_dir = place.state_dir();
-    let ledger = Ledger::open(&state_dir).unwrap();
-    assert_eq!(ledger.open_count(), 0);
-    queue.sweep().await.unwrap();
+}
+
+/// A queue, and who is to get which of its rows.
+struct Filled {
+    queue: Queue,
+    expected: BTreeMap<i64, Vec<String>>,
+}
+
+impl Filled {
+    async fn new(queue: Queue) -> Self {
+        queue.migrate(true).await.unwrap();
+        Self { queue, expected: BTreeMap::new() }
+    }
+
+    async fn insert(&mut self, recipients: Vec<String>) -> i64 {
+        let mail = row(&recipients.join(", "), "x", "x\n", "From: a@example.org\n");
+        let mid = self.queue.insert(&mail).await.unwrap();
+        self.expected.insert(mid, recipients);
+        mid
+    }
+
+    fn any(&self, random: &mut StdRng) -> i64 {
+        *self.expected.keys().nth(random.random_range(0..self.expected.len())).unwrap()
+    }
+
+    async fn rows(&self) -> Vec<Listed> {
+        self.queue.list(&Filter::default(), i64::MIN, 100).await.unwrap()
+    }
+
+    /// Returns how many copies came too often for which the smarthost is not to blame.
+    async fn judge(&self, received: &[Received], unheard: &HashMap<String, usize>) -> usize {
+        let rows = self.rows().await;
+        let left: HashSet<_> = rows.iter().map(|row| row.id.mid).collect();
+        let mut beyond_unheard = 0;
+        for (mid, recipients) in &self.expected {
+            let copies =
+                |recipient: &String| received.iter().filter(|mail| mail.recipients.contains(recipient)).count();
+            if !left.contains(mid) {
+                let missing: Vec<_> = recipients.iter().filter(|recipient| copies(recipient) == 0).collect();
+                assert!(missing.is_empty(), "row {mid} is gone and {missing:?} have nothing");
+            }
+            let row = rows.iter().find(|row| row.id.mid == *mid);
+            if row.is_some_and(|row| row.state == State::Failed) {
+                let wanting = recipients.iter().filter(|to| !to.starts_with("never") && copies(to) == 0).count();
+                assert_eq!(wanting, 0, "row {mid} failed for those that are refused only: {row:?}");
+            }
+            let most = recipients.iter().map(copies).max().unwrap();
+            let excused: usize = recipients.iter().filter_map(|recipient| unheard.get(recipient)).sum();
+            beyond_unheard += most.saturating_sub(1 + excused);
+            let stamps = received.iter().filter(|mail| recipients.contains(&mail.recipients[0])).map(|mail| {
+                let text = String::from_utf8_lossy(&mail.content).into_owned();
+                let stamp = |line: &&str| line.starts_with("Date:") || line.starts_with("Message-ID:");
+                text.lines().filter(stamp).map(str::to_owned).collect::<Vec<_>>()
+            });
+            let stamps: HashSet<_> = stamps.collect();
+            assert!(stamps.len() <= 1, "row {mid}: {stamps:?}");
+        }
+        self.queue.sweep().await.unwrap();
+        beyond_unheard
+    }
 }
 
 struct Place {
@@ -195,14 +282,15 @@ impl Place {
         StateDir::take(path, || "0123456789abcdef0123456789abcdef".to_owned()).unwrap()
     }
 
-    fn queue(&self, dispatcher: &str) -> Queue {
-        let url = format!("sqlite:{}/queue.sqlite", self.directory.display()).parse().unwrap();
-        let database = Database { url, password: None };
-        Queue::new(
-            Settings { name: "newsletter".into(), database, table: "mail_queue".to_owned(), max_size: 1_000_000 },
-            dispatcher.to_owned(),
-        )
-        .unwrap()
+    /// Each queue has a database of its own.
+    fn url(&self, queue: &str) -> Url {
+        format!("sqlite:{}/{queue}.sqlite", self.directory.display()).parse().unwrap()
+    }
+
+    fn queue(&self, name: &str, dispatcher: &str) -> Queue {
+        let database = Database { url: self.url(name), password: None };
+        let settings = Settings { name: name.into(), database, table: "mail_queue".to_owned(), max_size: 1_000_000 };
+        Queue::new(settings, dispatcher.to_owned()).unwrap()
     }
 
     async fn dispatcher(&self, state_dir: &StateDir) -> Dispatcher {
@@ -236,8 +324,9 @@ impl Place {
             redact: Arc::new(str::to_owned),
         };
         let ledger = Ledger::open(state_dir).unwrap();
-        let source = Source { queue: self.queue(state_dir.dispatcher()), weight: 1 };
-        Dispatcher::new(settings, vec![source], relay.unwrap(), ledger, true)
+        let sources =
+            ["newsletter", "second"].map(|name| Source { queue: self.queue(name, state_dir.dispatcher()), weight: 1 });
+        Dispatcher::new(settings, sources.into(), relay.unwrap(), ledger, true)
     }
 }
 
