@@ -148,14 +148,16 @@ impl Reserved {
         }
     }
 
-    /// Gives back what a settlement with this history does not need: the content.
-    pub fn shrink_to(&mut self, history: &History) {
+    /// Gives back what a settlement with this history does not need: the content. `reads_again`: settling reads the content
+    /// of one row at a time once more, so that a large row keeps its slot.
+    pub fn shrink_to(&mut self, history: &History, reads_again: bool) {
         let units = (history.bytes() * HISTORIES).div_ceil(UNIT).max(1);
         match &mut self.0 {
             Kind::Part(permit) => {
                 let more = permit.num_permits().saturating_sub(usize::try_from(units).unwrap_or(usize::MAX));
                 drop(permit.split(more));
             }
+            Kind::Large(_) if reads_again => {}
             Kind::Large(_) | Kind::Nothing => self.0 = Kind::Nothing,
         }
     }
@@ -202,11 +204,13 @@ mod tests {
     async fn a_settlement_holds_its_history_and_not_the_content() {
         let memory = Memory::new(100 * UNIT, 1);
         let mut reserved = memory.reserve(0, 90).await;
-        reserved.shrink_to(&History::default());
+        reserved.shrink_to(&History::default(), true);
         assert_eq!(memory.in_use(), UNIT);
         let mut large = memory.reserve_large().await;
         large.note_large(500);
-        large.shrink_to(&History::default());
+        large.shrink_to(&History::default(), true);
+        assert_eq!(memory.in_use(), 501 * UNIT, "settling reads it again");
+        large.shrink_to(&History::default(), false);
         assert_eq!(memory.in_use(), UNIT);
         assert!(timeout(SOON, memory.reserve_large()).await.is_ok());
     }

@@ -92,6 +92,11 @@ impl Queue {
         })
     }
 
+    /// Returns true if settling reads each row once more, because the database cannot compare contents.
+    pub fn reads_to_settle(&self) -> bool {
+        self.dialect().fingerprint.is_none()
+    }
+
     pub fn name(&self) -> &Arc<str> {
         &self.inner.settings.name
     }
