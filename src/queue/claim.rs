@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::db::connection::{Connection, DbRow};
-use super::db::dialect::{GROUP, padded, tuples};
+use super::db::dialect::{Engine, GROUP, padded, tuples};
 use super::db::error::Failure;
 use super::error::Error;
 use super::handle::{Queue, ScanStart, UnconfirmedClaims};
@@ -194,11 +194,16 @@ impl Queue {
             Some(fingerprint) => format!("CASE WHEN {} <= {SMALL} THEN {fingerprint} END", schema.size),
             None => "NULL".to_owned(),
         };
+        // Only MySQL has higher numbers, and PostgreSQL would look through the whole table.
+        let nameable = match self.engine() {
+            Engine::MySql => format!(" AND q.mid <= {HIGHEST_NUMBER}"),
+            Engine::Postgres | Engine::Sqlite => String::new(),
+        };
         // Length and fingerprint apart from the search: where a table keeps long columns elsewhere, they are read for what
         // is found only, and not for all that is looked at.
         let sql = format!(
             "SELECT {}, {size}, {}, {fingerprint} FROM (SELECT q.mid FROM {table} q LEFT JOIN mailqueue_delivery d \
-             ON d.queue_table = ? AND d.mid = q.mid WHERE q.mid > ? AND q.mid <= {HIGHEST_NUMBER} AND d.mid IS NULL \
+             ON d.queue_table = ? AND d.mid = q.mid WHERE q.mid > ?{nameable} AND d.mid IS NULL \
              ORDER BY q.mid LIMIT ?) f \
              JOIN {table} q ON q.mid = f.mid ORDER BY f.mid",
             self.dialect().mid,
