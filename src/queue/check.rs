@@ -107,17 +107,7 @@ impl Queue {
             }
         };
 
-        let mut ours = Ok(());
-        for table in OURS {
-            // All columns that this version knows, and no rows.
-            let columns = match table {
-                "mailqueue_delivery" => "queue_table, claim, next_attempt",
-                "mailqueue_recipient" => "record, address_key, position",
-                _ => "kind, id, heartbeat",
-            };
-            let sql = format!("SELECT {columns} FROM {table} WHERE 1 = 0");
-            ours = ours.and(connection.fetch(&sql, Vec::new()).await.map(drop));
-        }
+        let ours = self.our_tables(&mut connection).await;
         let migrated = !matches!(ours, Err(Failure::Missing(_) | Failure::NotMigrated(_)));
         match ours {
             Ok(()) => tell(Level::Ok, "our tables", "there".to_owned()),
@@ -142,6 +132,21 @@ impl Queue {
         let (level, found) = sizes(&schema, self.dialect().cuts);
         tell(level, "column sizes", found);
         Ok(())
+    }
+
+    /// Asks our tables for all columns that this version knows, and for no rows.
+    async fn our_tables(&self, connection: &mut Connection) -> Result<(), Failure> {
+        let mut ours = Ok(());
+        for table in OURS {
+            let columns = match table {
+                "mailqueue_delivery" => "queue_table, claim, next_attempt",
+                "mailqueue_recipient" => "record, address_key, position",
+                _ => "kind, id, heartbeat",
+            };
+            let sql = format!("SELECT {columns} FROM {table} WHERE 1 = 0");
+            ours = ours.and(connection.fetch(&sql, Vec::new()).await.map(drop));
+        }
+        ours
     }
 
     /// Says how many delivered rows the database does not delete, and why; `None` where there are none.

@@ -29,6 +29,26 @@ fn failures(mids: impl IntoIterator<Item = i64>) -> FailureReport {
 }
 
 #[test]
+fn the_digest_tells_rows_that_were_delivered_and_not_deleted_from_mails_that_were_not_sent() {
+    let kept = |mid| FailedRow {
+        id: MailId::new("newsletter", mid),
+        state: State::Held,
+        reason: Reason::NotDeleted,
+        detail: Some("violates foreign key constraint".to_owned()),
+    };
+    let subject = |rows| digest::digest(&settings(), &FailureReport { rows, omitted: 0 }).unwrap().subject;
+    assert_eq!(subject(vec![kept(1)]), "mailqueue on mail.example.org: 1 row was not deleted");
+    let both = vec![failed(12), kept(1), kept(2)];
+    assert_eq!(subject(both.clone()), "mailqueue on mail.example.org: 1 mail was not sent, 2 rows were not deleted");
+    let text = digest::text(&FailureReport { rows: both, omitted: 0 });
+    assert!(
+        text.contains("\nDelivered and not deleted:") && text.contains("mailqueue list --reason not-deleted"),
+        "{text}"
+    );
+    assert!(!digest::text(&failures([12])).contains("not deleted"));
+}
+
+#[test]
 fn the_digest_names_rows_and_reasons_and_what_to_do() {
     let unreadable = FailedRow {
         id: MailId::new("admidio", 7),

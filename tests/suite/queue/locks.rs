@@ -54,10 +54,10 @@ on_each_server! {
     }
 
     async fn a_locked_table_is_an_error_within_seconds_and_then_forgotten(place: Place) {
-        place.mails(1).await;
+        place.mails(3).await;
         let queue = place.dispatcher("a");
-        let row = take_all(&queue).await.remove(0);
-        send(&queue, std::slice::from_ref(&row)).await;
+        let rows = take_all(&queue).await;
+        send(&queue, &rows).await;
         let mut foreign = place.session().await;
         let (lock, unlock) = match foreign {
             Session::MariaDb(_) => (format!("LOCK TABLES {TABLE} WRITE"), "UNLOCK TABLES"),
@@ -65,9 +65,15 @@ on_each_server! {
         };
         foreign.run(&lock).await.unwrap();
         let begin = Instant::now();
-        let (error, group) = queue.settle(vec![settlement(row, delivered())], RETRY).await.unwrap_err();
+        let group = rows.into_iter().map(|row| settlement(row, delivered())).collect();
+        let (error, group) = queue.settle(group, RETRY).await.unwrap_err();
         assert!(begin.elapsed() < Duration::from_secs(25), "{:?}: {error}", begin.elapsed());
         foreign.run(unlock).await.unwrap();
-        assert_eq!(queue.settle(group, RETRY).await.unwrap()[0].1, mailqueue::queue::Settled::Done);
+        // A lock is no refusal: no row was set aside.
+        let counts = queue.counts(at(0)).await.unwrap();
+        assert_eq!((counts.records, counts.not_deleted), (vec![(mailqueue::outcome::State::Sending, 3)], 0));
+        for (_, settled) in queue.settle(group, RETRY).await.unwrap() {
+            assert_eq!(settled, mailqueue::queue::Settled::Done);
+        }
     }
 }

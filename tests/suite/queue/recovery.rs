@@ -138,9 +138,10 @@ on_each_database! {
         place.session().await.run(&format!("UPDATE {TABLE} SET mbody = 'TmV3'")).await.unwrap();
         // The claims are lost meanwhile: the records are the other's to drop.
         b.take_over(&"a".to_owned(), 0).await.unwrap();
-        assert!(a.load(claims).await.unwrap().is_empty());
-        assert_eq!((place.records().await, recipients().await), (2, 2));
+        let stale = claims;
         let claims = b.claim_due(at(60), 10).await.unwrap();
+        assert!(a.load(stale).await.unwrap().is_empty());
+        assert_eq!((place.records().await, recipients().await), (2, 2));
         assert_eq!(claims.len(), mids.len());
         assert!(b.load(claims).await.unwrap().is_empty());
         assert_eq!((place.records().await, recipients().await), (0, 0));
