@@ -126,20 +126,7 @@ const LAST_SETTLING: Duration = Duration::from_secs(120);
 impl Dispatcher {
     /// Puts the parts together; starts nothing.
     pub fn new(settings: Settings, sources: Vec<Source>, relay: Arc<Relay>, ledger: Ledger, once: bool) -> Self {
-        Self::counting_on(Progress::default(), settings, sources, relay, ledger, once)
-    }
-
-    /// As [`Dispatcher::new`], and goes on with counts that were begun before; [`Progress::carry_over`] has those of an
-    /// earlier dispatcher.
-    pub fn counting_on(
-        progress: Progress,
-        settings: Settings,
-        sources: Vec<Source>,
-        relay: Arc<Relay>,
-        ledger: Ledger,
-        once: bool,
-    ) -> Self {
-        let events = Events::new(Arc::new(progress), settings.redact.clone());
+        let events = Events::new(Arc::new(Progress::default()), settings.redact.clone());
         let (connections, lease) = (settings.connections, settings.lease);
         let final_dot = relay.settings().timeouts.final_dot;
         let memory = Arc::new(Memory::new(settings.max_in_flight_bytes, sources.len()));

@@ -20,6 +20,7 @@ use super::memory::{Cost, Reserved};
 use super::prepare::{self, Batch, Preparer};
 use super::progress::{Liveness, Loop, Work};
 use super::recovery::Recovery;
+use crate::failpoint;
 use crate::mail::ColumnLimits;
 use crate::queue::{self, Claim};
 
@@ -86,6 +87,7 @@ impl Fetcher {
         let mut recovered = false;
         let mut wait = FIRST_WAIT;
         while !self.lane.stop.is_cancelled() {
+            failpoint::hit("in-fetcher");
             if self.lane.take_left_claims() {
                 // The recovery must not see claims that are in use.
                 self.wait(self.all_settled()).await;
@@ -347,6 +349,7 @@ impl LargeFetcher {
             (budget.reserve_large().await, budget)
         };
         while let Some((memory, budget)) = over.run_until_cancelled(next()).await {
+            failpoint::hit("in-large-fetcher");
             // The rows may have been given back meanwhile.
             let Some(claim) = self.lane.next_large() else { continue };
             if !self.context.may_send(&self.lane) {
@@ -391,6 +394,7 @@ impl Marker {
     pub async fn run(self, over: CancellationToken) {
         let Self { context, lane } = &self;
         while let Some(mails) = over.run_until_cancelled(context.next_to_mark(lane)).await {
+            failpoint::hit("in-marker");
             match lane.mark_sending(mails).await {
                 Ok((jobs, lost)) => {
                     lane.note_marking(Ok(()));

@@ -14,6 +14,7 @@ use super::events;
 use super::lane::Lane;
 use super::progress::{Loop, Work};
 use super::settings::Live;
+use crate::failpoint;
 use crate::ledger::Ledger;
 use crate::queue::{self, Claim, DispatcherId};
 use crate::retry;
@@ -46,6 +47,7 @@ impl Heartbeat {
         loop {
             let begun = Instant::now();
             context.events.progress.liveness.touch(lane.name(), Loop::Heartbeat);
+            failpoint::hit("in-heartbeat");
             match lane.renew_lease().await {
                 Ok(()) => context.events.database_works(lane.name(), Work::Heartbeat),
                 Err(error) => context.events.database_failed(lane.name(), Work::Heartbeat, &error),
@@ -69,6 +71,7 @@ impl Flags {
         loop {
             looks.tick().await;
             context.events.progress.liveness.touch(lane.name(), Loop::Flags);
+            failpoint::hit("in-flags");
             if let Err(error) = context.obey_operator(lane).await {
                 // The heartbeat and the fetcher report a database that does not answer.
                 tracing::debug!(target: events::DATABASE, queue = %lane.name(), %error, "the pause flags cannot be read");
@@ -88,6 +91,7 @@ pub async fn return_when_closed(context: Arc<Context>, lane: Arc<Lane>) {
             // An error would say that the breaker is gone, and this task with it.
             _ = relay.changed() => {}
         }
+        failpoint::hit("in-return");
         context.return_unless_open(&lane);
     }
 }
@@ -97,6 +101,7 @@ pub async fn account_for_outages(context: Arc<Context>, lane: Arc<Lane>) {
     let mut accounts = ticks(ACCOUNT);
     loop {
         accounts.tick().await;
+        failpoint::hit("in-account");
         if let Err(error) = context.outage.account(&lane).await {
             tracing::debug!(target: events::DATABASE, queue = %lane.name(), %error, "the outage cannot be accounted for");
         }
@@ -120,6 +125,7 @@ impl TakeOver {
         loop {
             tokio::time::sleep(self.context.beat_interval()).await;
             self.context.events.progress.liveness.touch(lane.name(), Loop::TakeOver);
+            failpoint::hit("in-take-over");
             if let Err(error) = self.look(&mut sightings).await {
                 tracing::debug!(target: events::DATABASE, queue = %lane.name(), %error, "other dispatchers cannot be seen");
                 sightings.clear();
@@ -174,6 +180,7 @@ pub async fn expire_ledger(ledger: Ledger, live: Arc<Live>) {
     let mut ticks = interval(EXPIRY);
     loop {
         ticks.tick().await;
+        failpoint::hit("in-expire");
         if let Err(error) = ledger.expire(Timestamp::now(), live.get().settings.ledger_keep).await {
             tracing::warn!(target: events::MAIL, %error, "old entries stay in the ledger");
         }
@@ -208,6 +215,7 @@ impl Probe {
         let Self { context, ledger } = self;
         let mut view = context.breaker.watch();
         loop {
+            failpoint::hit("in-probe");
             let until = match &view.borrow_and_update().state {
                 RelayState::Down { until, .. } => Some(*until),
                 RelayState::Up | RelayState::Paused => None,

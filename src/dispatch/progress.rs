@@ -49,24 +49,6 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Returns the progress for the next dispatcher of this process: counts go on, signs of life and troubles start empty.
-    pub fn carry_over(&self) -> Self {
-        let Tally { claimed, delivered, deferred, failed, unreadable, held, not_deleted } = self.tally();
-        Self {
-            claimed: claimed.into(),
-            delivered: delivered.into(),
-            deferred: deferred.into(),
-            failed: failed.into(),
-            unreadable: unreadable.into(),
-            held: held.into(),
-            not_deleted: not_deleted.into(),
-            last_poll: self.last_poll().into(),
-            last_accepted: self.last_accepted().into(),
-            counters: self.counters.clone(),
-            ..Self::default()
-        }
-    }
-
     pub fn tally(&self) -> Tally {
         let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
         Tally {

@@ -2,16 +2,16 @@
 //! person can read without the fields, since a plain `journalctl` shows nothing else.
 
 use std::fmt::{Debug, Write as _};
-use std::io::{self, Write as _};
+use std::io;
 use std::os::unix::net::UnixDatagram;
 
-use libsystemd::logging::{Priority, journal_send};
+use libsystemd::logging::Priority;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 
-use super::log_writer::{Entry, LogWriter};
+use super::log_writer::{Entry, LogWriter, Record};
 use crate::visible;
 
 const SOCKET: &str = "/run/systemd/journal/socket";
@@ -46,30 +46,6 @@ impl<S: Subscriber> Layer<S> for Journal {
         let program = ("SYSLOG_IDENTIFIER".to_owned(), "mailqueue".to_owned());
         let fields = own.chain([target, program]).collect();
         self.log.push(Entry::Record(Record { priority: priority(event.metadata().level()), message, fields }));
-    }
-}
-
-/// An event as the journal takes it.
-#[derive(Debug)]
-pub struct Record {
-    priority: Priority,
-    message: String,
-    fields: Vec<(String, String)>,
-}
-
-impl Record {
-    /// Bytes of its texts.
-    pub fn len(&self) -> usize {
-        self.fields.iter().fold(self.message.len(), |sum, (name, value)| sum + name.len() + value.len())
-    }
-
-    /// Sends it, and waits for the journal to take it. What the journal does not take goes to standard error, which
-    /// systemd keeps. Where that is closed too, the record is lost.
-    pub fn send(self) {
-        let Self { priority, message, fields } = self;
-        if let Err(error) = journal_send(priority, &message, fields.into_iter()) {
-            let _ = writeln!(io::stderr(), "{message} (not in the journal: {error})");
-        }
     }
 }
 

@@ -4,16 +4,16 @@
 //! A line goes out at once where that is possible, so that a process that is killed has written what it logged.
 
 use std::collections::VecDeque;
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, Write as _};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
+use libsystemd::logging::{Priority, journal_send};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::{Errno, ReadWriteFlags, pwritev2};
 use rustix::stdio::stderr;
 
-use super::journald::Record;
 use crate::failpoint;
 
 /// The target of the line that counts dropped lines. It is logged at every level.
@@ -141,6 +141,30 @@ impl Entry {
         match self {
             Self::Line(line) => line.len(),
             Self::Record(record) => record.len(),
+        }
+    }
+}
+
+/// An event as the journal takes it.
+#[derive(Debug)]
+pub struct Record {
+    pub priority: Priority,
+    pub message: String,
+    pub fields: Vec<(String, String)>,
+}
+
+impl Record {
+    /// Bytes of its texts.
+    fn len(&self) -> usize {
+        self.fields.iter().fold(self.message.len(), |sum, (name, value)| sum + name.len() + value.len())
+    }
+
+    /// Sends it, and waits for the journal to take it. What the journal does not take goes to standard error, which
+    /// systemd keeps. Where that is closed too, the record is lost.
+    fn send(self) {
+        let Self { priority, message, fields } = self;
+        if let Err(error) = journal_send(priority, &message, fields.into_iter()) {
+            let _ = writeln!(io::stderr(), "{message} (not in the journal: {error})");
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::support::DEADLINE;
 use crate::support::binary::Running;
 use crate::support::catcher::Catcher;
 use crate::support::database;
-use crate::support::house::House;
+use crate::support::house::{House, row};
 use crate::support::mails::Mails;
 use crate::support::session::Session;
 
@@ -24,6 +24,17 @@ macro_rules! panics {
 
 panics!(
     a_panic_of_a_sender: "after-250:20",
+    a_panic_of_a_fetcher: "in-fetcher:3",
+    a_panic_of_the_fetcher_of_large_rows: "in-large-fetcher:1",
+    a_panic_of_a_marker: "in-marker:3",
+    a_panic_of_the_heartbeat: "in-heartbeat:2",
+    a_panic_of_the_look_at_the_pause_flags: "in-flags:2",
+    a_panic_of_the_look_at_other_dispatchers: "in-take-over:1",
+    a_panic_of_the_account_of_outages: "in-account:1",
+    a_panic_of_the_return_of_mails: "in-return:2",
+    a_panic_of_the_expiry_of_the_ledger: "in-expire:1",
+    a_panic_of_the_probe: "in-probe:1",
+    a_panic_of_the_look_at_stalls: "in-stall:1",
     a_panic_of_a_settler: "after-ledger:2",
     a_panic_within_a_statement: "in-settle:2",
     a_panic_of_the_http_server: "in-http:1",
@@ -42,10 +53,16 @@ async fn ends_with_70(failpoint: &str) {
     let relay = format!(
         "connections = 2{SOON}\n[monitor]\nlisten = \"127.0.0.1:0\"\n[notify]\nto = \"t@example.org\"\n[message]\ndefault_from = \"n@example.org\""
     );
-    let house = House::build(database::sqlite(), catcher.port(), OFTEN, &relay).await;
+    // The row of half a megabyte is a large one, and looks at other dispatchers come soon.
+    let top = format!("{OFTEN}\nlease = \"15s\"\nmax_in_flight_bytes = \"1MB\"");
+    let house = House::build(database::sqlite(), catcher.port(), &top, &relay).await;
     let mut session = Session::on(&house.database.url).await;
     let mut mails = Mails::default();
     mails.fill(&mut session, "n", 50).await;
+    if failpoint.starts_with("in-large") {
+        let large = row("large@example.org", "large", &"text\n".repeat(100_000), "From: n@example.org\r\n");
+        house.newsletter.insert(&large).await.expect("INSERT");
+    }
 
     let mut command = house.installation.command();
     // A service manager that listens to nothing.

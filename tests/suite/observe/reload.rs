@@ -5,7 +5,6 @@ use std::time::Duration;
 use rustix::process::Signal;
 
 use super::daemon::{MONITOR, page_with, port};
-use crate::support::binary::Running;
 use crate::support::catcher::Catcher;
 use crate::support::database;
 use crate::support::house::{House, mail};
@@ -17,13 +16,6 @@ fn change(house: &House, from: &str, to: &str) {
     std::fs::write(&file, text.replace(from, to)).expect("configuration");
 }
 
-/// Where a daemon that logs as text listens since it read its configuration again.
-async fn new_port(running: &Running) -> u16 {
-    let line = running.wait_for_line(" INFO mailqueue::monitor: serves /metrics").await;
-    let address = line.split("address=127.0.0.1:").nth(1).expect("an address");
-    address.split_whitespace().next().and_then(|port| port.parse().ok()).expect("a port")
-}
-
 #[tokio::test]
 async fn a_reload_takes_the_logs_settings_and_no_counter_goes_back() {
     let catcher = Catcher::start().await;
@@ -32,13 +24,14 @@ async fn a_reload_takes_the_logs_settings_and_no_counter_goes_back() {
     let daemon = house.start();
     let delivered =
         |count: u32| format!("mailqueue_rows_settled_total{{fate=\"delivered\",queue=\"newsletter\"}} {count}");
-    let before = page_with(port(&daemon).await, "/metrics", &delivered(1)).await;
+    let port = port(&daemon).await;
+    let before = page_with(port, "/metrics", &delivered(1)).await;
     let accepted = "mailqueue_last_accepted_timestamp_seconds ";
     let series = |page: &str, name: &str| page.lines().find(|line| line.starts_with(name)).expect(name).to_owned();
 
     change(&house, "[log]\n", "[log]\nformat = \"text\"\n");
     daemon.signal(Signal::HUP);
-    let port = new_port(&daemon).await;
+    daemon.wait_for_line(" INFO mailqueue::cli::run: configuration read again").await;
     let after = page_with(port, "/metrics", &delivered(1)).await;
     for name in ["mailqueue_start_time_seconds ", accepted, "mailqueue_attempt_duration_seconds_count"] {
         assert_eq!(series(&after, name), series(&before, name));
@@ -72,14 +65,16 @@ async fn a_queue_that_is_taken_out_leaves_no_count_behind() {
     let catcher = Catcher::start().await;
     let house = House::build(database::sqlite(), catcher.port(), "", MONITOR).await;
     let daemon = house.start();
-    page_with(port(&daemon).await, "/metrics", "mailqueue_rows{queue=\"admidio\",state=\"waiting\"} 0").await;
+    let port = port(&daemon).await;
+    page_with(port, "/metrics", "mailqueue_rows{queue=\"admidio\",state=\"waiting\"} 0").await;
     let file = house.installation.configuration();
     let text = std::fs::read_to_string(&file).expect("configuration");
     let (begin, rest) = text.split_once("[[queue]]\nname = \"admidio\"").expect("the second queue");
     let (_, end) = rest.split_once("[log]\n").expect("[log] behind it");
     std::fs::write(&file, format!("{begin}[log]\nformat = \"text\"\n{end}")).expect("configuration");
     daemon.signal(Signal::HUP);
-    let page = page_with(new_port(&daemon).await, "/metrics", "mailqueue_rows{queue=\"newsletter\"").await;
+    daemon.wait_for_line("configuration read again").await;
+    let page = page_with(port, "/metrics", "mailqueue_rows{queue=\"newsletter\"").await;
     let gauges = ["mailqueue_rows{", "mailqueue_oldest_due_seconds{", "mailqueue_database_up{"];
     let left = page.lines().filter(|line| line.contains("admidio") && gauges.iter().any(|name| line.starts_with(name)));
     assert_eq!(left.collect::<Vec<_>>(), [""; 0]);

@@ -62,7 +62,7 @@ fn the_json_of_status_has_the_fields_that_monitoring_was_written_against() {
              "unreadable": 0, "held": 0, "not_deleted": 0, "paused": true, "oldest_due_seconds": 7300},
         ],
         "relay": {
-            "state": "up", "until": null, "reason": null, "connections_cap": null,
+            "state": "up", "until": null, "reason": null, "connections_cap": null, "connections_reason": null,
             "pipelining": null, "pipelining_reason": null,
         },
         "last_poll": "2026-03-01T11:59:30Z",
