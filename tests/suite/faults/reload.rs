@@ -283,11 +283,11 @@ async fn twenty_reloads_under_load_send_every_mail_once(database: database::Test
     ];
     for n in 0..20 {
         let (from, to) = changes[n % changes.len()];
-        std::fs::write(house.installation.configuration(), good.replacen(from, to, 1)).unwrap();
+        configure(&house, &good.replacen(from, to, 1));
         daemon.signal(Signal::HUP);
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    std::fs::write(house.installation.configuration(), &good).unwrap();
+    configure(&house, &good);
     daemon.signal(Signal::HUP);
     mails.add(producer.stop().await);
     until_empty(&house.newsletter).await;
@@ -296,6 +296,13 @@ async fn twenty_reloads_under_load_send_every_mail_once(database: database::Test
     assert_eq!(mails.audit(&catcher.received(), &lines), 0, "no mail came twice");
     assert_eq!(house.ledger_open(), 0);
     assert!(!lines.iter().any(|line| line.contains(AS_BEFORE)), "{}", lines.join("\n"));
+}
+
+/// Puts a file in the place of the configuration at once: the reload of before may be reading it.
+fn configure(house: &House, text: &str) {
+    let new = house.installation.path().join("new.toml");
+    std::fs::write(&new, text).expect("configuration");
+    std::fs::rename(new, house.installation.configuration()).expect("configuration");
 }
 
 async fn house(catcher: &Catcher, relay: &str) -> House {
@@ -316,7 +323,7 @@ async fn insert(house: &House, name: &str) -> i64 {
 fn change(house: &House, from: &str, to: &str) {
     let file = house.installation.configuration();
     let text = std::fs::read_to_string(&file).expect("configuration");
-    std::fs::write(&file, text.replacen(from, to, 1)).expect("configuration");
+    configure(house, &text.replacen(from, to, 1));
 }
 
 /// Sends SIGHUP, and waits for one more line with these words. Returns it.
