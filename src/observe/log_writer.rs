@@ -41,11 +41,11 @@ pub enum Entry {
 /// A handle of the writer. Clones write to the same buffer.
 #[derive(Clone, Debug)]
 pub struct LogWriter {
-    shared: Arc<Shared>,
+    shared: Arc<LineBuffer>,
 }
 
 #[derive(Debug, Default)]
-struct Shared {
+struct LineBuffer {
     buffer: Mutex<Buffer>,
     /// Notified when there is something to write, and when nothing is left.
     changed: Condvar,
@@ -65,7 +65,7 @@ struct Buffer {
 impl LogWriter {
     /// Starts the thread, which lives as long as the process. Fails where the system has no thread left.
     pub fn start() -> io::Result<Self> {
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(LineBuffer::default());
         let thread = std::thread::Builder::new().name("log".to_owned()).spawn({
             let shared = shared.clone();
             move || write_all(&shared)
@@ -129,7 +129,7 @@ impl Buffer {
     }
 }
 
-impl Shared {
+impl LineBuffer {
     fn lock(&self) -> MutexGuard<'_, Buffer> {
         self.buffer.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -170,7 +170,7 @@ impl Record {
 }
 
 /// The thread: writes what is in the buffer, and waits for more.
-fn write_all(shared: &Shared) {
+fn write_all(shared: &LineBuffer) {
     let mut buffer = shared.lock();
     loop {
         if buffer.entries.is_empty() {

@@ -347,7 +347,7 @@ async fn status_follows_a_running_dispatcher() {
     assert_eq!(
         seen["queues"][1],
         json!({"name": "admidio", "waiting": 0, "claimed": 0, "sending": 0, "deferred": 0, "failed": 0, "unreadable": 0,
-            "held": 0, "paused": false, "oldest_due_seconds": null})
+            "held": 0, "not_deleted": 0, "paused": false, "oldest_due_seconds": null})
     );
     daemon.signal(Signal::TERM);
     assert_eq!(daemon.wait().await.0.code(), Some(0));

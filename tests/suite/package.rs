@@ -221,7 +221,8 @@ mod debian {
         let events: Vec<Value> = story.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
         let messages: Vec<_> = events.iter().filter_map(|event| event["MESSAGE"].as_str()).collect();
         // Readable without the fields, as a plain `journalctl` shows it.
-        for expected in ["claimed: attempt=1", "accepted: recipients=…@example.org reply=\"250 ", "deleted"] {
+        for expected in ["claimed: attempt=1", "recipient accepted: recipients=…@example.org reply=\"250 ", "deleted"]
+        {
             let expected = format!("newsletter/1 {expected}");
             assert!(messages.iter().any(|message| message.starts_with(&expected)), "{expected} in {messages:?}");
         }

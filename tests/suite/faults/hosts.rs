@@ -38,7 +38,7 @@ async fn machines_that_die_lose_nothing_and_repeat_only_what_was_under_way() {
     let [first, second, third] = [0, 1, 2].map(|host: usize| hosts[host].start(&["--log-level", "info", "run"]));
     catcher.wait_for(rows / 10).await;
     // Else there would be nothing of it to take over.
-    third.wait_for_line("\"accepted\"").await;
+    third.wait_for_line("\"recipient accepted\"").await;
 
     // A machine dies, with its node and its dispatcher. The others go on once they have agreed that it is gone.
     cluster.kill(2);
@@ -56,7 +56,7 @@ async fn machines_that_die_lose_nothing_and_repeat_only_what_was_under_way() {
     assert!(lines.iter().any(|line| line.contains("took over")), "nobody took the dead dispatcher's claims over");
 
     // Of what the dead machine had been told by the smarthost, it could not delete any more what came last.
-    let unsettled = ids(&lost, "accepted").difference(&ids(&lost, "deleted")).count();
+    let unsettled = ids(&lost, "recipient accepted").difference(&ids(&lost, "deleted")).count();
     lines.extend(lost);
     let repeated = mails.arrived(&catcher.received(), &lines);
     // A connection has a mail on the wire, and the next one in the same write.

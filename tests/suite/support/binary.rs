@@ -107,6 +107,9 @@ impl Running {
     pub fn signal(&self, signal: Signal) {
         let pid = self.child.id().and_then(|id| Pid::from_raw(id.try_into().ok()?)).expect("still running");
         kill_process(pid, signal).expect("kill");
+        if signal == Signal::STOP {
+            until_stopped(pid);
+        }
     }
 
     /// Waits for its end: how it ended, and everything that it wrote.
@@ -136,5 +139,24 @@ async fn collect(pipe: impl AsyncRead + Unpin, lines: Arc<Mutex<Vec<String>>>) {
     let mut pipe = BufReader::new(pipe).lines();
     while let Ok(Some(line)) = pipe.next_line().await {
         lines.lock().unwrap().push(line);
+    }
+}
+
+/// Waits until no thread of the process runs. A signal reaches them one after the other, and one of them may still begin
+/// a transaction.
+fn until_stopped(pid: Pid) {
+    let is_stopped = |task: &std::path::Path| {
+        // The state follows the name, which ends with the last parenthesis. A thread that is gone has none.
+        let stat = std::fs::read_to_string(task.join("stat")).unwrap_or_default();
+        stat.rsplit_once(") ").is_none_or(|(_, state)| state.starts_with('T'))
+    };
+    let deadline = std::time::Instant::now() + DEADLINE;
+    loop {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", pid.as_raw_nonzero())).expect("a process");
+        if tasks.flatten().all(|task| is_stopped(&task.path())) {
+            return;
+        }
+        assert!(std::time::Instant::now() < deadline, "the process does not stop");
+        std::thread::yield_now();
     }
 }
