@@ -12,7 +12,7 @@ pub fn hit(_: &str) {}
 /// Marks the failpoint `name`.
 ///
 /// # Panics
-/// Where the environment asks for it.
+/// The place that the environment names.
 #[cfg(debug_assertions)]
 pub fn hit(name: &str) {
     use std::sync::LazyLock;
@@ -80,7 +80,7 @@ pub fn shortened(_: &str, normal: std::time::Duration) -> std::time::Duration {
 /// Returns `normal`, or the seconds of `MAILQUEUE_SHORTEN=name:seconds` where the environment of a test has that.
 ///
 /// # Panics
-/// Where the variable has another form, so that a typing error in a test is seen.
+/// Panics where the variable has another form, so that a typing error in a test is seen.
 #[cfg(debug_assertions)]
 pub fn shortened(name: &str, normal: std::time::Duration) -> std::time::Duration {
     let Ok(text) = std::env::var("MAILQUEUE_SHORTEN") else { return normal };

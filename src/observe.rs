@@ -72,7 +72,7 @@ pub struct Observers<S> {
     digest: Option<AbortHandle>,
 }
 
-/// What other settings need, opened.
+/// The opened things that other settings need.
 #[derive(Debug)]
 pub struct Opened {
     server: Option<http::Server>,

@@ -1,7 +1,7 @@
 //! A row's columns to a [`Mail`], or the reason why it cannot be one.
 //!
 //! [`decode`] undoes the base64; `headers` takes the block apart; `envelope` finds who sends and who receives; `body` makes
-//! the body fit the capabilities, part by part; `head` writes the header block anew. Each repair on the way is noted.
+//! the body fit the wire, part by part; `head` writes the header block again. Each repair on the way is noted.
 
 mod address;
 mod address_grammar;

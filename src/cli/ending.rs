@@ -8,7 +8,7 @@ pub const USAGE: u8 = 2;
 pub const UNAVAILABLE: u8 = 69;
 pub const BUSY: u8 = 75;
 
-/// How a command ended that did not fail.
+/// The end of a command that did not fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
     Done,

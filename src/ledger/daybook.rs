@@ -32,7 +32,7 @@ const PROBE: [u8; 8192] = [b'\n'; 8192];
 #[derive(Clone, Debug)]
 pub struct Entry {
     pub transmission: Transmission,
-    /// The smarthost's 250 and when it came; `None` where nobody knows whether the dot was answered.
+    /// The smarthost's 250 and when it came; `None` where it is unknown whether the dot was answered.
     pub accepted: Option<(String, Timestamp)>,
 }
 

@@ -28,9 +28,9 @@ pub struct EntryId(pub(super) i64);
 /// Entries of which the database knows everything, so that they need not stay open.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Closing {
-    /// Of accepted transactions. They go into the archive.
+    /// Entries of accepted transactions. They go into the archive.
     pub accepted: Vec<EntryId>,
-    /// Of transactions that were refused, or whose outcome is unknown. They are forgotten.
+    /// Entries of transactions that were refused, or whose outcome is unknown. They are forgotten.
     pub other: Vec<EntryId>,
 }
 
@@ -51,7 +51,7 @@ pub struct Transmission {
     pub message_id: String,
     /// Those that the dot is for.
     pub recipients: Vec<String>,
-    /// With these accepted, the row waits for nobody any more.
+    /// With these accepted, no recipient of the row is open any more.
     pub complete: bool,
     /// [Labels](crate::mail::Repair::label) of what was repaired on the way from the row, without text of the row.
     pub repairs: Vec<String>,
@@ -63,7 +63,7 @@ pub struct Transmission {
 pub struct OpenEntry {
     pub entry: EntryId,
     pub transmission: Transmission,
-    /// The smarthost's 250 and when it came; `None` where nobody knows whether the dot was answered.
+    /// The smarthost's 250 and when it came; `None` where it is unknown whether the dot was answered.
     pub accepted: Option<(String, Timestamp)>,
 }
 

@@ -256,7 +256,7 @@ struct Row {
 }
 
 impl Pending {
-    /// What is on file; nothing where that cannot be read.
+    /// The counts on file; nothing where the file cannot be read.
     pub fn read(state_dir: &Path) -> Self {
         let bytes = std::fs::read(state_dir.join(FILE)).unwrap_or_default();
         let Ok(Stored { sent, rows, omitted }) = serde_json::from_slice(&bytes) else { return Self::default() };

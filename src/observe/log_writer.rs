@@ -29,7 +29,7 @@ const WRITE: usize = 64 * 1024;
 /// `pwritev2` then writes at the end of a stream, or where the file's offset is.
 const HERE: u64 = u64::MAX;
 
-/// What one event becomes.
+/// The record of one event.
 #[derive(Debug)]
 pub enum Entry {
     /// Bytes for standard error, with their line end.
@@ -116,7 +116,7 @@ impl LogWriter {
         let mut buffer = self.shared.lock();
         while let Some(entry) = buffer.entries.pop_front() {
             if let Some(Entry::Line(rest)) = write_now(entry) {
-                // Ends the process late where nobody reads; a limit is the caller's.
+                // Ends the process late where the log is not read; a limit is the caller's.
                 write_blocking(&rest);
             }
         }
@@ -215,7 +215,7 @@ fn write_entries(entries: VecDeque<Entry>) {
     write_blocking(&lines);
 }
 
-/// Writes to standard error without waiting, whatever it is and whoever shares it. Returns what is left to be written.
+/// Writes to standard error without waiting, whatever it is and whatever process shares it. Returns what is left to be written.
 ///
 /// Standard error cannot be made non-blocking: that would be so for every process that has it too.
 fn write_now(entry: Entry) -> Option<Entry> {

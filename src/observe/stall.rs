@@ -155,7 +155,7 @@ mod tests {
     fn rows_that_a_database_does_not_tell_of_are_taken_to_wait_as_they_did() {
         let mut bench = Bench::new();
         assert_eq!(bench.look(0, None, None, Wait::Database), None);
-        assert_eq!(bench.look(1000, None, None, Wait::Database), None, "nobody knows of any");
+        assert_eq!(bench.look(1000, None, None, Wait::Database), None, "no waiting row is known");
         assert_eq!(bench.look(1001, Some(true), None, Wait::Database), None);
         assert_eq!(bench.look(1301, None, None, Wait::Database), Some((1001, Wait::Database)));
     }

@@ -23,7 +23,7 @@ use crate::outcome::History;
 /// A look at the head of the table that takes longer is one at very many records.
 const SLOW_SCAN: Duration = Duration::from_millis(100);
 
-/// Such looks get one part in so many of the time, but none is put off for longer than [`LONGEST_PAUSE`].
+/// The share of such looks in the time, as one part in this number; none is put off for longer than [`LONGEST_PAUSE`].
 const SCAN_DUTY: u32 = 20;
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
@@ -159,7 +159,7 @@ impl Queue {
         self.inner.claims.wait().await;
     }
 
-    /// Rows over `cursor` that no record stands for, ascending by number. `i64::MIN` begins anew, but where very many
+    /// Rows over `cursor` that no record stands for, ascending by number. `i64::MIN` begins again, but where very many
     /// records stand at the head of the table not every time at the very beginning.
     pub async fn find(&self, cursor: i64, limit: u32) -> Result<Vec<Found>, Error> {
         let known = self.scan_start().filter(|start| Instant::now() < start.again);
@@ -530,7 +530,7 @@ impl Queue {
         Ok(rows.iter().map(|(claim, _)| marked.contains(&claim.record)).collect())
     }
 
-    /// Acts of claiming whose answer was lost, after they have been undone; nobody else claims while this is held.
+    /// Acts of claiming whose answer was lost, after they have been undone; no other task claims while this is held.
     pub(super) async fn unconfirmed(&self) -> Result<MutexGuard<'_, UnconfirmedClaims>, Error> {
         let mut unconfirmed = self.inner.unconfirmed.lock().await;
         while let Some((token, keys)) = unconfirmed.last() {

@@ -90,7 +90,7 @@ enum Part {
 }
 
 impl Queue {
-    /// Deletes rows and records, whoever holds the claims. A part that the database refuses is halved until the row
+    /// Deletes rows and records, also where another dispatcher holds the claims. A part that the database refuses is halved until the row
     /// stands alone; that row is set aside. A deadlock or a broken connection halves nothing: it is an error here.
     pub(super) async fn delete_deliveries(&self, deliveries: &[Delivery<'_>]) -> Result<Vec<Settled>, Error> {
         // This group may be refused for another reason than the one before.

@@ -17,7 +17,7 @@ use crate::outcome::State;
 pub struct Recovered {
     /// Claims that had not come to a dot: given back to where they were before.
     pub released: usize,
-    /// Rows in `sending`: nobody knows whether their dot was answered. They are claimed by us now.
+    /// Rows in `sending`: it is unknown whether their dot was answered. They are claimed by us now.
     pub unknown: Vec<Claim>,
 }
 
@@ -51,7 +51,7 @@ impl Queue {
         self.urgent_connection().await?.execute(&sql, vec![self.owner()]).await.map(drop)
     }
 
-    /// Takes back what this dispatcher had claimed before it was started anew.
+    /// Takes back what this dispatcher had claimed before it was started again.
     pub async fn recover_own(&self) -> Result<Recovered, Error> {
         let token = ClaimToken::new();
         self.retrying(|| self.recover_once(&self.inner.dispatcher, None, None, &token)).await
@@ -215,7 +215,7 @@ impl Queue {
 
     /// Expiry does not run while the relay is out of reach, for which no mail can be blamed: moves `first_deferred` of
     /// all rows that wait later by as long as that has been so up to now, less what any dispatcher has accounted for
-    /// before. To be called with zero while the relay is up, so that nobody excuses that time.
+    /// before. To be called with zero while the relay is up, so that no dispatcher excuses that time.
     pub async fn excuse(&self, outage: Duration) -> Result<(), Error> {
         let outage = i64::try_from(outage.as_millis()).unwrap_or(i64::MAX);
         self.retrying(|| self.excuse_once(outage)).await

@@ -303,10 +303,10 @@ impl Queue {
                 not_now(&format!("it is {}, not held", record.state))
             }
             (Action::Retry | Action::Release, Some(record)) => {
-                // Whoever asks for another try asks for those who were refused as well.
+                // Another try is for refused recipients as well.
                 let sql = "DELETE FROM mailqueue_recipient WHERE record = ? AND state <> 'accepted'";
                 connection.execute(sql, vec![record.id.as_str().into()]).await?;
-                // Expiry counts anew, or what was too old would fail at once.
+                // Expiry counts from now, or what was too old would fail at once.
                 let sql = "UPDATE mailqueue_delivery SET state = 'deferred', reason = 'operator', detail = NULL, \
                            first_deferred = NULL, next_attempt = ?, owner = NULL WHERE queue_table = ? AND mid = ?";
                 connection.execute(sql, vec![now.as_millisecond().into(), self.key(), mid.into()]).await?;
@@ -336,6 +336,6 @@ impl Seen {
         }
         let same = record.map(|record| &record.id) == self.record.as_ref()
             && record.and_then(|record| record.reason) == self.reason;
-        (!same).then(|| format!("it changed meanwhile: it was tried again, and is {state} anew"))
+        (!same).then(|| format!("it changed meanwhile: it was tried again, and is {state} again"))
     }
 }

@@ -85,7 +85,7 @@ async fn delete_takes_what_a_dead_dispatcher_was_at_work_on(database: TestDataba
     let deleted = house.run(&["delete", "--yes", &id(mids[0]), &id(mids[1])]).await;
     assert_eq!(deleted.status.code(), Some(0), "{}", said(&deleted));
     let left: Vec<_> = house.rows(&house.newsletter).await.iter().map(|row| row.id.mid).collect();
-    assert_eq!(left, mids[2..], "those that nobody named are as they were");
+    assert_eq!(left, mids[2..], "those that were not named are as they were");
     let deleted = house.run(&["delete", "--yes", "--queue", "newsletter"]).await;
     assert_eq!(deleted.status.code(), Some(0), "{}", said(&deleted));
     assert_eq!(rows(&house).await, HashMap::new());
