@@ -19,6 +19,7 @@ mod events;
 mod fetcher;
 mod handle;
 mod lane;
+mod lease;
 mod maintenance;
 mod memory;
 mod outage;
@@ -361,7 +362,11 @@ impl Dispatcher {
 
     fn add_lane(&mut self, index: usize, queue: Queue, weight: u32, tasks: &mut Tasks) {
         self.ending.retain(|lane| lane.strong_count() > 0);
-        let before = self.ending.iter().filter_map(Weak::upgrade);
+        // A lane of another queue on another table holds no claims that a recovery here could meet.
+        let before =
+            self.ending.iter().filter_map(Weak::upgrade).filter(|lane| {
+                lane.name() == queue.name() || lane.queue.unqualified_table() == queue.unqualified_table()
+            });
         let before =
             before.map(|lane| Predecessor { has_same_table: lane.queue.has_same_table_as(&queue), lane }).collect();
         let current = self.live.get();
@@ -421,9 +426,9 @@ impl Dispatcher {
 impl Running {
     fn new(lane: Arc<Lane>, inbox: mpsc::UnboundedReceiver<Done>, tasks: &Tasks) -> Self {
         Self {
+            fetched: lane.fetched.clone(),
             lane,
             inbox: Some(inbox),
-            fetched: CancellationToken::new(),
             settled: CancellationToken::new(),
             no_more_claims: tasks.no_more_claims.child_token(),
             over: tasks.background.child_token(),

@@ -16,14 +16,14 @@ mod schema;
 mod state_dir;
 mod trace;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
 
-use crate::mail::{Fingerprint, MailId};
+use crate::mail::{Fingerprint, MailId, RecordId};
 
 pub use address::hash_address;
 use book::Book;
@@ -142,9 +142,16 @@ impl Ledger {
 
     /// All entries of `queue` that are not settled, oldest first. Only while none of its mails is being sent.
     pub fn open_entries(&self, queue: &str) -> Vec<OpenEntry> {
+        self.open_entries_of(queue, &HashSet::new())
+    }
+
+    /// As [`Ledger::open_entries`], and those of `records` besides: the queue may have had another name.
+    pub fn open_entries_of(&self, queue: &str, records: &HashSet<RecordId>) -> Vec<OpenEntry> {
         let daybook = self.daybook();
-        let of_queue = daybook.entries().iter().filter(|(_, entry)| *entry.transmission.id.queue == *queue);
-        let open = of_queue.map(|(id, entry)| OpenEntry {
+        let is_wanted =
+            |entry: &Entry| *entry.transmission.id.queue == *queue || records.contains(&entry.transmission.record);
+        let wanted = daybook.entries().iter().filter(|(_, entry)| is_wanted(entry));
+        let open = wanted.map(|(id, entry)| OpenEntry {
             entry: EntryId(*id),
             transmission: entry.transmission.clone(),
             accepted: entry.accepted.clone(),

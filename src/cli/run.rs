@@ -1,5 +1,7 @@
 //! `mailqueue run`: the daemon, as systemd or a shell starts it.
 
+use std::time::Duration;
+
 use anyhow::{Context, bail};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info};
@@ -13,6 +15,9 @@ use crate::observe::logs::{self, Logs};
 use crate::observe::{Observers, systemd};
 use crate::queue::Pools;
 use crate::telemetry::Observed;
+
+/// The time that the database of a queue which a reload brings has to answer. A server answers within milliseconds.
+const OPENED_WITHIN: Duration = Duration::from_secs(10);
 
 #[derive(Debug, clap::Args)]
 #[command(
@@ -116,6 +121,9 @@ impl Daemon<'_> {
                 .map(|password| password.read())
                 .transpose()
                 .with_context(|| format!("queue {}", queue.settings.name))?;
+        }
+        for source in &change.sources {
+            self.handle.check_new(&source.queue, OPENED_WITHIN).await?;
         }
         let settings = daemon::observers(&config)?;
         let queues = daemon::counted_queues(&config, &self.pools)?;

@@ -44,6 +44,6 @@ pub async fn settle(
         settlements.iter().filter(|one| is_delivered(one)).map(|settlement| settlement.claim.id().mid).collect();
     let again = DeleteRetry { now, next: retry::next_delete(&retry, now, now, 0.5) };
     let settled = queue.settle(settlements, again).await.map_err(|(error, _)| error)?;
-    let deleted = settled.into_iter().filter(|(_, settled)| !matches!(settled, Settled::NotDeleted { .. }));
+    let deleted = settled.into_iter().filter(|(_, settled)| *settled == Settled::Done);
     Ok(deleted.map(|(id, _)| id.mid).filter(|mid| delivered.contains(mid)).collect())
 }

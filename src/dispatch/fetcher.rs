@@ -126,6 +126,10 @@ impl Fetcher {
             }
             self.wait(self.rest(poll)).await;
         }
+        if !recovered {
+            // Claims may be left of which this lane knows nothing.
+            self.lane.note_given_up();
+        }
         context.return_ready(&self.lane);
         self.liveness().fetcher_ended(self.lane.name());
         Ended::Done
@@ -211,7 +215,10 @@ impl Fetcher {
     /// Returns `None` at the order to end.
     async fn begin_pass(&self, recovered: &mut bool) -> Result<Option<Pass>, PassError> {
         if !*recovered {
-            if self.lane.shares_its_table() && !self.lane.was_recovered() {
+            if self.wait(self.lane.predecessors_fetched()).await.is_none() {
+                return Ok(None);
+            }
+            if self.lane.may_take_up() {
                 self.recovery.take_up().await?;
             } else {
                 if self.wait(self.lane.predecessors_settled()).await.is_none() {

@@ -1,9 +1,10 @@
 //! The view of a running dispatcher from outside: steers it, and shows it to its observers.
 
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::context::Context;
 use super::lane::Lane;
@@ -13,6 +14,7 @@ use super::sender;
 use super::settings::Change;
 use crate::ledger::Ledger;
 use crate::mail::Mail;
+use crate::queue::{self, Queue};
 use crate::telemetry::{FailureReport, LaneSample, Observed, RelayState, RelayView, Sample, SendError, Wait};
 
 /// Steers a running dispatcher. Cheap to clone.
@@ -40,6 +42,19 @@ impl Handle {
         if self.changes.send((change, done)).is_ok() {
             let _ = applied.await;
         }
+    }
+
+    /// Asks the database of a queue that is not in force yet, so that a wrong setting is found before anything changes.
+    pub async fn check_new(&self, queue: &Queue, within: Duration) -> Result<(), queue::Error> {
+        if self.lanes().iter().any(|lane| lane.queue.is_same_as(queue)) {
+            return Ok(());
+        }
+        let asked = timeout(within, queue.paused()).await;
+        let late = |_| queue::Error::Unreachable {
+            queue: queue.name().clone(),
+            what: format!("no answer within {} seconds", within.as_secs()),
+        };
+        asked.map_err(late)?.map(drop)
     }
 
     /// Looks at all tables now.

@@ -13,6 +13,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::lease::Lease;
 use super::memory::Reserved;
 use crate::ledger::Closing;
 use crate::mail::{Address, Fingerprint, Mail, MailId};
@@ -35,6 +36,10 @@ pub struct Lane {
     pub is_first: bool,
     /// Lanes before this one that may still hold claims of ours.
     predecessors: Mutex<Vec<Predecessor>>,
+    /// A lane before this one has left claims behind that this one has not recovered yet.
+    owes_recovery: AtomicBool,
+    /// Cancelled when the fetcher has ended.
+    pub fetched: CancellationToken,
     /// Cancelled when the lane has ended: its claims are settled or given up, and it makes none any more.
     pub ended: CancellationToken,
     /// Verdicts were not carried out before the lane's end. Their rows are still claimed.
@@ -136,6 +141,8 @@ impl Lane {
             stop,
             is_first,
             predecessors: Mutex::new(predecessors),
+            owes_recovery: AtomicBool::new(false),
+            fetched: CancellationToken::new(),
             ended: CancellationToken::new(),
             gave_up: AtomicBool::new(false),
             lease: Mutex::new(Lease::new(lease, final_dot, Instant::now())),
@@ -181,11 +188,27 @@ impl Lane {
 
     pub fn set_recovered(&self) {
         self.recovered.store(true, Ordering::Relaxed);
+        self.owes_recovery.store(false, Ordering::Relaxed);
     }
 
-    /// Returns true while another lane of this process may hold claims in the same table. Those must not be recovered.
-    pub fn shares_its_table(&self) -> bool {
-        self.predecessors().iter().any(|before| before.has_same_table && !before.lane.ended.is_cancelled())
+    /// Returns true if the lane may begin beside lanes of the same table that finish their mails: their claims are in use
+    /// and need no recovery, and none of them makes claims any more. To be asked behind [`Lane::predecessors_fetched`].
+    pub fn may_take_up(&self) -> bool {
+        let predecessors = self.predecessors();
+        let mut living = predecessors.iter().filter(|before| !before.lane.ended.is_cancelled()).peekable();
+        let is_finishing = |Predecessor { lane, has_same_table }: &Predecessor| {
+            *has_same_table && lane.was_recovered() && !lane.gave_up.load(Ordering::Relaxed)
+        };
+        let owes_recovery = self.was_recovered() || self.owes_recovery.load(Ordering::Relaxed);
+        !owes_recovery && living.peek().is_some() && living.all(is_finishing)
+    }
+
+    /// Waits until the lanes before this one make no claims any more. Their mails may be on the wire.
+    pub async fn predecessors_fetched(&self) {
+        let before: Vec<_> = self.predecessors().iter().map(|before| before.lane.clone()).collect();
+        for lane in before {
+            lane.fetched.cancelled().await;
+        }
     }
 
     /// Waits until the lanes before this one have ended: none holds a claim, and none is about to make one.
@@ -202,9 +225,12 @@ impl Lane {
         let mut left = false;
         self.predecessors().retain(|before| {
             let ended = before.lane.ended.is_cancelled();
-            left |= ended && before.has_same_table && before.lane.gave_up.load(Ordering::Relaxed);
+            left |= ended && before.lane.gave_up.load(Ordering::Relaxed);
             !ended
         });
+        if left {
+            self.owes_recovery.store(true, Ordering::Relaxed);
+        }
         left
     }
 
@@ -345,6 +371,8 @@ impl Lane {
         if let Some(settler) = settler.as_ref() {
             // The settler outlives every claim; if it panics, the process ends.
             let _ = settler.send(done);
+        } else {
+            self.note_given_up();
         }
     }
 
@@ -421,47 +449,6 @@ impl Finished {
         let message_id = Some(mail.message_id.clone());
         let settlement = Settlement { claim, fingerprint: Some(fingerprint), message_id, verdict };
         lane.send(Done { settlement, closing, memory: Some(memory) });
-    }
-}
-
-/// Our heartbeats as the database has them. Pure: time is an argument.
-#[derive(Clone, Copy, Debug)]
-struct Lease {
-    length: Duration,
-    /// The greatest age of the newest heartbeat at which a final dot may go out: the lease less the time that the dot's
-    /// reply may take.
-    dot_allowance: Duration,
-    /// The time at which the newest heartbeat that reached the database was sent off.
-    newest: Option<Instant>,
-    /// The time since which no other dispatcher can have taken us for dead. Earlier claims need not be ours any more.
-    unbroken_since: Instant,
-    /// The time at which a heartbeat could last not be written.
-    failed: Option<Instant>,
-}
-
-impl Lease {
-    fn new(length: Duration, final_dot: Duration, now: Instant) -> Self {
-        Self {
-            length,
-            dot_allowance: length.saturating_sub(final_dot),
-            newest: None,
-            unbroken_since: now,
-            failed: None,
-        }
-    }
-
-    /// A heartbeat that was sent off at `sent_off` has reached the database by `now`.
-    fn renewed(&mut self, sent_off: Instant, now: Instant) {
-        if self.newest.is_none_or(|newest| now.duration_since(newest) >= self.length) {
-            self.unbroken_since = now;
-        }
-        self.newest = Some(sent_off);
-    }
-
-    /// Returns true if a final dot may go out for a row that was ours at `confirmed`.
-    fn covers_final_dot(&self, confirmed: Instant, now: Instant) -> bool {
-        let fresh = self.newest.is_some_and(|newest| now.duration_since(newest) < self.dot_allowance);
-        fresh && confirmed >= self.unbroken_since
     }
 }
 

@@ -226,7 +226,13 @@ impl Probe {
                 }
                 continue;
             };
-            tokio::time::sleep_until(until).await;
+            tokio::select! {
+                () = tokio::time::sleep_until(until) => {}
+                changed = view.changed() => match changed {
+                    Ok(()) => continue,
+                    Err(_) => return,
+                },
+            }
             // Without the ledger no mail would come to its dot, and a connection would only trouble the smarthost.
             if let Err(error) = ledger.is_writable().await {
                 context.ledger_failed(&error);

@@ -1,6 +1,6 @@
 //! Recovery: settles what an earlier process left behind, before anything is sent.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -31,16 +31,19 @@ impl Recovery {
 
         let now = Timestamp::now();
         let recovered = lane.queue.recover_own().await?;
-        if !recovered.unknown.is_empty() && !lane.was_recovered() && !ledger.knows(lane.name()).await? {
+        let mut entries: HashMap<RecordId, Vec<OpenEntry>> = HashMap::new();
+        let records: HashSet<RecordId> = recovered.unknown.iter().map(|claim| *claim.record()).collect();
+        for entry in ledger.open_entries_of(lane.name(), &records) {
+            entries.entry(entry.transmission.record).or_default().push(entry);
+        }
+        // Where it has entries of these rows, the ledger is there, and the queue had another name.
+        let has_entries = recovered.unknown.iter().any(|claim| entries.contains_key(claim.record()));
+        if !recovered.unknown.is_empty() && !lane.was_recovered() && !has_entries && !ledger.knows(lane.name()).await? {
             return Err(PassError::Start(StartError::LedgerMissing {
                 state_dir: self.context.live.get().settings.state_dir.clone(),
                 queue: lane.name().clone(),
                 rows: recovered.unknown.len(),
             }));
-        }
-        let mut entries: HashMap<RecordId, Vec<OpenEntry>> = HashMap::new();
-        for entry in ledger.open_entries(lane.name()) {
-            entries.entry(entry.transmission.record).or_default().push(entry);
         }
         let mut closing = Closing::default();
         let mut settlements = Vec::new();

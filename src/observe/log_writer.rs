@@ -115,9 +115,12 @@ impl LogWriter {
     pub fn write_last_lines(&self) {
         let mut buffer = self.shared.lock();
         while let Some(entry) = buffer.entries.pop_front() {
-            if let Some(Entry::Line(rest)) = write_now(entry) {
-                // Ends the process late where the log is not read; a limit is the caller's.
-                write_blocking(&rest);
+            // Ends the process late where the log is not read; a limit is the caller's.
+            match write_now(entry) {
+                Some(Entry::Line(rest)) => write_blocking(&rest),
+                // journald takes no more: standard error is the last resort.
+                Some(Entry::Record(record)) => write_blocking(format!("{}\n", record.message).as_bytes()),
+                None => {}
             }
         }
     }

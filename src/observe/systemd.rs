@@ -93,6 +93,7 @@ pub async fn tell_all(
     let mut looks = interval(watchdog.map_or(LOOK, |watchdog| (watchdog / 3).min(LOOK)).max(Duration::from_millis(1)));
     let mut told = String::new();
     let mut fed = true;
+    let mut was_started = true;
     loop {
         tokio::select! {
             _ = looks.tick() => {}
@@ -100,6 +101,12 @@ pub async fn tell_all(
         }
         failpoint::hit("in-systemd");
         let sample = dispatcher.sample();
+        let is_started = sample.started();
+        if is_started && !was_started {
+            // A reload brought a queue that has been looked at now.
+            tell(&[NotifyState::Ready]);
+        }
+        was_started = is_started;
         let counted = health.borrow_and_update().clone();
         let text = status_text(&Health { relay: Relay::of(&sample), ..counted });
         if text != told {

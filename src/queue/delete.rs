@@ -31,6 +31,9 @@ const REFUSED_AGAIN: u32 = 4;
 pub(super) const KEPT: &str =
     "the DELETE reported success and left the row in the table; look for a trigger or a rule on DELETE";
 
+/// The detail of a row that a DELETE changes and leaves in the table.
+const CHANGED: &str = "the DELETE changed the row and left it in the table; look for a trigger or a rule on DELETE";
+
 /// The result of settling a claim.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Settled {
@@ -134,8 +137,17 @@ impl Queue {
         connection.begin(self.dialect().begin).await?;
         let present = self.lock_records(&mut connection, part).await?;
         let rows = part.iter().filter(|delivery| present.contains(delivery.record));
-        let rows = rows.map(|delivery| (delivery.mid, delivery.content)).collect();
+        let rows: Vec<_> = rows.map(|delivery| (delivery.mid, delivery.content)).collect();
+        let mids: Vec<i64> = rows.iter().map(|&(mid, _)| mid).collect();
+        let before = self.fingerprints(&mut connection, &mids).await?;
+        let was_as_sent: HashSet<i64> =
+            rows.iter().filter(|(mid, content)| before.get(mid) == Some(content)).map(|&(mid, _)| mid).collect();
         let (gone, changed, kept) = match self.delete_rows(&mut connection, rows).await? {
+            Deletion::Ended { changed, .. } if schema.transactional && !changed.is_disjoint(&was_as_sent) => {
+                // The DELETE itself changed the row. Rolled back, it is as it was sent.
+                connection.rollback().await?;
+                return Ok(Part::Refused(CHANGED.to_owned()));
+            }
             Deletion::Ended { gone, changed, kept } => (gone, changed, kept),
             Deletion::Unclear => {
                 connection.rollback().await?;

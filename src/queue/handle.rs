@@ -132,7 +132,8 @@ impl Queue {
         self.unqualified_table().into()
     }
 
-    fn unqualified_table(&self) -> &str {
+    /// Returns the table without the schema in which PostgreSQL looks unasked.
+    pub fn unqualified_table(&self) -> &str {
         let table = &self.settings().table;
         table.strip_prefix("public.").unwrap_or(table)
     }

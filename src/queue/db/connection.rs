@@ -132,9 +132,13 @@ impl Connection {
     }
 
     pub(crate) async fn rollback(&mut self) -> Result<(), Failure> {
-        self.command("ROLLBACK").await?;
+        match self.command("ROLLBACK").await {
+            Ok(()) => self.reusable = true,
+            // The server has ended the transaction itself, as SQLite does at RAISE(ROLLBACK). The connection is closed.
+            Err(Failure::Refused(_)) => {}
+            Err(failure) => return Err(failure),
+        }
         self.in_transaction = false;
-        self.reusable = true;
         Ok(())
     }
 

@@ -7,7 +7,7 @@ use super::{OFTEN, SOON, stop, until_empty};
 use crate::support::binary::Running;
 use crate::support::catcher::Catcher;
 use crate::support::database::TestDatabase;
-use crate::support::house::House;
+use crate::support::house::{House, mail};
 use crate::support::mails::Mails;
 use crate::support::session::Session;
 
@@ -21,6 +21,7 @@ on_every_database!(
     after_the_ledger_the_acceptance_is_settled_and_not_sent,
     in_the_middle_of_settling_the_acceptance_is_settled_and_not_sent,
     after_the_deletion_the_ledger_does_not_take_a_new_mail_for_the_old_one,
+    a_queue_that_is_renamed_after_a_kill_sends_nothing_again_that_was_accepted,
 );
 
 async fn before_the_dot_nothing_is_sent_twice_that_was_not_on_the_wire(database: TestDatabase) {
@@ -80,4 +81,20 @@ async fn dies_at(point: &str, database: TestDatabase) -> usize {
     let repeated = mails.audit(&catcher.received(), &lines);
     assert_eq!(house.ledger_open(), 0, "{point}");
     repeated
+}
+
+async fn a_queue_that_is_renamed_after_a_kill_sends_nothing_again_that_was_accepted(database: TestDatabase) {
+    let catcher = Catcher::start().await;
+    let house = House::build(database, catcher.port(), OFTEN, SOON).await;
+    house.newsletter.insert(&mail("a@example.org", "x")).await.unwrap();
+    let mut command = house.installation.command();
+    command.arg("run").env("MAILQUEUE_FAIL_AT", "after-ledger:1");
+    let (status, lines) = Running::spawn(command).wait().await;
+    assert_eq!(status.signal(), Some(9), "{}", lines.join("\n"));
+
+    let file = house.installation.configuration();
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(file, text.replace("name = \"newsletter\"", "name = \"letters\"")).unwrap();
+    assert_eq!(house.once().await, 0);
+    assert_eq!((catcher.received().len(), house.rows(&house.newsletter).await.len(), house.ledger_open()), (1, 0, 0));
 }

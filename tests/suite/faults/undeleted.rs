@@ -146,3 +146,63 @@ async fn a_row_is_deleted_as_soon_as_the_database_allows_it(database: TestDataba
     assert_eq!((of_row("\"held\""), of_row("\"message\":\"deleted\"")), (1, 1), "{}", lines.join("\n"));
     assert_eq!(catcher.received().len(), 2);
 }
+
+/// A trigger that marks a row in place of deleting it.
+async fn a_row_that_its_deletion_changes_is_not_sent_again(database: TestDatabase) {
+    let catcher = Catcher::start().await;
+    let house = House::build(database, catcher.port(), OFTEN, LATE).await;
+    let mids = mails(&house, 3).await;
+    let mut session = Session::on(&house.database.url).await;
+    let change = "UPDATE mail_queue SET mbody = '' WHERE mid = OLD.mid";
+    let trigger = match &session {
+        Session::Postgres(_) => format!(
+            "CREATE FUNCTION soft() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {change}; RETURN NULL; END $$; \
+             CREATE TRIGGER soft BEFORE DELETE ON mail_queue FOR EACH ROW EXECUTE FUNCTION soft()"
+        ),
+        _ => format!("CREATE TRIGGER soft BEFORE DELETE ON mail_queue BEGIN {change}; SELECT RAISE(IGNORE); END"),
+    };
+    session.run(&trigger).await.unwrap();
+    assert_eq!(house.once().await, 1);
+    for mid in mids {
+        let row = house.row(&house.newsletter, mid).await.unwrap();
+        assert_eq!((row.state, row.reason), (State::Held, Some(Reason::NotDeleted)), "{:?}", row.detail);
+    }
+    assert_eq!(house.once().await, 0);
+    assert_eq!(catcher.received().len(), 3);
+}
+
+mod sqlite_alone {
+    use super::*;
+    use crate::support::database::sqlite;
+
+    #[tokio::test]
+    async fn a_row_that_its_deletion_changes_is_not_sent_again() {
+        super::a_row_that_its_deletion_changes_is_not_sent_again(sqlite()).await;
+    }
+
+    #[tokio::test]
+    async fn a_trigger_that_ends_the_transaction_sets_its_row_aside() {
+        let catcher = Catcher::start().await;
+        let house = House::build(sqlite(), catcher.port(), OFTEN, LATE).await;
+        let mids = mails(&house, 3).await;
+        let trigger = format!(
+            "CREATE TRIGGER no BEFORE DELETE ON mail_queue WHEN OLD.mid = {} BEGIN SELECT RAISE(ROLLBACK, 'it stays'); END",
+            mids[1]
+        );
+        Session::on(&house.database.url).await.run(&trigger).await.unwrap();
+        assert_eq!(house.once().await, 1);
+        let rows = house.rows(&house.newsletter).await;
+        assert_eq!(rows.iter().map(|row| row.id.mid).collect::<Vec<_>>(), [mids[1]]);
+        assert_eq!((rows[0].state, rows[0].detail.as_deref()), (State::Held, Some("it stays")));
+    }
+}
+
+mod postgres_alone {
+    mod postgres {
+        #[tokio::test]
+        async fn a_row_that_its_deletion_changes_is_not_sent_again() {
+            let database = crate::support::database::postgres().await;
+            super::super::a_row_that_its_deletion_changes_is_not_sent_again(database).await;
+        }
+    }
+}
