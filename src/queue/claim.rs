@@ -425,9 +425,9 @@ impl Queue {
         Ok(contents)
     }
 
-    /// The claim's row is too large to be read, as far as the claim knows.
-    /// Returns true for a claim whose row has a column that decodes to more than twice [`Settings::max_size`]. It goes to
-    /// [`Queue::measure`], because [`Queue::load`] does not load it.
+    /// Returns true for a claim whose row has a column that decodes to more than twice
+    /// [`Settings::max_size`](super::settings::Settings::max_size). It goes to [`Queue::measure`], because [`Queue::load`]
+    /// does not load it.
     pub fn is_too_large(&self, claim: &Claim) -> bool {
         claim.longest > self.settings().longest_column()
     }
