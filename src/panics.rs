@@ -40,7 +40,7 @@ pub fn end_process(report: impl Fn(&str) + Send + Sync + 'static) {
 
 /// Runs `work`. Returns the text and place of a panic in it as an error; the process goes on.
 ///
-/// What `work` shares with the rest of the program must be sound after a panic in the middle of it.
+/// The state that `work` shares with the rest of the program must be sound after a panic in the middle of it.
 pub fn catch<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     let outer = CATCHING.replace(true);
     let ended = std::panic::catch_unwind(AssertUnwindSafe(work));

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use futures_util::future::try_join_all;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info};
 
@@ -122,9 +123,9 @@ impl Daemon<'_> {
                 .transpose()
                 .with_context(|| format!("queue {}", queue.settings.name))?;
         }
-        for source in &change.sources {
-            self.handle.check_new(&source.queue, OPENED_WITHIN).await?;
-        }
+        let checks = change.sources.iter().map(|source| self.handle.check_new(&source.queue, OPENED_WITHIN));
+        // Side by side: a signal is obeyed only afterwards.
+        try_join_all(checks).await?;
         let settings = daemon::observers(&config)?;
         let queues = daemon::counted_queues(&config, &self.pools)?;
         let opened = self.observers.open(&settings).await?;

@@ -199,8 +199,9 @@ impl Lane {
         let is_finishing = |Predecessor { lane, has_same_table }: &Predecessor| {
             *has_same_table && lane.was_recovered() && !lane.gave_up.load(Ordering::Relaxed)
         };
-        let owes_recovery = self.was_recovered() || self.owes_recovery.load(Ordering::Relaxed);
-        !owes_recovery && living.peek().is_some() && living.all(is_finishing)
+        // A lane that has begun before begins again because of an error, and has claims of its own to recover.
+        let needs_recovery = self.was_recovered() || self.owes_recovery.load(Ordering::Relaxed);
+        !needs_recovery && living.peek().is_some() && living.all(is_finishing)
     }
 
     /// Waits until the lanes before this one make no claims any more. Their mails may be on the wire.

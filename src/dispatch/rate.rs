@@ -27,7 +27,7 @@ pub struct Bucket {
 struct State {
     /// `None` without a rate.
     pace: Option<Pace>,
-    /// When the bucket would be full again; later than now by what has been taken.
+    /// The time at which the bucket would be full again; later than now by what has been taken.
     full: Option<Instant>,
 }
 

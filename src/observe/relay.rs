@@ -9,7 +9,7 @@ use crate::telemetry::{RelayState, Sample};
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Relay {
     pub state: RelayStatus,
-    /// When a relay in trouble is tried again.
+    /// The time at which a relay in trouble is tried again.
     pub until: Option<Timestamp>,
     pub reason: Option<String>,
     /// The number of connections that may be in use: fewer than configured where the smarthost takes no more, or throttles. `None`

@@ -1,4 +1,4 @@
-//! What a smarthost says of itself.
+//! The announcements of a smarthost.
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -21,9 +21,9 @@ pub struct Announced {
     pub mail_max: Option<u32>,
     /// Recipients in one message (RCPTMAX, RFC 9422).
     pub rcpt_max: Option<u32>,
-    /// When its certificate ends, whether that was checked or not; `None` without TLS.
+    /// The end of its certificate, whether that was checked or not; `None` without TLS.
     pub certificate_ends: Option<Timestamp>,
-    /// How far its clock is ahead of ours, where the greeting tells the time.
+    /// The time by which its clock is ahead of ours, where the greeting tells the time.
     pub clock_ahead: Option<SignedDuration>,
 }
 

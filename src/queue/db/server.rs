@@ -25,7 +25,7 @@ const GOODBYE: Duration = Duration::from_secs(1);
 /// The time after which the closing of a connection is looked at again.
 const CLOSING: Duration = Duration::from_millis(5);
 
-/// How many connections there are, and how long they are used.
+/// The number of connections, and the time for which they are used.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Open connections to one server, at least 6. A queue uses half of them at most.
@@ -72,7 +72,7 @@ pub(crate) struct Account {
 pub(crate) struct Opened {
     pub(crate) native: Native,
     pub(crate) since: Instant,
-    /// When it is too old.
+    /// The time from which on it is too old.
     pub(crate) until: Instant,
     /// The last field, so that the connection is closed before another takes its place.
     pub(crate) _slot: OwnedSemaphorePermit,
