@@ -18,7 +18,7 @@ END
         cd "$base" # where the script looks for its parts
         "${unprivileged[@]}" "${packaged[@]}" "$base/bin/mariadb-install-db" --no-defaults --basedir="$base" \
             --datadir="$home/data" --auth-root-authentication-method=normal --skip-test-db >"$home/install.log" 2>&1
-    ) || fail "mariadb-install-db: $(tail -n 20 "$home/install.log")"
+    ) || fail "mariadb-install-db: $(<"$home/install.log")"
     cp -a "$home/data" "$home-odd/data"
     cat "$home/init.sql" - >"$home-odd/init.sql" <<'END'
 SET GLOBAL autocommit = 0, completion_type = 'CHAIN', tx_isolation = 'SERIALIZABLE';

@@ -28,6 +28,7 @@ require_rights() {
 prepare_directory() {
     directory=$(mktemp -d "${TMPDIR:-/tmp}/mailqueue-tests.XXXXXX")
     variables=$directory/variables
+    mkdir "$directory/ports"
     # Several users run servers in here, and each looks after its own directory.
     chmod 711 "$directory"
     : >"$variables"
@@ -53,20 +54,40 @@ guard() {
     stop_all
 }
 
-# start_all NAME…: runs the functions start_NAME side by side. Each starts its server and returns once that is ready.
+# start_all NAME…: runs the functions start_NAME side by side. Each starts its server and returns once that is ready. One
+# that fails is run a second time, by itself: side by side, a slow machine can keep a server from starting in time.
 start_all() {
     local name
     local -A jobs=()
     for name; do
-        mkdir "$directory/$name"
-        (
-            trap - EXIT
-            "start_$name" "$directory/$name"
-        ) &
+        start "$name"
         jobs[$name]=$!
     done
     for name; do
-        wait "${jobs[$name]}" || fail "$name did not start"
+        wait "${jobs[$name]}" && continue
+        echo "tests/run: $name did not start; second try" >&2
+        set_aside "$name"
+        start "$name"
+        wait $! || fail "$name did not start"
+    done
+}
+
+# start NAME: runs start_NAME in the background.
+start() {
+    mkdir "$directory/$1"
+    (
+        trap - EXIT
+        "start_$1" "$directory/$1"
+    ) &
+}
+
+# set_aside NAME: stops what a failed start has left running, and keeps its logs under another name.
+set_aside() {
+    local home
+    for home in "$directory/$1" "$directory/$1"-*; do
+        [[ -d $home ]] || continue
+        stop "$home/pid"
+        "${sudo[@]}" mv "$home" "$home.failed"
     done
 }
 
@@ -85,12 +106,24 @@ wait_for_line() {
     pid=$(<"$1/pid")
     until grep -qE "$2" "$log" 2>/dev/null; do
         if [[ ! -d /proc/$pid ]] || ((SECONDS > deadline)); then
-            echo "tests/run: ${1##*/} is not ready; the end of $log:" >&2
-            tail -n 20 "$log" >&2
+            not_ready "$1" "$pid" "$log" >&2
             return 1
         fi
         sleep 0.05
     done
+}
+
+# not_ready DIRECTORY PID LOG: what is known of a server that did not become ready. Postfix says nothing at all when
+# another process has its port, so the ports are listed too.
+not_ready() {
+    local ended=
+    [[ -d /proc/$2 ]] || ended=" its process has ended;"
+    echo "tests/run: ${1##*/} is not ready;$ended the end of $3:"
+    tail -n 20 "$3"
+    [[ $3 == "$1/log" ]] || { echo "the end of $1/log:" && tail -n 20 "$1/log"; }
+    echo "ports of this run: $(ls "$directory/ports" | xargs)"
+    echo "processes that listen:"
+    "${sudo[@]}" ss -Hltnp 2>&1 | grep -E ":2[0-9]{4} |not found" || true
 }
 
 # export_variable NAME VALUE: for the tests.
@@ -98,9 +131,10 @@ export_variable() {
     printf "%s='%s'\n" "$1" "$2" >>"$variables"
 }
 
-# exported NAME: the value of a variable that a server which runs already has exported.
+# exported NAME: the value of a variable that a server which runs already has exported. The last one, if it was started
+# twice.
 exported() {
-    sed -n "s/^$1='\(.*\)'\$/\1/p" "$variables"
+    sed -n "s/^$1='\(.*\)'\$/\1/p" "$variables" | tail -n 1
 }
 
 # tool DIRECTORY PROGRAM [ARGUMENT…]: a script that runs a program with its libraries, wherever it is from.
@@ -130,18 +164,27 @@ wait_for_interrupt() {
 stop_all() {
     local file
     for file in "$directory"/*/pid; do
-        [[ ! -e $file ]] || "${sudo[@]}" sh -c "kill -s KILL -- -$(<"$file")" 2>/dev/null || true
+        stop "$file"
     done
     [[ -n ${MAILQUEUE_TEST_KEEP-} ]] || "${sudo[@]}" rm -rf "$directory"
 }
 
-# A port on loopback on which nothing listens. Below the range from which the kernel takes ports for outgoing
+# stop FILE: kills the process group that a server's file `pid` names.
+stop() {
+    [[ ! -e $1 ]] || "${sudo[@]}" sh -c "kill -s KILL -- -$(<"$1")" 2>/dev/null || true
+}
+
+# A port on loopback on which nothing listens, and that no other call of this run has returned: servers start side by
+# side, and a port is free until its server listens. Below the range from which the kernel takes ports for outgoing
 # connections, so that it stays free until the server has it.
 free_port() {
     local port
     while :; do
         port=$((20000 + RANDOM % 10000))
-        grep -qiE ":$(printf %04X "$port") [0-9A-F]+:0000 0A" /proc/net/tcp /proc/net/tcp6 || break
+        grep -qiE ":$(printf %04X "$port") [0-9A-F]+:0000 0A" /proc/net/tcp /proc/net/tcp6 && continue
+        # mkdir takes the port: of two calls at the same time it fails for one.
+        mkdir "$directory/ports/$port" 2>/dev/null && break
+        [[ -d $directory/ports/$port ]] || fail "could not note port $port in $directory/ports"
     done
     echo "$port"
 }
