@@ -38,14 +38,15 @@ pub enum Level {
 }
 
 impl Queue {
-    /// Checks that database, rights and schema are fit for the job. The first finding that fails may end the list.
+    /// Checks that database, rights and schema are fit for the job. A probe that fails keeps no other from its work, unless
+    /// the connection is lost.
     pub async fn check(&self) -> Vec<Finding> {
         let mut findings = Vec::new();
         if let Err(failure) = self.probe(&mut findings).await {
             let what = if findings.is_empty() { "database" } else { "looking further" };
             let found = match failure {
                 Failure::NoSecret(what) => {
-                    findings.push(Finding { level: Level::Failed, what: "password".to_owned(), found: what });
+                    findings.push(finding(Level::Failed, "password", what));
                     return findings;
                 }
                 Failure::Unavailable(what) => format!("the server answered: {what}"),
@@ -54,7 +55,7 @@ impl Queue {
                 }
                 failure => failure.into_error(self.name()).to_string(),
             };
-            findings.push(Finding { level: Level::Failed, what: what.to_owned(), found });
+            findings.push(finding(Level::Failed, what, found));
         }
         findings
     }
@@ -73,8 +74,6 @@ impl Queue {
     }
 
     async fn probe(&self, findings: &mut Vec<Finding>) -> Result<(), Failure> {
-        let mut tell =
-            |level, what: &str, found: String| findings.push(Finding { level, what: what.to_owned(), found });
         let mut connection = self.connection().await?;
         let version = match self.engine() {
             Engine::MySql => mysql::VERSION,
@@ -83,26 +82,24 @@ impl Queue {
         };
         let version = connection.fetch(version, Vec::new()).await?;
         let version = version.first().map(|line| line.required_text(0)).transpose()?.unwrap_or_default();
-        tell(Level::Ok, "database", version);
+        findings.push(finding(Level::Ok, "database", version));
         if connection.is_pooled() {
             let found = "PgBouncer or another pooler is in between; each statement is a transaction of its own and is \
                          prepared each time, which takes four round trips in place of one; a direct connection is faster";
-            tell(Level::Ok, "pooler", found.to_owned());
+            findings.push(finding(Level::Ok, "pooler", found));
         }
-        for (level, what, found) in self.server(&mut connection).await? {
-            tell(level, what, found);
-        }
+        findings.extend(self.told("server", self.server(&mut connection).await)?);
 
         self.forget_schema().await;
         let schema = match self.schema(&mut connection).await {
             Ok(schema) => {
                 let without = if schema.columns.len() < 5 { "; no mparams, so senders come from headers" } else { "" };
-                tell(Level::Ok, "table", format!("{} has the columns{without}", self.settings().table));
+                let found = format!("{} has the columns{without}", self.settings().table);
+                findings.push(finding(Level::Ok, "table", found));
                 Some(schema)
             }
-            Err(failure) if failure.ends_connection() => return Err(failure),
             Err(failure) => {
-                tell(Level::Failed, "table", failure.into_error(self.name()).to_string());
+                findings.extend(self.told("table", Err(failure))?);
                 None
             }
         };
@@ -110,28 +107,38 @@ impl Queue {
         let ours = self.our_tables(&mut connection).await;
         let migrated = !matches!(ours, Err(Failure::Missing(_) | Failure::NotMigrated(_)));
         match ours {
-            Ok(()) => tell(Level::Ok, "our tables", "there".to_owned()),
-            Err(failure) => tell(Level::Failed, "our tables", failure.into_error(self.name()).to_string()),
-        }
-
-        if migrated && let Some(found) = self.not_deleted(&mut connection).await? {
-            tell(Level::Warning, "not deleted", found);
+            Ok(()) => {
+                findings.push(finding(Level::Ok, "our tables", "there"));
+                findings.extend(self.told("not deleted", self.not_deleted(&mut connection).await)?);
+            }
+            // MySQL denies what is not there as well.
+            Err(Failure::Refused(what)) => {
+                let found = format!(
+                    "{what}; run `mailqueue migrate`, or GRANT {} on {} to this user",
+                    ON_OURS.join(", "),
+                    OURS.join(", ")
+                );
+                findings.push(finding(Level::Failed, "our tables", found));
+            }
+            Err(failure) => findings.extend(self.told("our tables", Err(failure))?),
         }
         let Some(schema) = schema else { return Ok(()) };
-        for (level, what, found) in self.rights(&mut connection, migrated).await? {
-            tell(level, what, found);
-        }
-        let (level, found) = self.numbering(&mut connection, &schema).await?;
-        tell(level, "numbers", found);
-        if let Some(found) = self.numbers_too_high(&mut connection, &schema).await? {
-            tell(Level::Failed, "numbers", found);
-        }
-        for (level, what, found) in self.storage_engine(&mut connection).await? {
-            tell(level, what, found);
-        }
-        let (level, found) = sizes(&schema, self.dialect().cuts);
-        tell(level, "column sizes", found);
+        findings.extend(self.told("rights", self.rights(&mut connection, migrated).await)?);
+        findings.extend(self.told("numbers", self.numbering(&mut connection, &schema).await)?);
+        findings.extend(self.told("numbers", self.numbers_too_high(&mut connection, &schema).await)?);
+        findings.extend(self.told("engine", self.storage_engine(&mut connection).await)?);
+        findings.push(sizes(&schema, self.dialect().cuts));
         Ok(())
+    }
+
+    /// The findings of one probe. A probe that the database refuses is a finding itself, and keeps no other from its work;
+    /// the error is a connection that is of no use any more.
+    fn told(&self, what: &str, found: Result<Vec<Finding>, Failure>) -> Result<Vec<Finding>, Failure> {
+        match found {
+            Err(failure) if failure.ends_connection() => Err(failure),
+            Err(failure) => Ok(vec![finding(Level::Failed, what, failure.into_error(self.name()).to_string())]),
+            found => found,
+        }
     }
 
     /// Asks our tables for all columns that this version knows, and for no rows.
@@ -149,24 +156,26 @@ impl Queue {
         ours
     }
 
-    /// Says how many delivered rows the database does not delete, and why; `None` where there are none.
-    async fn not_deleted(&self, connection: &mut Connection) -> Result<Option<String>, Failure> {
+    /// Says how many delivered rows the database does not delete, and why, where there are any.
+    async fn not_deleted(&self, connection: &mut Connection) -> Result<Vec<Finding>, Failure> {
         let sql = "SELECT COUNT(*), MIN(d.detail) FROM mailqueue_delivery d WHERE d.queue_table = ? AND d.state = 'held' \
                    AND d.next_attempt IS NOT NULL AND d.reason = ?";
         let rows = connection.fetch(sql, vec![self.key(), Reason::NotDeleted.as_str().into()]).await?;
-        let Some(row) = rows.first() else { return Ok(None) };
+        let Some(row) = rows.first() else { return Ok(Vec::new()) };
         let (count, words) = (row.required_i64(0)?, row.text(1)?.unwrap_or_default());
-        Ok((count > 0).then(|| {
-            format!(
-                "{count} delivered, and the database does not delete them: {words}; remove what is in the way, then \
-                 `mailqueue retry --queue {} --reason not-deleted`, which sends nothing",
-                self.name()
-            )
-        }))
+        if count == 0 {
+            return Ok(Vec::new());
+        }
+        let found = format!(
+            "{count} delivered, and the database does not delete them: {words}; remove what is in the way, then \
+             `mailqueue retry --queue {} --reason not-deleted`, which sends nothing",
+            self.name()
+        );
+        Ok(vec![finding(Level::Warning, "not deleted", found)])
     }
 
     /// The server's clock and character set.
-    async fn server(&self, connection: &mut Connection) -> Result<Vec<(Level, &'static str, String)>, Failure> {
+    async fn server(&self, connection: &mut Connection) -> Result<Vec<Finding>, Failure> {
         let mut told = Vec::new();
         let clock = match self.engine() {
             Engine::MySql => mysql::CLOCK,
@@ -177,7 +186,7 @@ impl Queue {
                 if lines.first().map(|line| line.required_i64(0)).transpose()? != Some(0) {
                     let found = "the file keeps texts in UTF-16, in which no value is base64: every row would be set aside; \
                                  make it with PRAGMA encoding = 'UTF-8'";
-                    told.push((Level::Failed, "encoding", found.to_owned()));
+                    told.push(finding(Level::Failed, "encoding", found));
                 }
                 return Ok(told);
             }
@@ -189,31 +198,27 @@ impl Queue {
             // In the middle between question and answer, as far as anybody can tell.
             let here = (asked.as_millisecond() + answered.as_millisecond()) / 2;
             let (level, found) = clock_ahead("the database", SignedDuration::from_millis(line.required_i64(0)? - here));
-            told.push((level, "clock", found));
+            told.push(finding(level, "clock", found));
         }
         if self.engine() == Engine::Postgres {
             let lines = connection.fetch("SELECT current_setting('server_encoding')", Vec::new()).await?;
             let encoding = lines.first().map(|line| line.required_text(0)).transpose()?.unwrap_or_default();
             told.push(match encoding.as_str() {
-                "UTF8" | "SQL_ASCII" => (Level::Ok, "encoding", encoding),
+                "UTF8" | "SQL_ASCII" => finding(Level::Ok, "encoding", encoding),
                 _ => {
                     let found = format!(
                         "{encoding} cannot hold every character: what a row or the smarthost says in others cannot be written \
                          down, and such a row would be tried again for ever; use a database made with ENCODING 'UTF8' (or \
                          SQL_ASCII)"
                     );
-                    (Level::Failed, "encoding", found)
+                    finding(Level::Failed, "encoding", found)
                 }
             });
         }
         Ok(told)
     }
 
-    async fn rights(
-        &self,
-        connection: &mut Connection,
-        migrated: bool,
-    ) -> Result<Vec<(Level, &'static str, String)>, Failure> {
+    async fn rights(&self, connection: &mut Connection, migrated: bool) -> Result<Vec<Finding>, Failure> {
         let table = self.settings().table.as_str();
         let mut told = Vec::new();
         let rights = match self.engine() {
@@ -222,8 +227,8 @@ impl Queue {
             Engine::Sqlite => {
                 let writable = connection.command("BEGIN IMMEDIATE; ROLLBACK").await;
                 return Ok(vec![match writable {
-                    Ok(()) => (Level::Ok, "rights", "the file can be written".to_owned()),
-                    Err(failure) => (Level::Failed, "rights", failure.into_error(self.name()).to_string()),
+                    Ok(()) => finding(Level::Ok, "rights", "the file can be written"),
+                    Err(failure) => finding(Level::Failed, "rights", failure.into_error(self.name()).to_string()),
                 }]);
             }
         };
@@ -241,13 +246,12 @@ impl Queue {
             }
         }
         told.push(match missing.as_slice() {
-            [] => (Level::Ok, "rights", "all that are needed".to_owned()),
-            _ if rights.unsure => (
-                Level::Warning,
-                "rights",
-                format!("those of roles are not looked into; needed: {}", missing.join("; ")),
-            ),
-            _ => (Level::Failed, "rights", format!("too few: {}", missing.join("; "))),
+            [] => finding(Level::Ok, "rights", "all that are needed"),
+            _ if rights.unsure => {
+                let found = format!("those of roles are not looked into; needed: {}", missing.join("; "));
+                finding(Level::Warning, "rights", found)
+            }
+            _ => finding(Level::Failed, "rights", format!("too few: {}", missing.join("; "))),
         });
         let needless = rights.beyond(&ON_THEIRS, &theirs);
         if !needless.is_empty() {
@@ -255,12 +259,12 @@ impl Queue {
                 "more than are needed on {table}: {}; SELECT and DELETE do, and a mistake can then do no more than that",
                 needless.join(", ")
             );
-            told.push((Level::Warning, "rights", found));
+            told.push(finding(Level::Warning, "rights", found));
         }
         Ok(told)
     }
 
-    async fn numbering(&self, connection: &mut Connection, schema: &Schema) -> Result<(Level, String), Failure> {
+    async fn numbering(&self, connection: &mut Connection, schema: &Schema) -> Result<Vec<Finding>, Failure> {
         let (sql, name) = match self.engine() {
             Engine::MySql => (mysql::UNIQUE, self.settings().table.as_str()),
             Engine::Postgres => (postgres::UNIQUE, schema.table.as_str()),
@@ -268,24 +272,27 @@ impl Queue {
         };
         let lines = connection.fetch(sql, vec![name.into()]).await?;
         if lines.first().map(|line| line.required_i64(0)).transpose()?.unwrap_or(0) > 0 {
-            return Ok((Level::Ok, "mid is unique".to_owned()));
+            return Ok(vec![finding(Level::Ok, "numbers", "mid is unique")]);
         }
         let found =
             "mid is not unique: two mails could share a number, and one of them be lost; make it the primary key";
-        Ok((Level::Failed, found.to_owned()))
+        Ok(vec![finding(Level::Failed, "numbers", found)])
     }
 
     /// Looks for rows whose number no record of ours can name. They stay in the table.
-    async fn numbers_too_high(&self, connection: &mut Connection, schema: &Schema) -> Result<Option<String>, Failure> {
+    async fn numbers_too_high(&self, connection: &mut Connection, schema: &Schema) -> Result<Vec<Finding>, Failure> {
         let sql = format!("SELECT COUNT(*) FROM {} q WHERE q.mid > {HIGHEST_NUMBER}", schema.table);
         let lines = connection.fetch(&sql, Vec::new()).await?;
         let rows = lines.first().map(|line| line.required_i64(0)).transpose()?.unwrap_or(0);
-        Ok((rows > 0).then(|| {
-            format!("{rows} row(s) have a mid over {HIGHEST_NUMBER} and are never sent: give them smaller numbers")
-        }))
+        if rows == 0 {
+            return Ok(Vec::new());
+        }
+        let found =
+            format!("{rows} row(s) have a mid over {HIGHEST_NUMBER} and are never sent: give them smaller numbers");
+        Ok(vec![finding(Level::Failed, "numbers", found)])
     }
 
-    async fn storage_engine(&self, connection: &mut Connection) -> Result<Vec<(Level, &'static str, String)>, Failure> {
+    async fn storage_engine(&self, connection: &mut Connection) -> Result<Vec<Finding>, Failure> {
         let mut told = Vec::new();
         if self.engine() != Engine::MySql {
             return Ok(told);
@@ -294,13 +301,13 @@ impl Queue {
         let engine = text(connection.fetch(mysql::ENGINE, vec![self.settings().table.as_str().into()]).await?)?;
         let engine = engine.unwrap_or_else(|| "no table".to_owned());
         told.push(match engine.to_lowercase().as_str() {
-            "innodb" | "rocksdb" | "tokudb" | "ndbcluster" => (Level::Ok, "engine", engine),
+            "innodb" | "rocksdb" | "tokudb" | "ndbcluster" => finding(Level::Ok, "engine", engine),
             _ => {
                 let found = format!(
                     "{engine} has no transactions: only one dispatcher may work on this table, and one that dies while it \
                      deletes a row can leave its record until the next pass; ALTER TABLE … ENGINE = InnoDB mends it"
                 );
-                (Level::Warning, "engine", found)
+                finding(Level::Warning, "engine", found)
             }
         });
         let log = text(
@@ -308,10 +315,14 @@ impl Queue {
         )?;
         if log.is_some_and(|log| log != "0") {
             let found = "binlog_format is STATEMENT, with which InnoDB refuses READ COMMITTED; set MIXED or ROW";
-            told.push((Level::Failed, "binary log", found.to_owned()));
+            told.push(finding(Level::Failed, "binary log", found));
         }
         Ok(told)
     }
+}
+
+fn finding(level: Level, what: &str, found: impl Into<String>) -> Finding {
+    Finding { level, what: what.to_owned(), found: found.into() }
 }
 
 /// Judges a clock by its difference from this host's. Nothing here compares clocks, but people who read logs
@@ -331,10 +342,10 @@ pub fn clock_ahead(whose: &str, ahead: SignedDuration) -> (Level, String) {
 }
 
 /// `cuts`: the database cuts a value that is too long without an error.
-fn sizes(schema: &Schema, cuts: bool) -> (Level, String) {
+fn sizes(schema: &Schema, cuts: bool) -> Finding {
     let limits = schema.sizes;
     if limits == ColumnLimits::NONE {
-        return (Level::Ok, "the columns have no limit".to_owned());
+        return finding(Level::Ok, "column sizes", "the columns have no limit");
     }
     let small = [
         ("mto", limits.mto, 4096),
@@ -344,7 +355,7 @@ fn sizes(schema: &Schema, cuts: bool) -> (Level, String) {
     ];
     let small: Vec<_> = small.iter().filter(|(_, limit, wanted)| limit < wanted).collect();
     if small.is_empty() {
-        return (Level::Ok, "large enough".to_owned());
+        return finding(Level::Ok, "column sizes", "large enough");
     }
     // Three bytes of text are four of base64.
     let small: Vec<_> =
@@ -354,5 +365,6 @@ fn sizes(schema: &Schema, cuts: bool) -> (Level, String) {
     } else {
         "the database refuses an INSERT with more, and a producer that ignores the error loses that mail"
     };
-    (Level::Warning, format!("{}; {consequence}; make the columns longer", small.join(", ")))
+    let found = format!("{}; {consequence}; make the columns longer", small.join(", "));
+    finding(Level::Warning, "column sizes", found)
 }

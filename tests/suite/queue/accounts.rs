@@ -52,6 +52,26 @@ on_each_server! {
         assert!(many.found.contains("INSERT, UPDATE"), "{many:?}");
     }
 
+    async fn the_check_goes_on_where_the_rights_on_our_tables_are_forgotten(place: Place) {
+        let (url, _) = place.account(&["SELECT, DELETE ON mail_queue"], false).await;
+        let findings = place.queue_on(url, TABLE, "").check().await;
+        let one = |what: &str| {
+            let found = findings.iter().find(|finding| finding.what == what);
+            found.unwrap_or_else(|| panic!("no {what}: {findings:#?}"))
+        };
+        let remedy = "run `mailqueue migrate`, or GRANT SELECT, INSERT, UPDATE, DELETE on mailqueue_delivery, ";
+        assert!(one("our tables").level == Level::Failed && one("our tables").found.contains(remedy), "{findings:#?}");
+        let rights = one("rights");
+        assert_eq!(rights.level, Level::Failed);
+        for table in ["mailqueue_delivery", "mailqueue_recipient", "mailqueue_dispatcher"] {
+            let grant = format!("GRANT SELECT, INSERT, UPDATE, DELETE ON {table} TO ");
+            assert!(rights.found.contains(&grant), "{rights:?}");
+        }
+        assert_eq!(one("numbers").level, Level::Ok);
+        one("column sizes");
+        assert!(place.database.url.scheme() != "mysql" || one("engine").level == Level::Ok);
+    }
+
     async fn a_password_that_was_changed_under_way_is_read_anew(place: Place) {
         let (mut url, user) = place.account(&["SELECT, DELETE ON mail_queue"], true).await;
         url.set_password(None).unwrap();
