@@ -10,6 +10,7 @@ mod enqueue;
 mod list;
 mod migrate;
 mod once;
+mod operator;
 mod output;
 mod packaging;
 mod pause;
@@ -101,12 +102,18 @@ enum Command {
     Delete(change::DeleteArgs),
     /// Stop a queue, or the relay, before its next mail
     #[command(after_help = "Every dispatcher obeys within a second, before its next mail, also after a restart. Rows \
-        stay where they are, and producers go on to add to them.\n\
+        stay where they are, and producers go on to add to them. `relay` is paused in every database; one is enough to \
+        stop the dispatchers that look at it.\n\
+        Exit status: 0 done; 69 a database is out of reach (the others were told).\n\
         Examples:\n  mailqueue pause newsletter\n  mailqueue pause relay")]
     Pause(pause::Args),
     /// Let a paused queue, or the relay, go on
-    #[command(after_help = "Every dispatcher goes on within a second.\n\
-        Examples:\n  mailqueue resume newsletter\n  mailqueue resume relay")]
+    #[command(
+        after_help = "Every dispatcher goes on within a second. `relay` stays paused while the flag stands in one \
+        database.\n\
+        Exit status: 0 done; 69 a database is out of reach (the others were told).\n\
+        Examples:\n  mailqueue resume newsletter\n  mailqueue resume relay"
+    )]
     Resume(pause::Args),
     /// Count rows by queue and state
     Status(status::Args),
@@ -271,11 +278,12 @@ impl Global {
     }
 }
 
-/// What is to be said of every command that changes rows, with what concerns one of them.
+/// The text below every command that changes rows, with what concerns one of them.
 fn rows(more: &str) -> String {
     format!(
         "Name rows by id, or say which with a filter. A row that a dispatcher is at work on is left alone.\n\
-         Exit status: 0 done; 1 some row was left alone, or there is no such row.\n{more}"
+         Exit status: 0 done; 1 some row was left alone, or there is no such row; 69 a database is out of reach (the \
+         rows of others are done).\n{more}"
     )
 }
 

@@ -6,6 +6,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 
 use super::ending::{Ending, Usage};
+use super::operator::{self, Verb};
 use super::output::{self, Out, count};
 use super::{migrate, select};
 use crate::config::Config;
@@ -56,7 +57,7 @@ pub async fn run(args: &Args, config: &Config, out: &mut Out) -> anyhow::Result<
     fits(&queue, &columns).await?;
     can_be_sent(args, config, &queue, &columns).await?;
     let mid = queue.insert(&columns).await?;
-    super::change::audit(config, "inserted", &settings.name, vec![mid]);
+    operator::audit(config, Verb::INSERT, &settings.name, vec![mid]);
     writeln!(out, "{}", MailId::new(settings.name, mid))?;
     Ok(Ending::Done)
 }

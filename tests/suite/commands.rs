@@ -3,7 +3,9 @@
 mod enqueue;
 mod filters;
 mod output;
+mod pause;
 mod render;
+mod separate;
 mod show;
 
 use std::os::unix::fs::PermissionsExt;
@@ -93,10 +95,10 @@ async fn commands_before_migrate_say_what_to_do() {
     let output = installation.run(&["list"]).await;
     assert_eq!(output.status.code(), Some(1));
     let file = installation.path().join("queue.sqlite");
-    assert_eq!(
-        stderr(&output),
-        format!("mailqueue: queue newsletter: the file {} does not exist; run `mailqueue migrate`", file.display())
-    );
+    let told = ["newsletter", "admidio"].map(|queue| {
+        format!("mailqueue: queue {queue}: the file {} does not exist; run `mailqueue migrate`", file.display())
+    });
+    assert_eq!(stderr(&output), told.join("\n"));
 }
 
 #[tokio::test]
