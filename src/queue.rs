@@ -42,7 +42,7 @@ pub use self::error::Error;
 pub use self::handle::{DispatcherId, Queue};
 pub use self::leases::{PauseTarget, Paused, Recovered};
 pub use self::list::{Content, Counts, Filter, Listed};
-pub use self::operate::{Action, Outcome, Selected};
+pub use self::operate::{Action, Outcome, Outcomes, Selected};
 pub use self::settings::Settings;
 pub use self::settle::Settlement;
 pub use self::table::Oversize;

@@ -9,7 +9,7 @@ use crate::config::Config;
 use crate::dispatch::abandoned;
 use crate::ledger::{self, StateDir, Tracer};
 use crate::outcome::State;
-use crate::queue::{Filter, Queue, Selected};
+use crate::queue::{self, Filter, Queue, Selected};
 
 /// Rows read at a time.
 const PAGE: u32 = 500;
@@ -26,36 +26,21 @@ pub enum Dispatcher {
     Dead(StateDir),
 }
 
-impl Dispatcher {
-    /// Settles those of `rows` that the dispatcher of this host was at work on, if it is dead. Returns the rows as they
-    /// are now, and those of them that were deleted, because the smarthost had accepted them.
-    ///
-    /// Nothing but rows with the dispatcher id of this `state_dir` is touched, and its lock is held from before the first
-    /// change until this is dropped. The ledger is read and not written.
-    pub async fn settle(
-        &mut self,
-        config: &Config,
-        queue: &Queue,
-        rows: &[Selected],
-    ) -> anyhow::Result<(Vec<Selected>, HashSet<i64>)> {
-        let wanted: HashSet<i64> = rows.iter().map(|row| row.mid).collect();
-        let mids = self.abandoned(config, queue, &wanted).await?;
-        let Self::Dead(state_dir) = self else { return Ok((rows.to_vec(), HashSet::new())) };
-        if mids.is_empty() {
-            return Ok((rows.to_vec(), HashSet::new()));
-        }
-        let entries = Tracer::open(state_dir.path())?.open_entries(queue.name())?;
-        let settings = config.queues.iter().map(|known| &known.settings).find(|known| known.name == *queue.name());
-        let Some(settings) = settings else { return Ok((rows.to_vec(), HashSet::new())) };
-        let own = Queue::new(settings.clone(), state_dir.dispatcher().to_owned())?;
-        let delivered = abandoned::settle(&own, entries, &mids, &config.retry, Timestamp::now()).await?;
-        let delivered: HashSet<i64> = delivered.into_iter().collect();
+/// Rows of a dead dispatcher that were settled.
+#[derive(Debug, Default)]
+pub struct Settled {
+    /// The smarthost had accepted these, and they are deleted.
+    pub delivered: HashSet<i64>,
+    /// These are in another state than before.
+    changed: HashSet<i64>,
+}
+
+impl Settled {
+    /// Those of the rows that were not deleted, as they are now.
+    pub async fn refreshed(&self, queue: &Queue, rows: &[Selected]) -> Result<Vec<Selected>, queue::Error> {
         let mut now = Vec::with_capacity(rows.len());
-        for row in rows {
-            if delivered.contains(&row.mid) {
-                continue;
-            }
-            let refreshed = match mids.contains(&row.mid) {
+        for row in rows.iter().filter(|row| !self.delivered.contains(&row.mid)) {
+            let refreshed = match self.changed.contains(&row.mid) {
                 true => match queue.look(row.mid).await? {
                     Some((listed, _)) => queue.select(&[listed]).await?.pop().map(|selected| row.refreshed(selected)),
                     None => None,
@@ -64,7 +49,30 @@ impl Dispatcher {
             };
             now.push(refreshed.unwrap_or_else(|| row.clone()));
         }
-        Ok((now, delivered))
+        Ok(now)
+    }
+}
+
+impl Dispatcher {
+    /// Settles those of `rows` that the dispatcher of this host was at work on, if it is dead.
+    ///
+    /// Nothing but rows with the dispatcher id of this `state_dir` is touched, and its lock is held from before the first
+    /// change until this is dropped. The ledger is read and not written.
+    pub async fn settle(&mut self, config: &Config, queue: &Queue, rows: &[Selected]) -> anyhow::Result<Settled> {
+        let wanted: HashSet<i64> = rows.iter().map(|row| row.mid).collect();
+        let mids = self.abandoned(config, queue, &wanted).await?;
+        let Self::Dead(state_dir) = self else { return Ok(Settled::default()) };
+        if mids.is_empty() {
+            return Ok(Settled::default());
+        }
+        let entries = Tracer::open(state_dir.path())?.open_entries(queue.name())?;
+        let settings = config.queues.iter().map(|known| &known.settings).find(|known| known.name == *queue.name());
+        let Some(settings) = settings else { return Ok(Settled::default()) };
+        let own = Queue::new(settings.clone(), state_dir.dispatcher().to_owned())?;
+        let delivered = abandoned::settle(&own, entries, &mids, &config.retry, Timestamp::now()).await?;
+        let delivered: HashSet<i64> = delivered.into_iter().collect();
+        let changed = mids.into_iter().filter(|mid| !delivered.contains(mid)).collect();
+        Ok(Settled { delivered, changed })
     }
 
     /// Returns those of the rows that the dispatcher of this host was at work on, and holds its `state_dir`, if it is dead.

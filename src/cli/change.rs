@@ -1,18 +1,22 @@
-//! `mailqueue retry`, `hold`, `release` and `delete`: what an operator wants of rows.
+//! `mailqueue retry`, `hold`, `release` and `delete`: actions of an operator on rows.
 
+use std::collections::HashMap;
 use std::io::{self, BufRead, IsTerminal, Write};
 
 use jiff::Timestamp;
 use serde::Serialize;
 
 use super::abandoned::Dispatcher;
-use super::ending::{Ending, Usage};
+use super::ending::{Ending, QueueErrors, Usage};
+use super::operator::{self, Verb};
 use super::output::{Out, count, safe};
 use super::select::{self, Filters};
 use crate::config::Config;
 use crate::mail::MailId;
-use crate::observe::audit::{self, Change};
-use crate::queue::{Action, Outcome, Queue, Selected};
+use crate::queue::{self, Action, Outcome, Outcomes, Queue, Selected};
+
+/// Rows whose outcomes are said and audited together.
+const AT_ONCE: usize = 500;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -39,18 +43,20 @@ pub struct DeleteArgs {
 }
 
 pub async fn run(action: Action, args: &Args, config: &Config, out: &mut Out) -> anyhow::Result<Ending> {
-    let groups = args.groups(config).await?;
-    args.carry_out(&action, groups, config, out).await
+    let mut errors = QueueErrors::default();
+    let groups = args.groups(config, &mut errors).await?;
+    args.carry_out(&action, groups, errors, config, out).await
 }
 
 pub async fn delete(args: &DeleteArgs, config: &Config, out: &mut Out) -> anyhow::Result<Ending> {
-    let groups = args.common.groups(config).await?;
+    let mut errors = QueueErrors::default();
+    let groups = args.common.groups(config, &mut errors).await?;
     let rows = groups.iter().map(|(_, rows)| rows.len()).sum();
     if !args.yes && !args.common.dry_run && rows > 0 && !confirmed(rows)? {
         writeln!(out, "nothing was deleted")?;
-        return Ok(Ending::LeftOver);
+        return Ok(errors.ending(Ending::LeftOver));
     }
-    args.common.carry_out(&Action::Delete, groups, config, out).await
+    args.common.carry_out(&Action::Delete, groups, errors, config, out).await
 }
 
 fn confirmed(rows: usize) -> anyhow::Result<bool> {
@@ -67,7 +73,7 @@ fn confirmed(rows: usize) -> anyhow::Result<bool> {
 
 impl Args {
     /// The rows that are meant, by queue: those that a filter finds as they are now.
-    async fn groups(&self, config: &Config) -> anyhow::Result<Vec<(Queue, Vec<Selected>)>> {
+    async fn groups(&self, config: &Config, errors: &mut QueueErrors) -> anyhow::Result<Vec<(Queue, Vec<Selected>)>> {
         if !self.ids.is_empty() {
             let groups = select::by_id(config, &self.ids)?.into_iter();
             return Ok(groups.map(|(queue, mids)| (queue, mids.into_iter().map(Selected::from).collect())).collect());
@@ -78,54 +84,61 @@ impl Args {
         let now = Timestamp::now();
         let mut groups = Vec::new();
         for queue in self.filters.queues(config)? {
-            let mut walk = self.filters.walk(config, queue.clone(), now);
-            let mut rows = Vec::new();
-            while let Some(page) = walk.next().await? {
-                rows.extend(queue.select(&page).await?);
+            if let Some(rows) = errors.pass(self.filtered(config, &queue, now).await) {
+                groups.push((queue, rows));
             }
-            groups.push((queue, rows));
         }
         Ok(groups)
+    }
+
+    async fn filtered(&self, config: &Config, queue: &Queue, now: Timestamp) -> Result<Vec<Selected>, queue::Error> {
+        let mut walk = self.filters.walk(config, queue.clone(), now);
+        let mut rows = Vec::new();
+        while let Some(page) = walk.next().await? {
+            rows.extend(queue.select(&page).await?);
+        }
+        Ok(rows)
     }
 
     async fn carry_out(
         &self,
         action: &Action,
         groups: Vec<(Queue, Vec<Selected>)>,
+        mut errors: QueueErrors,
         config: &Config,
         out: &mut Out,
     ) -> anyhow::Result<Ending> {
         let (mut done, mut left) = (0, 0);
         let mut dispatcher = Dispatcher::default();
         for (queue, rows) in groups {
-            for rows in rows.chunks(500) {
-                let answers = if self.dry_run {
-                    rows.iter().map(|row| (row.mid, Outcome::Done)).collect()
-                } else {
-                    let answers = apply(action, &queue, rows, config, &mut dispatcher).await?;
-                    let done = done_of(&answers);
-                    if !done.is_empty() {
-                        audit(config, past(action), queue.name(), done);
-                    }
-                    answers
+            for rows in rows.chunks(AT_ONCE) {
+                let Applied { outcomes, ended } = match self.dry_run {
+                    true => Applied::foreseen(queue.foresee(action, rows).await),
+                    false => apply(action, &queue, rows, config, &mut dispatcher).await,
                 };
-                for (mid, outcome) in answers {
+                if !self.dry_run {
+                    audit_rows(config, action, &queue, &outcomes);
+                }
+                for (mid, outcome) in outcomes {
                     self.tell(action, &MailId::new(queue.name().clone(), mid), &outcome, out)?;
                     if matches!(outcome, Outcome::Done | Outcome::Deleted) { done += 1 } else { left += 1 }
                 }
+                if errors.pass_any(ended)?.is_none() {
+                    break;
+                }
             }
         }
-        if done + left == 0 && !self.json {
+        if done + left == 0 && !self.json && errors.is_empty() {
             writeln!(out, "no row fits")?;
         }
-        Ok(if left == 0 { Ending::Done } else { Ending::LeftOver })
+        Ok(errors.ending(if left == 0 { Ending::Done } else { Ending::LeftOver }))
     }
 
-    /// What became of one row.
+    /// Says the outcome of one row.
     fn tell(&self, action: &Action, id: &MailId, outcome: &Outcome, out: &mut Out) -> anyhow::Result<()> {
         if self.json {
             let (word, why) = match outcome {
-                Outcome::Done if self.dry_run => ("would-be-done", None),
+                Outcome::Done | Outcome::Deleted if self.dry_run => ("would-be-done", None),
                 Outcome::Done | Outcome::Deleted => ("done", None),
                 Outcome::NotFound => ("no-such-row", None),
                 Outcome::Rejected(why) => ("left-alone", Some(why.as_str())),
@@ -133,12 +146,12 @@ impl Args {
             writeln!(out, "{}", serde_json::to_string(&Line { id: id.to_string(), outcome: word, why })?)?;
             return Ok(());
         }
+        let would = if self.dry_run { "would be " } else { "" };
         match outcome {
-            Outcome::Done if self.dry_run => writeln!(out, "{id}: would be {}", word(action))?,
-            Outcome::Done => writeln!(out, "{id}: {}", word(action))?,
-            Outcome::Deleted => writeln!(out, "{id}: deleted: it was delivered before")?,
+            Outcome::Done => writeln!(out, "{id}: {would}{}", Verb::from(action).done)?,
+            Outcome::Deleted => writeln!(out, "{id}: {would}deleted: it was delivered before")?,
             Outcome::NotFound => writeln!(out, "{id}: there is no such row")?,
-            Outcome::Rejected(why) => writeln!(out, "{id}: left alone: {}", safe(why))?,
+            Outcome::Rejected(why) => writeln!(out, "{id}: {would}left alone: {}", safe(why))?,
         }
         Ok(())
     }
@@ -149,9 +162,28 @@ impl Args {
 struct Line<'a> {
     id: String,
     outcome: &'static str,
-    /// Why it was left alone.
+    /// The reason for which it was left alone.
     #[serde(skip_serializing_if = "Option::is_none")]
     why: Option<&'a str>,
+}
+
+/// The outcomes of a group of rows, and the error that ended it before all rows had one.
+struct Applied {
+    outcomes: Outcomes,
+    ended: anyhow::Result<()>,
+}
+
+impl Applied {
+    fn of(applied: Result<Outcomes, (queue::Error, Outcomes)>) -> Self {
+        match applied {
+            Ok(outcomes) => Self { outcomes, ended: Ok(()) },
+            Err((error, outcomes)) => Self { outcomes, ended: Err(error.into()) },
+        }
+    }
+
+    fn foreseen(foreseen: Result<Outcomes, queue::Error>) -> Self {
+        Self::of(foreseen.map_err(|error| (error, Vec::new())))
+    }
 }
 
 /// Applies the action. Rows of a dispatcher that is dead are settled before they are held or deleted.
@@ -161,55 +193,31 @@ async fn apply(
     rows: &[Selected],
     config: &Config,
     dispatcher: &mut Dispatcher,
-) -> anyhow::Result<Vec<(i64, Outcome)>> {
+) -> Applied {
     if !matches!(action, Action::Hold | Action::Delete) {
-        return Ok(queue.apply(action, rows, Timestamp::now()).await?);
+        return Applied::of(queue.apply(action, rows, Timestamp::now()).await);
     }
-    let (now, delivered) = dispatcher.settle(config, queue, rows).await?;
-    let applied = queue.apply(action, &now, Timestamp::now()).await?;
-    let mut applied: std::collections::HashMap<_, _> = applied.into_iter().collect();
-    let outcome = |row: &Selected| match applied.remove(&row.mid) {
-        None if delivered.contains(&row.mid) => {
-            let why = "the smarthost had accepted it before the dispatcher died; its row is deleted";
-            Some((row.mid, Outcome::Rejected(why.to_owned())))
-        }
-        outcome => outcome.map(|outcome| (row.mid, outcome)),
+    let settled = match dispatcher.settle(config, queue, rows).await {
+        Ok(settled) => settled,
+        Err(error) => return Applied { outcomes: Vec::new(), ended: Err(error) },
     };
-    Ok(rows.iter().filter_map(outcome).collect())
+    let applied = match settled.refreshed(queue, rows).await {
+        Ok(now) => queue.apply(action, &now, Timestamp::now()).await,
+        Err(error) => Err((error, Vec::new())),
+    };
+    let Applied { outcomes, ended } = Applied::of(applied);
+    let mut outcomes: HashMap<_, _> = outcomes.into_iter().collect();
+    outcomes.extend(settled.delivered.iter().map(|&mid| (mid, Outcome::Deleted)));
+    let in_order = rows.iter().filter_map(|row| Some((row.mid, outcomes.remove(&row.mid)?)));
+    Applied { outcomes: in_order.collect(), ended }
 }
 
-fn word(action: &Action) -> &'static str {
-    match action {
-        Action::Retry => "due now",
-        Action::Hold => "held",
-        Action::Release => "released",
-        Action::Delete => "deleted",
+/// Leaves a word of the rows that were changed. A row that was delivered before is deleted, whatever the action.
+fn audit_rows(config: &Config, action: &Action, queue: &Queue, outcomes: &Outcomes) {
+    for (outcome, verb) in [(Outcome::Done, Verb::from(action)), (Outcome::Deleted, Verb::DELETE)] {
+        let mids: Vec<_> = outcomes.iter().filter(|(_, ended)| *ended == outcome).map(|(mid, _)| *mid).collect();
+        if !mids.is_empty() {
+            operator::audit(config, verb, queue.name(), mids);
+        }
     }
-}
-
-/// For the log.
-fn past(action: &Action) -> &'static str {
-    if matches!(action, Action::Retry) { "retried" } else { word(action) }
-}
-
-fn done_of(answers: &[(i64, Outcome)]) -> Vec<i64> {
-    answers
-        .iter()
-        .filter(|(_, outcome)| matches!(outcome, Outcome::Done | Outcome::Deleted))
-        .map(|(mid, _)| *mid)
-        .collect()
-}
-
-/// Leaves a word of what was changed where the service logs it.
-pub fn audit(config: &Config, what: &str, target: &str, mids: Vec<i64>) {
-    let (user, uid) = (user(), rustix::process::getuid().as_raw());
-    let change = Change { at: Timestamp::now(), user, uid, what: what.to_owned(), target: target.to_owned(), mids };
-    audit::record(&config.state_dir, &change);
-}
-
-/// Who gave the command, as the login says it; the number of the user cannot be made up.
-fn user() -> String {
-    let variable = |name| std::env::var(name).ok().filter(|user| !user.is_empty());
-    let name = variable("SUDO_USER").or_else(|| variable("USER")).or_else(|| variable("LOGNAME"));
-    name.map_or_else(|| "unknown".to_owned(), |name| safe(&name))
 }

@@ -154,7 +154,15 @@ impl Queue {
 
     /// Runs an operation, and repeats it as long as [`Retries::next_pause`] allows. Everything that is repeated is harmless
     /// to repeat, even where the first try did all of its work and only its answer was lost.
-    pub(super) async fn retrying<T, Once>(&self, mut operation: impl FnMut() -> Once) -> Result<T, Error>
+    pub(super) async fn retrying<T, Once>(&self, operation: impl FnMut() -> Once) -> Result<T, Error>
+    where
+        Once: Future<Output = Result<T, Failure>>,
+    {
+        self.trying(operation).await.map_err(|failure| failure.into_error(self.name()))
+    }
+
+    /// The same, with the failure of the last try.
+    pub(super) async fn trying<T, Once>(&self, mut operation: impl FnMut() -> Once) -> Result<T, Failure>
     where
         Once: Future<Output = Result<T, Failure>>,
     {
@@ -169,7 +177,7 @@ impl Queue {
             }
             match retries.next_pause(&failure) {
                 Some(pause) => tokio::time::sleep(pause).await,
-                None => return Err(failure.into_error(self.name())),
+                None => return Err(failure),
             }
         }
     }

@@ -67,6 +67,13 @@ pub struct Listed {
     pub history: History,
 }
 
+impl Listed {
+    /// Returns true for a row that was delivered and that the database does not delete. Its next attempt is a DELETE.
+    pub fn is_not_deleted(&self) -> bool {
+        self.state == State::Held && self.reason == Some(Reason::NotDeleted)
+    }
+}
+
 /// The content of a row, as far as it is read.
 #[derive(Clone, Debug)]
 pub enum Content {

@@ -1,6 +1,7 @@
 //! The actions of operators on rows: retry, hold, release and delete.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Mutex, PoisonError};
 
 use jiff::Timestamp;
 
@@ -18,6 +19,13 @@ use crate::outcome::{Reason, State};
 
 /// The most rows that one transaction of an operator changes.
 const GROUP: usize = 64;
+
+/// Rows in a row that another transaction keeps locked. From here on the whole table is taken to be locked, and the rest of
+/// the rows is not tried: each would take the seconds of a lock wait.
+const LOCKED_ENOUGH: u32 = 3;
+
+/// The reason for which a row is left alone that has another content than when it was chosen.
+const ANOTHER_MAIL: &str = "it changed meanwhile: there is another mail under its number";
 
 /// A row that an operator means, as it was when it was selected.
 #[derive(Clone, Debug)]
@@ -65,6 +73,9 @@ pub enum Action {
     Delete,
 }
 
+/// The outcomes of an operator's action, by number.
+pub type Outcomes = Vec<(i64, Outcome)>;
+
 /// The outcome of an operator's action for one row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -80,9 +91,32 @@ pub enum Outcome {
 /// The result of one transaction for a group of rows.
 enum Applied {
     /// The rows that are `not-deleted` are left to a DELETE of their own.
-    Done { outcomes: Vec<(i64, Outcome)>, undeleted: Vec<(Undeleted, DeleteRetry)> },
+    Done { outcomes: Outcomes, undeleted: Vec<(Undeleted, DeleteRetry)> },
     /// Rolled back: the database does not delete a row, in these words.
     Refused(String),
+}
+
+/// What becomes of one row within a transaction.
+enum Step {
+    Ended(Outcome),
+    /// The row is `not-deleted`.
+    DeleteAgain(Undeleted, DeleteRetry),
+    /// The database does not delete it, in these words.
+    Refused(String),
+}
+
+/// Numbers of rows whose change is in a transaction of which the COMMIT was sent. Where the answer is lost, the repetition
+/// tells by them which changes are its own.
+type Committing = Mutex<HashSet<i64>>;
+
+/// One row within a transaction.
+struct Standing<'a> {
+    mid: i64,
+    /// `None` where there is no row.
+    content: Option<Fingerprint>,
+    record: Option<&'a Record>,
+    /// The change since the row was selected, in words.
+    change: Option<&'a String>,
 }
 
 impl Queue {
@@ -104,62 +138,152 @@ impl Queue {
         Ok(selected)
     }
 
-    /// Carries out an operator's action, row by row, in groups. Claimed and sending rows are left alone, and so are those
-    /// that have changed since they were selected.
+    /// Carries out an operator's action in groups of rows. Claimed and sending rows are left alone, and so are those that
+    /// have changed since they were selected. A row that the database does not delete, or that another transaction keeps
+    /// locked, is left alone too, and keeps no other from its change.
+    ///
+    /// An error comes with the outcomes that there were before it: these rows are changed for good.
     pub async fn apply(
         &self,
         action: &Action,
         rows: &[Selected],
         now: Timestamp,
-    ) -> Result<Vec<(i64, Outcome)>, Error> {
+    ) -> Result<Outcomes, (Error, Outcomes)> {
         let mut outcomes = HashMap::new();
         let mut ascending: Vec<_> = rows.iter().collect();
         ascending.sort_by_key(|row| row.mid);
         ascending.dedup_by_key(|row| row.mid);
+        let mut applied = Ok(());
         for group in ascending.chunks(GROUP) {
-            match self.retrying(|| self.apply_once(action, group, now)).await? {
-                applied @ Applied::Done { .. } => outcomes.extend(self.outcomes(applied, group).await?),
-                // One row must not keep the others from being deleted.
-                Applied::Refused(_) => {
-                    for row in group.chunks(1) {
-                        let applied = self.retrying(|| self.apply_once(action, row, now)).await?;
-                        outcomes.extend(self.outcomes(applied, row).await?);
-                    }
-                }
+            applied = self.apply_to_group(action, group, now, &mut outcomes).await;
+            if applied.is_err() {
+                break;
             }
         }
-        Ok(rows.iter().filter_map(|row| Some((row.mid, outcomes.get(&row.mid)?.clone()))).collect())
+        let ended = rows.iter().filter_map(|row| Some((row.mid, outcomes.get(&row.mid)?.clone()))).collect();
+        match applied {
+            Ok(()) => Ok(ended),
+            Err(error) => Err((error, ended)),
+        }
     }
 
-    /// The outcomes for rows, after a DELETE of those that are `not-deleted`.
-    async fn outcomes(&self, applied: Applied, rows: &[&Selected]) -> Result<Vec<(i64, Outcome)>, Error> {
-        let (mut outcomes, undeleted) = match applied {
-            Applied::Done { outcomes, undeleted } => (outcomes, undeleted),
-            Applied::Refused(words) => {
-                let refused = Outcome::Rejected(format!("the database does not delete it: {words}"));
-                return Ok(rows.iter().map(|row| (row.mid, refused.clone())).collect());
-            }
-        };
-        for (id, settled) in self.delete_again(&undeleted).await? {
-            let outcome = match settled {
-                Settled::Done | Settled::ClaimLost => Outcome::Deleted,
-                Settled::RowGone => Outcome::NotFound,
-                Settled::NotDeleted { detail, .. } => {
-                    Outcome::Rejected(format!("it is delivered, and the database does not delete it: {detail}"))
-                }
+    /// Returns the outcomes that [`Queue::apply`] would have now, and changes nothing: [`Outcome::Deleted`] for a row that is
+    /// `not-deleted`, as if the database deleted it now.
+    pub async fn foresee(&self, action: &Action, rows: &[Selected]) -> Result<Outcomes, Error> {
+        let mut outcomes = Vec::with_capacity(rows.len());
+        for row in rows {
+            let now = match &row.seen {
+                Some(seen) => Some((seen.state, seen.reason)),
+                None => self.look(row.mid).await?.map(|(listed, _)| (listed.state, listed.reason)),
             };
-            outcomes.push((id.mid, outcome));
+            let outcome = match now {
+                None => Outcome::NotFound,
+                Some((state, reason)) => match action.obstacle(state, reason) {
+                    Some(why) => Outcome::Rejected(why),
+                    None if action.deletes_again(state, reason) => Outcome::Deleted,
+                    None => Outcome::Done,
+                },
+            };
+            outcomes.push((row.mid, outcome));
         }
         Ok(outcomes)
     }
 
-    async fn apply_once(&self, action: &Action, rows: &[&Selected], now: Timestamp) -> Result<Applied, Failure> {
+    /// Carries the action out on a group, and on row by row where one of them keeps the group from it.
+    async fn apply_to_group(
+        &self,
+        action: &Action,
+        group: &[&Selected],
+        now: Timestamp,
+        outcomes: &mut HashMap<i64, Outcome>,
+    ) -> Result<(), Error> {
+        let committing = Committing::default();
+        let is_locked = match self.trying(|| self.apply_once(action, group, now, &committing)).await {
+            Ok(Applied::Done { outcomes: ended, undeleted }) => {
+                outcomes.extend(ended);
+                return self.delete_undeleted(undeleted, outcomes).await;
+            }
+            Ok(Applied::Refused(_)) => false,
+            Err(Failure::Busy(words)) if group.len() == 1 => {
+                outcomes.extend(group.iter().map(|row| (row.mid, locked(&words))));
+                return Ok(());
+            }
+            Err(Failure::Busy(_)) => true,
+            Err(failure) => return Err(failure.into_error(self.name())),
+        };
+        let mut locked_rows = 0;
+        for row in group {
+            let (mid, row, committing) = (row.mid, std::slice::from_ref(row), Committing::default());
+            let once = || self.apply_once(action, row, now, &committing);
+            // The group was repeated until it was clear that a lock does not come free soon.
+            match if is_locked { once().await } else { self.trying(once).await } {
+                Ok(Applied::Done { outcomes: ended, undeleted }) => {
+                    outcomes.extend(ended);
+                    self.delete_undeleted(undeleted, outcomes).await?;
+                    locked_rows = 0;
+                }
+                Ok(Applied::Refused(words)) => {
+                    outcomes.insert(mid, Outcome::Rejected(format!("the database does not delete it: {words}")));
+                    locked_rows = 0;
+                }
+                Err(Failure::Busy(words)) => {
+                    outcomes.insert(mid, locked(&words));
+                    locked_rows += 1;
+                    if locked_rows == LOCKED_ENOUGH {
+                        return Err(Failure::Busy(words).into_error(self.name()));
+                    }
+                }
+                Err(failure) => return Err(failure.into_error(self.name())),
+            }
+        }
+        Ok(())
+    }
+
+    /// Tries to delete rows that are `not-deleted`, and on row by row where one of them keeps the others from it.
+    async fn delete_undeleted(
+        &self,
+        undeleted: Vec<(Undeleted, DeleteRetry)>,
+        outcomes: &mut HashMap<i64, Outcome>,
+    ) -> Result<(), Error> {
+        let mut parts = vec![&undeleted[..]];
+        let mut locked_rows = 0;
+        while let Some(part) = parts.pop() {
+            match self.delete_again(part).await {
+                Ok(settled) => {
+                    outcomes.extend(settled.into_iter().map(|(id, settled)| (id.mid, deleted_again(settled))));
+                    locked_rows = 0;
+                }
+                Err(Error::Refused { .. }) if part.len() > 1 => parts.extend(part.chunks(1).rev()),
+                Err(error @ Error::Refused { .. }) => {
+                    let why = format!("it is delivered, and its row cannot be deleted now: {error}");
+                    outcomes.extend(part.iter().map(|(row, _)| (row.mid, Outcome::Rejected(why.clone()))));
+                    locked_rows += 1;
+                    if locked_rows == LOCKED_ENOUGH {
+                        return Err(error);
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    async fn apply_once(
+        &self,
+        action: &Action,
+        rows: &[&Selected],
+        now: Timestamp,
+        committing: &Committing,
+    ) -> Result<Applied, Failure> {
         let mids: &[i64] = &rows.iter().map(|row| row.mid).collect::<Vec<_>>();
         let mut connection = self.connection().await?;
         // Before the transaction: hashing large rows takes its time.
         let contents = self.fingerprints(&mut connection, mids).await?;
         connection.begin(self.dialect().begin).await?;
         let mut records = self.locked(&mut connection, mids).await?;
+        let own = committing.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let is_own = |mid: i64| own.contains(&mid) && action.is_done(contents.get(&mid), records.get(&mid), now);
+        let own: HashSet<i64> = mids.iter().copied().filter(|&mid| is_own(mid)).collect();
         let changes: HashMap<i64, String> = rows
             .iter()
             .filter_map(|row| {
@@ -177,49 +301,90 @@ impl Queue {
                 records = self.locked(&mut connection, mids).await?;
             }
         }
-        let mut outcomes = Vec::with_capacity(mids.len());
-        let mut undeleted = Vec::new();
+        let (mut outcomes, mut undeleted) = (Vec::with_capacity(mids.len()), Vec::new());
         for &mid in mids {
-            let answer = match (contents.get(&mid), records.get(&mid)) {
-                (None, _) => Outcome::NotFound,
-                (Some(_), Some(record)) if matches!(record.state, State::Claimed | State::Sending) => {
-                    Outcome::Rejected(format!("a dispatcher is at work on it ({})", record.state))
-                }
-                _ if changes.contains_key(&mid) => Outcome::Rejected(changes[&mid].clone()),
-                (Some(content), Some(record)) if record.fingerprint.is_some_and(|made| made != *content) => {
-                    self.drop_records(&mut connection, &[record.key()]).await?;
-                    let was_unread = record.fingerprint.is_some_and(Fingerprint::is_of_lengths);
-                    match action {
-                        // Under a larger `max_size` it can be read now: as a waiting row it is tried again.
-                        Action::Retry if was_unread => Outcome::Done,
-                        _ => Outcome::Rejected("the row has another content than it had; it is waiting now".to_owned()),
-                    }
-                }
-                // Held already, or never to be sent again.
-                (Some(content), Some(record)) if record.is_not_deleted() && !matches!(action, Action::Hold) => {
-                    let since = record.history.first_deferred.unwrap_or(record.created);
-                    let row = Undeleted { mid, record: record.id, content: *content, since };
-                    let next = record.next_attempt.unwrap_or(now);
-                    undeleted.push((row, DeleteRetry { now, next }));
-                    continue;
-                }
-                (Some(content), record) => {
-                    match self.apply_to_row(&mut connection, action, mid, *content, record, now).await? {
-                        Ok(outcome) => outcome,
-                        Err(words) => {
-                            connection.rollback().await?;
-                            return Ok(Applied::Refused(words));
-                        }
-                    }
-                }
+            let (content, record) = (contents.get(&mid).copied(), records.get(&mid));
+            let row = Standing { mid, content, record, change: changes.get(&mid) };
+            let step = match own.contains(&mid) {
+                true => Step::Ended(Outcome::Done),
+                false => self.apply_to_row(&mut connection, action, &row, now).await?,
             };
-            outcomes.push((mid, answer));
+            match step {
+                Step::Ended(outcome) => outcomes.push((mid, outcome)),
+                Step::DeleteAgain(row, retry) => undeleted.push((row, retry)),
+                Step::Refused(words) => {
+                    connection.rollback().await?;
+                    return Ok(Applied::Refused(words));
+                }
+            }
         }
+        let done = outcomes.iter().filter(|(_, outcome)| *outcome == Outcome::Done).map(|&(mid, _)| mid);
+        *committing.lock().unwrap_or_else(PoisonError::into_inner) = done.collect();
         match connection.commit().await {
             // A constraint that is checked at the end of a transaction.
             Err(Failure::Refused(words)) if matches!(action, Action::Delete) => Ok(Applied::Refused(words)),
             committed => committed.map(|()| Applied::Done { outcomes, undeleted }),
         }
+    }
+
+    async fn apply_to_row(
+        &self,
+        connection: &mut Connection,
+        action: &Action,
+        row: &Standing<'_>,
+        now: Timestamp,
+    ) -> Result<Step, Failure> {
+        let Some(content) = row.content else { return Ok(Step::Ended(Outcome::NotFound)) };
+        let obstacle = match row.record {
+            Some(record) => action.obstacle(record.state, record.reason),
+            None => action.obstacle(State::Waiting, None),
+        };
+        let is_at_work = row.record.is_some_and(|record| matches!(record.state, State::Claimed | State::Sending));
+        let why = if is_at_work { obstacle.as_ref() } else { row.change };
+        if let Some(why) = why {
+            return Ok(Step::Ended(Outcome::Rejected(why.clone())));
+        }
+        if let Some(record) = row.record
+            && record.fingerprint.is_some_and(|made| made != content)
+        {
+            return self.drop_record_of_another(connection, action, record).await.map(Step::Ended);
+        }
+        if let Some(why) = obstacle {
+            return Ok(Step::Ended(Outcome::Rejected(why)));
+        }
+        match row.record {
+            // Held already, or never to be sent again.
+            Some(record) if action.deletes_again(record.state, record.reason) => {
+                let since = record.history.first_deferred.unwrap_or(record.created);
+                let again = Undeleted { mid: row.mid, record: record.id, content, since };
+                let next = record.next_attempt.unwrap_or(now);
+                Ok(Step::DeleteAgain(again, DeleteRetry { now, next }))
+            }
+            record => self.change_row(connection, action, row.mid, content, record, now).await,
+        }
+    }
+
+    /// Drops a record whose content was not that of the row before the transaction. In the transaction, which has locked
+    /// the record, the row is read again: meanwhile the number may have been given to a new mail, and the record be the
+    /// new mail's.
+    async fn drop_record_of_another(
+        &self,
+        connection: &mut Connection,
+        action: &Action,
+        record: &Record,
+    ) -> Result<Outcome, Failure> {
+        let content = self.fingerprints(connection, &[record.mid]).await?.remove(&record.mid);
+        let Some(content) = content else { return Ok(Outcome::NotFound) };
+        if record.fingerprint == Some(content) {
+            return Ok(Outcome::Rejected(ANOTHER_MAIL.to_owned()));
+        }
+        self.drop_records(connection, &[record.key()]).await?;
+        let was_unread = record.fingerprint.is_some_and(Fingerprint::is_of_lengths);
+        Ok(match action {
+            // Under a larger `max_size` it can be read now: as a waiting row it is tried again.
+            Action::Retry if was_unread => Outcome::Done,
+            _ => Outcome::Rejected("the row has another content than it had; it is waiting now".to_owned()),
+        })
     }
 
     /// Deletes a row and its record. The error is the database's words.
@@ -283,8 +448,8 @@ impl Queue {
         connection.execute(&sql, args).await.map(drop)
     }
 
-    /// `record` is of this content, and no claim. The error is the words with which the database refuses a DELETE.
-    async fn apply_to_row(
+    /// Changes a row that no [`Action::obstacle`] keeps from it. `record` is of this content, and no claim.
+    async fn change_row(
         &self,
         connection: &mut Connection,
         action: &Action,
@@ -292,16 +457,10 @@ impl Queue {
         content: Fingerprint,
         record: Option<&Record>,
         now: Timestamp,
-    ) -> Result<Result<Outcome, String>, Failure> {
-        let not_now = |what: &str| Ok(Ok(Outcome::Rejected(what.to_owned())));
-        match (action, record) {
-            (Action::Retry, None) => Ok(Ok(Outcome::Done)),
-            (Action::Release, None) => not_now("it is waiting, not held"),
-            (Action::Hold | Action::Delete, None) => not_now("another process has just taken it"),
-            (Action::Retry, Some(record)) if record.state == State::Held => not_now("it is held; `release` it"),
-            (Action::Release, Some(record)) if record.state != State::Held => {
-                not_now(&format!("it is {}, not held", record.state))
-            }
+    ) -> Result<Step, Failure> {
+        let outcome = match (action, record) {
+            (Action::Retry | Action::Release, None) => Outcome::Done,
+            (Action::Hold | Action::Delete, None) => Outcome::Rejected("another process has just taken it".to_owned()),
             (Action::Retry | Action::Release, Some(record)) => {
                 // Another try is for refused recipients as well.
                 let sql = "DELETE FROM mailqueue_recipient WHERE record = ? AND state <> 'accepted'";
@@ -310,16 +469,67 @@ impl Queue {
                 let sql = "UPDATE mailqueue_delivery SET state = 'deferred', reason = 'operator', detail = NULL, \
                            first_deferred = NULL, next_attempt = ?, owner = NULL WHERE queue_table = ? AND mid = ?";
                 connection.execute(sql, vec![now.as_millisecond().into(), self.key(), mid.into()]).await?;
-                Ok(Ok(Outcome::Done))
+                Outcome::Done
             }
-            (Action::Hold, Some(record)) if record.state == State::Held => Ok(Ok(Outcome::Done)),
+            (Action::Hold, Some(record)) if record.state == State::Held => Outcome::Done,
             (Action::Hold, Some(_)) => {
                 let sql = "UPDATE mailqueue_delivery SET state = 'held', reason = 'operator', next_attempt = NULL, \
                            owner = NULL WHERE queue_table = ? AND mid = ?";
                 connection.execute(sql, vec![self.key(), mid.into()]).await?;
-                Ok(Ok(Outcome::Done))
+                Outcome::Done
             }
-            (Action::Delete, Some(record)) => self.delete_held(connection, record, content).await,
+            (Action::Delete, Some(record)) => match self.delete_held(connection, record, content).await? {
+                Ok(outcome) => outcome,
+                Err(words) => return Ok(Step::Refused(words)),
+            },
+        };
+        Ok(Step::Ended(outcome))
+    }
+}
+
+fn locked(words: &str) -> Outcome {
+    Outcome::Rejected(format!("another transaction keeps it locked ({words}); try again"))
+}
+
+fn deleted_again(settled: Settled) -> Outcome {
+    match settled {
+        Settled::Done | Settled::ClaimLost => Outcome::Deleted,
+        Settled::RowGone => Outcome::NotFound,
+        Settled::NotDeleted { detail, .. } => {
+            Outcome::Rejected(format!("it is delivered, and the database does not delete it: {detail}"))
+        }
+    }
+}
+
+impl Action {
+    /// Says why a row in this state is left alone; `None` where nothing is in the way.
+    fn obstacle(&self, state: State, reason: Option<Reason>) -> Option<String> {
+        match (self, state) {
+            (_, State::Claimed | State::Sending) => Some(format!("a dispatcher is at work on it ({state})")),
+            _ if self.deletes_again(state, reason) => None,
+            (Self::Retry, State::Held) => Some("it is held; `release` it".to_owned()),
+            (Self::Release, state) if state != State::Held => Some(format!("it is {state}, not held")),
+            _ => None,
+        }
+    }
+
+    /// Returns true where the action tries to delete a delivered row.
+    fn deletes_again(&self, state: State, reason: Option<Reason>) -> bool {
+        state == State::Held && reason == Some(Reason::NotDeleted) && !matches!(self, Self::Hold)
+    }
+
+    /// Returns true where row and record are as the action leaves them that was applied at `now`.
+    fn is_done(&self, content: Option<&Fingerprint>, record: Option<&Record>, now: Timestamp) -> bool {
+        match (self, record) {
+            (Self::Delete, record) => content.is_none() && record.is_none(),
+            (Self::Hold, Some(record)) => record.state == State::Held,
+            (Self::Hold, None) => false,
+            // Nothing is written for a row that is waiting.
+            (Self::Retry | Self::Release, None) => content.is_some(),
+            (Self::Retry | Self::Release, Some(record)) => {
+                let next = record.next_attempt.map(|next| next.as_millisecond());
+                record.reason == Some(Reason::Operator) && next == Some(now.as_millisecond())
+            }
         }
     }
 }
@@ -329,7 +539,7 @@ impl Seen {
     fn change(&self, content: &Fingerprint, record: Option<&Record>) -> Option<String> {
         let state = record.map_or(State::Waiting, |record| record.state);
         if self.content != *content {
-            return Some("it changed meanwhile: there is another mail under its number".to_owned());
+            return Some(ANOTHER_MAIL.to_owned());
         }
         if self.state != state {
             return Some(format!("it changed meanwhile: it was {} when it was chosen, and is {state}", self.state));

@@ -43,11 +43,6 @@ impl Record {
         (self.mid, &self.id)
     }
 
-    /// The row was delivered, and the database does not delete it.
-    pub(super) fn is_not_deleted(&self) -> bool {
-        self.state == State::Held && self.reason == Some(Reason::NotDeleted)
-    }
-
     /// Reads [`RECORD`], which begins at this column of the line.
     pub(super) fn read(line: &DbRow, first: usize) -> Result<Self, Failure> {
         let id = line.required_text(first)?;

@@ -79,6 +79,41 @@ async fn a_filter_means_the_same_rows_in_every_command_and_a_dry_run_changes_non
 }
 
 #[tokio::test]
+async fn a_dry_run_says_of_each_row_what_would_become_of_it() {
+    let (house, _catcher) = rows_in_all_states().await;
+    let found = house.admidio.find(i64::MIN, 1).await.expect("find");
+    let _claims = house.admidio.claim(&found, Timestamp::now()).await.expect("claim");
+    let before = house.run(&["list", "--json"]).await.stdout;
+    let at_work = "would be left alone: a dispatcher is at work on it (claimed)";
+    for (arguments, status, told) in [
+        (&["delete", "newsletter/1"][..], 0, "newsletter/1: would be deleted".to_owned()),
+        (&["delete", "newsletter/99"], 1, "newsletter/99: there is no such row".to_owned()),
+        (&["delete", "admidio/1"], 1, format!("admidio/1: {at_work}")),
+        (&["hold", "--state", "claimed"], 1, format!("admidio/1: {at_work}")),
+        (&["retry", "newsletter/4"], 1, "newsletter/4: would be left alone: it is held; `release` it".to_owned()),
+        (&["release", "newsletter/1"], 1, "newsletter/1: would be left alone: it is failed, not held".to_owned()),
+    ] {
+        let output = house.run(&[arguments, &["--dry-run"]].concat()).await;
+        assert_eq!((said(&output).trim(), output.status.code()), (told.as_str(), Some(status)), "{arguments:?}");
+    }
+    assert_eq!(house.run(&["list", "--json"]).await.stdout, before);
+}
+
+#[tokio::test]
+async fn trace_does_not_say_of_a_row_that_stands_in_its_table_that_it_was_deleted() {
+    let catcher = Catcher::start().await;
+    let house = House::build(database::sqlite(), catcher.port(), "", "").await;
+    house.newsletter.insert(&mail("a@example.org", "first")).await.expect("INSERT");
+    assert_eq!(house.once().await, 0);
+    let told = said(&house.run(&["trace", "newsletter/1"]).await);
+    assert!(told.contains("the row was deleted"), "{told}");
+    house.insert_as(&mut house.connect().await, 1, &mail("b@example.org", "second")).await;
+    let told = said(&house.run(&["trace", "newsletter/1"]).await);
+    assert!(told.contains("delivered; under its number stands another mail now"), "{told}");
+    assert!(told.contains("the row stands in its table: waiting") && !told.contains("the row was deleted"), "{told}");
+}
+
+#[tokio::test]
 async fn a_recipient_in_an_international_domain_is_found_in_either_form() {
     let catcher = Catcher::start().await;
     let house = House::build(database::sqlite(), catcher.port(), "", "").await;

@@ -102,7 +102,10 @@ async fn what_was_accepted_before_the_dispatcher_died_is_deleted_and_not_held(da
     catcher.wait_for(1).await;
     assert_eq!(house.row(&house.newsletter, mid).await.unwrap().state, State::Sending);
     let held = house.run(&["hold", &format!("newsletter/{mid}")]).await;
-    assert!(said(&held).contains("the smarthost had accepted it"), "{}", said(&held));
+    assert_eq!(held.status.code(), Some(0), "{}", said(&held));
+    assert!(said(&held).contains(&format!("newsletter/{mid}: deleted: it was delivered before")), "{}", said(&held));
+    let traced = said(&house.run(&["trace", &format!("newsletter/{mid}")]).await);
+    assert!(traced.contains("deleted by ") && !traced.contains("held by "), "{traced}");
     assert!(house.row(&house.newsletter, mid).await.is_none());
     assert_nothing_more_is_sent(&house, &catcher).await;
 }

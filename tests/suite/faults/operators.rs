@@ -12,6 +12,41 @@ use crate::support::catcher::{Catcher, Step};
 use crate::support::database;
 use crate::support::house::{House, mail};
 
+mod mariadb {
+    use mailqueue::observe::audit;
+
+    use super::*;
+    use crate::support::house::said;
+    use crate::support::session::Session;
+
+    #[tokio::test]
+    async fn what_was_deleted_before_an_error_is_said_and_audited() {
+        const ROWS: usize = 70;
+        // Rows of one transaction.
+        const GROUP: usize = 64;
+        let house = House::build(database::mariadb().await, 1, "", "").await;
+        std::fs::create_dir(house.installation.path().join("state")).unwrap();
+        let mut mids = Vec::new();
+        for n in 0..ROWS {
+            mids.push(house.newsletter.insert(&mail(&format!("n{n}@example.org"), "x")).await.unwrap());
+        }
+        let mut foreign = Session::on(&house.database.url).await;
+        foreign.run("BEGIN").await.unwrap();
+        foreign.run(&format!("SELECT mid FROM mail_queue WHERE mid >= {} FOR UPDATE", mids[GROUP])).await.unwrap();
+        let output = house.run(&["delete", "--yes", "--queue", "newsletter"]).await;
+        let said = said(&output);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert_eq!(said.matches(": deleted\n").count(), GROUP, "{said}");
+        assert!(said.contains("left alone: another transaction keeps it locked ("), "{said}");
+        assert!(said.contains("\nmailqueue: database of queue newsletter: "), "{said}");
+        let changes = audit::changes(&house.installation.path().join("state")).unwrap();
+        let deleted: Vec<_> = changes.into_iter().flat_map(|change| change.mids).collect();
+        assert_eq!(deleted, mids[..GROUP]);
+        foreign.run("COMMIT").await.unwrap();
+        assert_eq!(house.rows(&house.newsletter).await.len(), ROWS - GROUP);
+    }
+}
+
 #[tokio::test]
 async fn rows_that_change_while_delete_asks_are_not_deleted() {
     let catcher = Catcher::with_script(|step| match step {

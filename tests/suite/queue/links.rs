@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use mailqueue::outcome::State;
-use mailqueue::queue::{Queue, Settled};
+use mailqueue::queue::{Action, Filter, Outcome, Queue, Settled};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use url::Url;
@@ -29,6 +29,63 @@ on_each_server! {
 
     async fn a_link_that_breaks_before_any_answer_loses_and_repeats_nothing(place: Place) {
         each_packet_is_lost_once(&place, Lost::Answer).await;
+    }
+
+    async fn a_link_that_breaks_in_the_middle_of_a_delete_leaves_the_outcomes_of_what_was_deleted_before(place: Place) {
+        const ROWS: usize = 150;
+        // Rows of one transaction.
+        const GROUP: usize = 64;
+        let mut with_outcomes = 0;
+        for packet in 0.. {
+            super::claims::bulk(&place, ROWS).await;
+            let link = BadLink::to(&place.database.url, Lost::Server).await;
+            let operator = place.queue_on(link.url(&place.database.url), TABLE, "");
+            let selected = operator.select(&operator.list(&Filter::default(), i64::MIN, 1000).await.unwrap()).await.unwrap();
+            link.break_at(packet);
+            let applied = operator.apply(&Action::Delete, &selected, at(0)).await;
+            let left = place.session().await.number(&format!("SELECT COUNT(*) FROM {TABLE}")).await as usize;
+            if !link.broke() {
+                assert_eq!((applied.unwrap().len(), left), (ROWS, 0));
+                break;
+            }
+            let (error, outcomes) = applied.unwrap_err();
+            assert!(matches!(error, mailqueue::queue::Error::Unreachable { .. }), "{error}");
+            assert!(outcomes.iter().all(|(_, outcome)| *outcome == Outcome::Done), "{outcomes:?}");
+            // Of one group it is not known, where the answer to its COMMIT is lost.
+            let gone = ROWS - left;
+            assert!(gone == outcomes.len() || gone == outcomes.len() + GROUP, "{packet}: {gone}, {}", outcomes.len());
+            with_outcomes += usize::from(!outcomes.is_empty());
+            place.session().await.run(&format!("DELETE FROM {TABLE}; DELETE FROM mailqueue_delivery")).await.unwrap();
+        }
+        assert!(with_outcomes > 3, "at some packet a group was deleted before");
+    }
+
+    async fn an_answer_that_is_lost_makes_no_outcome_untrue(place: Place) {
+        for action in [Action::Hold, Action::Release, Action::Retry, Action::Delete] {
+            for packet in 0.. {
+                let mids = place.mails(3).await;
+                let operator = place.dispatcher("");
+                if matches!(action, Action::Release | Action::Retry) {
+                    let rows: Vec<_> = mids.iter().map(|&mid| mid.into()).collect();
+                    operator.apply(&Action::Hold, &rows, at(0)).await.unwrap();
+                    if matches!(action, Action::Retry) {
+                        operator.apply(&Action::Release, &rows, at(1)).await.unwrap();
+                    }
+                }
+                let link = BadLink::to(&place.database.url, Lost::Answer).await;
+                let queue = place.queue_on(link.url(&place.database.url), TABLE, "");
+                let selected = queue.select(&queue.list(&Filter::default(), i64::MIN, 10).await.unwrap()).await.unwrap();
+                link.break_at(packet);
+                let outcomes = queue.apply(&action, &selected, at(2)).await.unwrap();
+                let all = mids.iter().map(|&mid| (mid, Outcome::Done)).collect::<Vec<_>>();
+                assert_eq!(outcomes, all, "{action:?}, packet {packet}");
+                place.session().await.run(&format!("DELETE FROM {TABLE}; DELETE FROM mailqueue_delivery")).await.unwrap();
+                if !link.broke() {
+                    assert!(packet > 3, "each packet was lost once: {packet}");
+                    break;
+                }
+            }
+        }
     }
 
     async fn a_claim_of_which_nobody_heard_is_given_back_when_the_database_is(place: Place) {
