@@ -3,17 +3,18 @@
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::ending::Ending;
+use super::ending::{Ending, QueueErrors};
 use super::output::{Out, ago, or_dash};
 use super::select::Filters;
 use crate::config::Config;
 use crate::queue::Listed;
 
-/// So many rows share the width of their columns; more are not held in memory.
+/// Rows that share the width of their columns; more are not held in memory.
 const ALIGNED: usize = 1_000;
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  mailqueue list --state failed,unreadable\n  \
+#[command(after_help = "Exit status: 0 done; 69 a database is out of reach (the rows of others are listed).\n\
+    Examples:\n  mailqueue list --state failed,unreadable\n  \
     mailqueue list --queue newsletter --to anna@example.org --json")]
 pub struct Args {
     /// One JSON object a line
@@ -27,9 +28,10 @@ pub async fn run(args: &Args, config: &Config, out: &mut Out) -> anyhow::Result<
     let now = Timestamp::now();
     let mut head = Some(["ID", "STATE", "REASON", "TRIES", "FIRST SEEN", "NEXT", "WHAT WAS SAID"]);
     let mut rows = Vec::new();
+    let mut errors = QueueErrors::default();
     for queue in args.filters.queues(config)? {
         let mut walk = args.filters.walk(config, queue, now);
-        while let Some(page) = walk.next().await? {
+        while let Some(page) = errors.pass(walk.next().await).flatten() {
             if args.json {
                 for listed in &page {
                     out.json(&Object::of(listed))?;
@@ -45,7 +47,7 @@ pub async fn run(args: &Args, config: &Config, out: &mut Out) -> anyhow::Result<
     if !rows.is_empty() {
         out.table(head.take(), rows)?;
     }
-    Ok(Ending::Done)
+    Ok(errors.ending(Ending::Done))
 }
 
 fn cells(listed: &Listed, now: Timestamp) -> [String; 7] {
@@ -69,7 +71,7 @@ pub struct Object<'a> {
     recipients: Vec<Recipient<'a>>,
 }
 
-/// What `list` and `show` both say.
+/// The part that `list` and `show` have in common.
 #[derive(Serialize)]
 pub struct Summary<'a> {
     id: String,
@@ -79,7 +81,7 @@ pub struct Summary<'a> {
     first_seen: Option<Timestamp>,
     next_attempt: Option<Timestamp>,
     last_reply: Option<&'a str>,
-    /// Why the row cannot become a mail, in words.
+    /// The reason in words for which the row cannot become a mail.
     #[serde(skip_serializing_if = "Option::is_none")]
     detail: Option<&'a str>,
 }

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use super::ending::{Ending, Usage};
+use super::ending::{Ending, QueueErrors, Usage};
 use super::output::{Out, safe};
 use super::select;
 use crate::config::{self, Config};
@@ -11,6 +11,7 @@ use crate::queue;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Tables that exist are left as they are. The daemon itself needs no right to create tables: \
     give --database with a user who has it, or name such a user in the configuration for this one command.\n\
+    Exit status: 0 done; 1 a table cannot be created; 69 a database is out of reach (those of others are created).\n\
     Examples:\n  mailqueue migrate --database 'mysql://root@localhost/DATABASE?socket=/run/mysqld/mysqld.sock'\n  \
     mailqueue migrate --producers --queue newsletter")]
 pub struct Args {
@@ -21,7 +22,7 @@ pub struct Args {
     target: Target,
 }
 
-/// For which queues, and as whom.
+/// The queues that are meant, and the login.
 #[derive(Debug, clap::Args)]
 pub struct Target {
     /// Only this queue; may be given several times
@@ -33,13 +34,14 @@ pub struct Target {
 }
 
 pub async fn run(args: &Args, config: &Config, out: &mut Out) -> anyhow::Result<Ending> {
+    let mut errors = QueueErrors::default();
     for settings in args.target.settings(config)? {
         let queue = select::open(&settings)?;
-        for sentence in queue.migrate(args.producers).await? {
+        for sentence in errors.pass(queue.migrate(args.producers).await).unwrap_or_default() {
             writeln!(out, "{}: {}", settings.name, safe(&sentence))?;
         }
     }
-    Ok(Ending::Done)
+    Ok(errors.ending(Ending::Done))
 }
 
 impl Target {

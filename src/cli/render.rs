@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use jiff::Timestamp;
 
-use super::ending::{Ending, Usage};
+use super::ending::{Ending, QueueErrors, Usage};
 use super::output::{Out, count, safe};
 use super::select::{self, Filters};
 use crate::config::Config;
@@ -19,7 +19,8 @@ use folder::Folder;
 #[command(
     after_help = "For each row QUEUE-NUMBER.eml with the exact mail and QUEUE-NUMBER.json with its envelope are \
     written, for their owner's eyes only. A file that exists is never overwritten, so name a new folder each time.\n\
-    Exit status: 0 all rows can become mails; 1 some cannot, or a file cannot be written.\n\
+    Exit status: 0 all rows can become mails; 1 some cannot, or a file cannot be written; 69 a database is out of \
+    reach (the rows of others are written).\n\
     Examples:\n  mailqueue render --all --out /var/tmp/trial\n  \
     mailqueue render --queue newsletter --to @example.org --out trial"
 )]
@@ -48,7 +49,15 @@ pub async fn run(args: &Args, config: &Config, out: &mut Out) -> anyhow::Result<
     let queues = args.filters.queues(config)?;
     let folder = Folder::create(&args.out)?;
     let mut summary = Summary::default();
-    let ended = rows(args, config, queues, &folder, &mut summary, out).await;
+    let mut errors = QueueErrors::default();
+    let mut ended = Ok(());
+    for queue in queues {
+        let written = rows(args, config, &queue, &folder, &mut summary, out).await;
+        ended = errors.pass_any(written).map(drop);
+        if ended.is_err() {
+            break;
+        }
+    }
     writeln!(
         out,
         "{} written to {}, {} of them repaired; {} cannot become a mail",
@@ -58,48 +67,39 @@ pub async fn run(args: &Args, config: &Config, out: &mut Out) -> anyhow::Result<
         count(summary.unreadable, "row")
     )?;
     ended?;
-    Ok(if summary.unreadable == 0 { Ending::Done } else { Ending::LeftOver })
+    Ok(errors.ending(if summary.unreadable == 0 { Ending::Done } else { Ending::LeftOver }))
 }
 
-/// Goes on to the first file that cannot be written; `summary` then says how far it came.
+/// Writes the rows of a queue, up to the first file that cannot be written; `summary` then says how many were written.
 async fn rows(
     args: &Args,
     config: &Config,
-    queues: Vec<Queue>,
+    queue: &Queue,
     folder: &Folder,
     summary: &mut Summary,
     out: &mut Out,
 ) -> anyhow::Result<()> {
     let wire = select::announced_wire(config).unwrap_or_default();
-    let now = Timestamp::now();
-    for queue in queues {
-        let mut walk = args.filters.walk(config, queue.clone(), now);
-        while let Some(page) = walk.next().await? {
-            for listed in page {
-                let Some((listed, content)) = queue.look(listed.id.mid).await? else { continue };
-                match select::translated(config, &queue, &listed, &content, wire).await? {
-                    Ok(mail) => {
-                        write(folder, &listed, &mail)?;
-                        summary.written += 1;
-                        summary.repaired += usize::from(!mail.repairs.is_empty());
-                        for repair in &mail.repairs {
-                            writeln!(out, "{}: {}", listed.id, safe(&repair.text))?;
-                        }
-                        for invalid in &mail.invalid {
-                            writeln!(
-                                out,
-                                "{}: leaves out {}: {}",
-                                listed.id,
-                                safe(&invalid.written),
-                                safe(&invalid.why)
-                            )?;
-                        }
-                    }
-                    Err(unreadable) => {
-                        summary.unreadable += 1;
-                        writeln!(out, "{}: no mail: {}", listed.id, safe(&unreadable.to_string()))?;
-                    }
+    let mut walk = args.filters.walk(config, queue.clone(), Timestamp::now());
+    while let Some(page) = walk.next().await? {
+        for listed in page {
+            let Some((listed, content)) = queue.look(listed.id.mid).await? else { continue };
+            let mail = match select::translated(config, queue, &listed, &content, wire).await? {
+                Ok(mail) => mail,
+                Err(unreadable) => {
+                    summary.unreadable += 1;
+                    writeln!(out, "{}: no mail: {}", listed.id, safe(&unreadable.to_string()))?;
+                    continue;
                 }
+            };
+            write(folder, &listed, &mail)?;
+            summary.written += 1;
+            summary.repaired += usize::from(!mail.repairs.is_empty());
+            for repair in &mail.repairs {
+                writeln!(out, "{}: {}", listed.id, safe(&repair.text))?;
+            }
+            for invalid in &mail.invalid {
+                writeln!(out, "{}: leaves out {}: {}", listed.id, safe(&invalid.written), safe(&invalid.why))?;
             }
         }
     }
