@@ -74,7 +74,7 @@ fn raw(listed: &Listed, mail: &Result<Mail, Unreadable>, assumed: bool, out: &mu
     Ok(Ending::Done)
 }
 
-/// What we remember of the row.
+/// The record of the row.
 fn record(listed: &Listed, bytes: u64, now: Timestamp, out: &mut Out) -> anyhow::Result<()> {
     let when = |at: Timestamp| format!("{} ({})", moment(at), ago(at, now));
     let mut lines = vec![["state".to_owned(), state(listed)]];
@@ -82,8 +82,11 @@ fn record(listed: &Listed, bytes: u64, now: Timestamp, out: &mut Out) -> anyhow:
     line("why", listed.detail.clone());
     line("last said", listed.last_reply.clone().filter(|said| listed.detail.as_ref() != Some(said)));
     line("first seen", listed.first_seen.map(when));
-    line("next attempt", listed.next_attempt.map(when));
-    line("attempts", listed.record.as_ref().map(|_| listed.history.attempts.to_string()));
+    let next = if listed.is_not_deleted() { "next DELETE" } else { "next attempt" };
+    line(next, listed.next_attempt.map(when));
+    // The record of a delivered row does not count the DELETEs.
+    let counts = listed.record.is_some() && !listed.is_not_deleted();
+    line("attempts", counts.then(|| listed.history.attempts.to_string()));
     line(
         "unknown",
         (listed.history.unknowns > 0).then(|| format!("{} times, nobody knows the outcome", listed.history.unknowns)),
@@ -222,7 +225,7 @@ impl Recipient {
     }
 }
 
-/// What `list --json` says of a row, and what is in it.
+/// The object of `list --json`, with the row's content.
 #[derive(Serialize)]
 struct Object<'a> {
     #[serde(flatten)]

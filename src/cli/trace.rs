@@ -5,7 +5,7 @@ use std::io::Write;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::ending::{Ending, Usage};
+use super::ending::{Ending, QueueErrors, Usage};
 use super::output::{self, Out, count, moment, safe};
 use super::{list, select};
 use crate::config::Config;
@@ -23,7 +23,7 @@ const LIMIT: u32 = 1_000;
     after_help = "Knows the mails that this machine's dispatcher sent within ledger_keep, and those that still stand in \
     a table. Addresses of mails that are done with are kept as hashes, the same as in a log with addresses = \"hash\"; \
     --to finds them all the same.\n\
-    Exit status: 0 found; 1 nothing is known of such a mail.\n\
+    Exit status: 0 found; 1 nothing is known of such a mail; 69 a database is out of reach (the ledger's part is told).\n\
     Examples:\n  mailqueue trace newsletter/1234\n  mailqueue trace --to anna@example.org"
 )]
 pub struct Args {
@@ -50,7 +50,7 @@ struct Object<'a> {
     repairs: &'a [String],
 }
 
-/// What an operator did to it.
+/// A change by an operator.
 #[derive(Serialize)]
 struct Done<'a> {
     id: &'a str,
@@ -78,10 +78,10 @@ pub async fn run(args: &Args, config: &Config, out: &mut Out) -> anyhow::Result<
             moment(before)
         ));
     }
+    let (rows, errors) = rows(&query, config).await?;
     for traced in &found {
-        if args.json { out.json(&object(traced))? } else { tell(traced, out)? }
+        if args.json { out.json(&object(traced))? } else { tell(traced, end(traced, &rows, errors.is_empty()), out)? }
     }
-    let rows = rows(&query, config).await?;
     for listed in &rows {
         if args.json { out.json(&list::Object::of(listed))? } else { stands(listed, out)? }
     }
@@ -90,10 +90,10 @@ pub async fn run(args: &Args, config: &Config, out: &mut Out) -> anyhow::Result<
         changes = operators(args.json, id, config, out)?;
     }
     let nothing = found.is_empty() && rows.is_empty() && changes == 0;
-    if nothing && !args.json {
+    if nothing && !args.json && errors.is_empty() {
         writeln!(out, "nothing is known of it")?;
     }
-    Ok(if nothing { Ending::LeftOver } else { Ending::Done })
+    Ok(errors.ending(if nothing { Ending::LeftOver } else { Ending::Done }))
 }
 
 fn query(args: &Args) -> Query {
@@ -107,19 +107,19 @@ fn query(args: &Args) -> Query {
     }
 }
 
-/// What still stands in the tables. The ledger's part of the story stands also where a database is out of reach.
-async fn rows(query: &Query, config: &Config) -> anyhow::Result<Vec<Listed>> {
-    let mut found = Vec::new();
+/// The rows that still stand in the tables. The ledger's part of the story is told also where a database is out of reach.
+async fn rows(query: &Query, config: &Config) -> anyhow::Result<(Vec<Listed>, QueueErrors)> {
+    let (mut found, mut errors) = (Vec::new(), QueueErrors::default());
     for settings in config.queues.iter().map(|queue| &queue.settings) {
         if matches!(query, Query::Id(id) if id.queue != settings.name) {
             continue;
         }
         let queue = select::open(settings)?;
         if let Err(error) = matching(query, &queue, &mut found).await {
-            output::tell(&format!("mailqueue: what stands in the table is not known: {}", safe(&error.to_string())));
+            errors.note("what stands in the table is not known: ", &error);
         }
     }
-    Ok(found)
+    Ok((found, errors))
 }
 
 async fn matching(query: &Query, queue: &queue::Queue, found: &mut Vec<Listed>) -> Result<(), queue::Error> {
@@ -169,7 +169,26 @@ fn object(traced: &Traced) -> Object<'_> {
     }
 }
 
-fn tell(traced: &Traced, out: &mut Out) -> anyhow::Result<()> {
+/// The end of a transaction, in words: `None` while it is open, and where the line of its row says it.
+fn end(traced: &Traced, rows: &[Listed], all_there: bool) -> Option<&'static str> {
+    if traced.state != "settled" {
+        return None;
+    }
+    if !traced.complete {
+        return Some("the row went on waiting for others");
+    }
+    let row = rows.iter().find(|row| row.id == traced.id);
+    Some(match row {
+        Some(row) if row.record.is_some_and(|record| record.as_str() == traced.record) => {
+            return row.is_not_deleted().then_some("delivered; the database does not delete its row");
+        }
+        Some(_) => "delivered; under its number stands another mail now, or its row was changed by somebody else",
+        None if all_there => "the row was deleted",
+        None => "delivered",
+    })
+}
+
+fn tell(traced: &Traced, end: Option<&str>, out: &mut Out) -> anyhow::Result<()> {
     writeln!(out, "{}  {}", traced.id, safe(&traced.message_id))?;
     writeln!(out, "  {}  offered to {}", moment(traced.begun), safe(&traced.recipients.join(", ")))?;
     if !traced.repairs.is_empty() {
@@ -179,12 +198,8 @@ fn tell(traced: &Traced, out: &mut Out) -> anyhow::Result<()> {
         Some(at) => writeln!(out, "  {}  accepted: {}", moment(at), safe(traced.reply.as_deref().unwrap_or_default()))?,
         None => writeln!(out, "  the answer is not known: the link or the program stopped before it came")?,
     }
-    if traced.state == "settled" {
-        writeln!(
-            out,
-            "  {}",
-            if traced.complete { "the row was deleted" } else { "the row went on waiting for others" }
-        )?;
+    if let Some(end) = end {
+        writeln!(out, "  {end}")?;
     }
     Ok(())
 }
@@ -201,13 +216,17 @@ fn stands(listed: &Listed, out: &mut Out) -> anyhow::Result<()> {
         writeln!(out, "  {}  {} {}{reply}", moment(known.at), safe(&known.address), known.state.as_str())?;
     }
     let reason = listed.reason.map(|reason| format!(" ({reason})")).unwrap_or_default();
-    let next = listed.next_attempt.map(|at| format!(", tried again {}", moment(at))).unwrap_or_default();
-    let attempts = count(listed.history.attempts as usize, "attempt");
-    writeln!(out, "  the row stands in its table: {}{reason}, {attempts}{next}", listed.state)?;
+    // Nothing is offered of a row that was delivered, and its record does not count the DELETEs.
+    let (attempts, what) = match listed.is_not_deleted() {
+        true => (String::new(), "next DELETE"),
+        false => (format!(", {}", count(listed.history.attempts as usize, "attempt")), "tried again"),
+    };
+    let next = listed.next_attempt.map(|at| format!(", {what} {}", moment(at))).unwrap_or_default();
+    writeln!(out, "  the row stands in its table: {}{reason}{attempts}{next}", listed.state)?;
     Ok(())
 }
 
-/// What operators did to a row; answers how much that is.
+/// Says the changes of a row by operators, and returns their number.
 fn operators(json: bool, id: &MailId, config: &Config, out: &mut Out) -> anyhow::Result<usize> {
     let known = audit::changes(&config.state_dir)?;
     let changes: Vec<_> = known.into_iter().filter(|change| change.concerns(id)).collect();

@@ -66,7 +66,14 @@ async fn one_row_under_a_foreign_key_holds_up_no_other_and_is_reported(database:
     let listed = said(&house.run(&["list", "--reason", "not-deleted", "--json"]).await);
     assert!(listed.contains(&id) && listed.contains("\"next_attempt\":\"2"), "{listed}");
     let shown = said(&house.run(&["show", &id]).await).to_lowercase();
-    assert!(shown.contains("foreign key"), "{shown}");
+    assert!(shown.contains("foreign key") && shown.contains("next delete"), "{shown}");
+    assert!(!shown.contains("next attempt"), "{shown}");
+    for query in [&[id.as_str()][..], &["--to", "a4@example.org"]] {
+        let traced = said(&house.run(&[&["trace"], query].concat()).await);
+        assert!(traced.contains("delivered; the database does not delete its row"), "{traced}");
+        assert!(traced.contains("held (not-deleted), next DELETE "), "{traced}");
+        assert!(!traced.contains("the row was deleted") && !traced.contains("tried again"), "{traced}");
+    }
 
     // Nothing sends it again: no further pass, no other dispatcher, no command.
     for command in
