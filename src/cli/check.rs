@@ -29,7 +29,7 @@ pub struct Args {
 /// A certificate that ends sooner is worth a word.
 const CERTIFICATE_DAYS: i64 = 14;
 
-/// How long a person waits for the smarthost; the daemon waits longer.
+/// The time that a person waits for the smarthost; the daemon waits longer.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 pub async fn run(args: &Args, config: &Config, out: &mut Out) -> anyhow::Result<Ending> {
@@ -78,7 +78,7 @@ struct Object<'a> {
     probe: &'a str,
     /// `ok`, `warning` or `failed`.
     level: &'a str,
-    /// What was found, and where something is wrong what to do.
+    /// The finding, and where something is wrong the remedy.
     text: &'a str,
 }
 
@@ -264,7 +264,7 @@ fn certificate(ends: Timestamp, now: Timestamp) -> Finding {
     }
 }
 
-/// What the smarthost announces, against what the configuration wants of it.
+/// Compares the smarthost's announcement with the configuration.
 fn limits(config: &Config, announced: &Announced) -> Vec<Finding> {
     let offers: Vec<&str> = [
         ("PIPELINING", announced.pipelining),

@@ -24,7 +24,7 @@ use catcher::Catcher;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Nothing leaves this machine. The folder stays, so that you can look around in it.")]
 pub struct Args {
-    /// Where everything goes; default: a new folder for temporary files
+    /// The folder for everything; default: a new one for temporary files
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
 }

@@ -1,4 +1,4 @@
-//! What commands write: to a person at a terminal, or plain to a pipe. Nothing from a row gets through unescaped.
+//! The output of commands: to a person at a terminal, or plain to a pipe. Nothing from a row gets through unescaped.
 
 use std::fmt::Display;
 use std::io::{self, BufWriter, IsTerminal, Write};
@@ -131,7 +131,7 @@ impl Out {
     }
 }
 
-/// What needs somebody is red, what waits is yellow: a state, or a number under a state's name.
+/// The colour of a state, or of a number under a state's name: red where somebody must see to it, yellow where it waits.
 fn colour(head: &str, cell: &str) -> Option<Colour> {
     let state = if cell.parse().is_ok_and(|number: u64| number > 0) { head } else { cell };
     match state.to_lowercase().as_str() {
@@ -192,7 +192,7 @@ pub fn span(duration: Duration) -> String {
     }
 }
 
-/// How long ago, or how far ahead.
+/// The time since `at`, or until then.
 pub fn ago(at: Timestamp, now: Timestamp) -> String {
     let length = |from: Timestamp, to: Timestamp| span(to.duration_since(from).unsigned_abs());
     if at > now { format!("in {}", length(now, at)) } else { format!("{} ago", length(at, now)) }

@@ -1,4 +1,4 @@
-//! Which rows a command means: ids, or a filter over the queues, page by page.
+//! The rows that a command means: ids, or a filter over the queues, page by page.
 
 use std::time::Duration;
 
@@ -88,7 +88,7 @@ impl Filters {
         Walk { filters: self, config, queue, filter, cursor: Some(i64::MIN) }
     }
 
-    /// Whether the conditions on decoded content hold.
+    /// Returns true where the conditions on decoded content hold.
     fn fits(&self, content: &Decoded) -> bool {
         let subject =
             self.subject.as_ref().is_none_or(|text| content.subject.to_lowercase().contains(&text.to_lowercase()));
@@ -174,7 +174,7 @@ impl Decoded {
     }
 }
 
-/// What the smarthost announced to this host's dispatcher last; `None` where none has noted it.
+/// The capabilities that the smarthost announced to this host's dispatcher last; `None` where none has noted them.
 pub fn announced_wire(config: &Config) -> Option<Capabilities> {
     StatusFile::read(&config.state_dir).ok()??.capabilities
 }

@@ -54,7 +54,7 @@ impl Catcher {
         self.address
     }
 
-    /// What has arrived so far, in order.
+    /// The mails that have arrived so far, in order.
     pub fn caught(&self) -> Vec<Caught> {
         self.shared.caught.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -127,7 +127,7 @@ fn recipient(envelope: &mut Envelope, command: &str, shared: &Shared) -> String 
     }
 }
 
-/// What stands between the angle brackets.
+/// The text between the angle brackets.
 fn path(command: &str) -> Option<String> {
     let (_, behind) = command.split_once('<')?;
     Some(behind.split_once('>')?.0.to_owned())
