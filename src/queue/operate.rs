@@ -2,8 +2,10 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use jiff::Timestamp;
+use tokio::time::Instant;
 
 use super::db::connection::{Connection, Value};
 use super::db::dialect::tuples;
@@ -16,6 +18,10 @@ use super::records::{RECORD, Record};
 use super::table::Deletion;
 use crate::mail::{Fingerprint, RecordId};
 use crate::outcome::{Reason, State};
+
+/// A try that takes longer has waited for a lock, which is not waited for a second time. A deadlock is told at once, and
+/// the same is tried again. The lock waits of sessions are 5 s.
+const LOCK_WAIT: Duration = Duration::from_secs(2);
 
 /// The most rows that one transaction of an operator changes.
 const GROUP: usize = 64;
@@ -94,9 +100,11 @@ enum Applied {
     Done { outcomes: Outcomes, undeleted: Vec<(Undeleted, DeleteRetry)> },
     /// Rolled back: the database does not delete a row, in these words.
     Refused(String),
+    /// Rolled back: another transaction keeps a row locked, in the database's words.
+    Locked(String),
 }
 
-/// What becomes of one row within a transaction.
+/// The step that a transaction takes for one row.
 enum Step {
     Ended(Outcome),
     /// The row is `not-deleted`.
@@ -189,7 +197,7 @@ impl Queue {
         Ok(outcomes)
     }
 
-    /// Carries the action out on a group, and on row by row where one of them keeps the group from it.
+    /// Carries the action out on a group, and goes on row by row where one of them keeps the group from it.
     async fn apply_to_group(
         &self,
         action: &Action,
@@ -197,49 +205,54 @@ impl Queue {
         now: Timestamp,
         outcomes: &mut HashMap<i64, Outcome>,
     ) -> Result<(), Error> {
-        let committing = Committing::default();
-        let is_locked = match self.trying(|| self.apply_once(action, group, now, &committing)).await {
-            Ok(Applied::Done { outcomes: ended, undeleted }) => {
-                outcomes.extend(ended);
-                return self.delete_undeleted(undeleted, outcomes).await;
-            }
-            Ok(Applied::Refused(_)) => false,
-            Err(Failure::Busy(words)) if group.len() == 1 => {
-                outcomes.extend(group.iter().map(|row| (row.mid, locked(&words))));
-                return Ok(());
-            }
-            Err(Failure::Busy(_)) => true,
-            Err(failure) => return Err(failure.into_error(self.name())),
-        };
+        let mut parts = vec![group];
         let mut locked_rows = 0;
-        for row in group {
-            let (mid, row, committing) = (row.mid, std::slice::from_ref(row), Committing::default());
-            let once = || self.apply_once(action, row, now, &committing);
-            // The group was repeated until it was clear that a lock does not come free soon.
-            match if is_locked { once().await } else { self.trying(once).await } {
+        while let Some(part) = parts.pop() {
+            let committing = Committing::default();
+            let rejected = match self.trying(|| self.apply_without_waiting(action, part, now, &committing)).await {
                 Ok(Applied::Done { outcomes: ended, undeleted }) => {
                     outcomes.extend(ended);
                     self.delete_undeleted(undeleted, outcomes).await?;
                     locked_rows = 0;
+                    continue;
+                }
+                Ok(_) | Err(Failure::Busy(_)) if part.len() > 1 => {
+                    parts.extend(part.chunks(1).rev());
+                    continue;
                 }
                 Ok(Applied::Refused(words)) => {
-                    outcomes.insert(mid, Outcome::Rejected(format!("the database does not delete it: {words}")));
                     locked_rows = 0;
+                    format!("the database does not delete it: {words}")
                 }
-                Err(Failure::Busy(words)) => {
-                    outcomes.insert(mid, locked(&words));
+                Ok(Applied::Locked(words)) | Err(Failure::Busy(words)) => {
                     locked_rows += 1;
                     if locked_rows == LOCKED_ENOUGH {
                         return Err(Failure::Busy(words).into_error(self.name()));
                     }
+                    format!("another transaction keeps it locked ({words}); try again")
                 }
                 Err(failure) => return Err(failure.into_error(self.name())),
-            }
+            };
+            outcomes.extend(part.iter().map(|row| (row.mid, Outcome::Rejected(rejected.clone()))));
         }
         Ok(())
     }
 
-    /// Tries to delete rows that are `not-deleted`, and on row by row where one of them keeps the others from it.
+    async fn apply_without_waiting(
+        &self,
+        action: &Action,
+        rows: &[&Selected],
+        now: Timestamp,
+        committing: &Committing,
+    ) -> Result<Applied, Failure> {
+        let begun = Instant::now();
+        match self.apply_once(action, rows, now, committing).await {
+            Err(Failure::Busy(words)) if begun.elapsed() >= LOCK_WAIT => Ok(Applied::Locked(words)),
+            applied => applied,
+        }
+    }
+
+    /// Tries to delete rows that are `not-deleted`, and goes on row by row where one of them keeps the others from it.
     async fn delete_undeleted(
         &self,
         undeleted: Vec<(Undeleted, DeleteRetry)>,
@@ -485,10 +498,6 @@ impl Queue {
         };
         Ok(Step::Ended(outcome))
     }
-}
-
-fn locked(words: &str) -> Outcome {
-    Outcome::Rejected(format!("another transaction keeps it locked ({words}); try again"))
 }
 
 fn deleted_again(settled: Settled) -> Outcome {

@@ -154,7 +154,8 @@ impl Place {
         };
         let waits = async {
             while session.number(&sql).await == 0 {
-                tokio::time::sleep(Duration::from_millis(20)).await;
+                // InnoDB shows its transactions as they were at the last look, unless that was more than 100 ms ago.
+                tokio::time::sleep(Duration::from_millis(150)).await;
             }
         };
         tokio::time::timeout(DEADLINE, waits).await.expect("nothing waits for a lock");
