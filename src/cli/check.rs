@@ -50,11 +50,13 @@ pub async fn run(args: &Args, config: &Config, out: &mut Out) -> anyhow::Result<
     for queue in &config.queues {
         let part = format!("queue {}", queue.settings.name);
         let queue = select::open(&queue.settings)?;
-        for finding in queue.check().await {
+        let findings = queue.check().await;
+        // A database that is out of reach is not waited for a second time.
+        let is_reached = findings.first().is_some_and(|first| first.level != Level::Failed);
+        for finding in findings {
             report.finding(&part, finding)?;
         }
-        // A database that is out of reach was told already.
-        if let Ok(Some(longest)) = queue.longest_packet().await {
+        if is_reached && let Ok(Some(longest)) = queue.longest_packet().await {
             report.finding(&part, packets(longest, config.message.max_size))?;
         }
     }

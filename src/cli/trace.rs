@@ -2,6 +2,7 @@
 
 use std::io::Write;
 
+use anyhow::Context;
 use jiff::Timestamp;
 use serde::Serialize;
 
@@ -228,7 +229,10 @@ fn stands(listed: &Listed, out: &mut Out) -> anyhow::Result<()> {
 
 /// Says the changes of a row by operators, and returns their number.
 fn operators(json: bool, id: &MailId, config: &Config, out: &mut Out) -> anyhow::Result<usize> {
-    let known = audit::changes(&config.state_dir)?;
+    let known = audit::changes(&config.state_dir).with_context(|| {
+        let file = config.state_dir.join(audit::FILE);
+        format!("the changes by operators cannot be read from {}; use a user who may read it", file.display())
+    })?;
     let changes: Vec<_> = known.into_iter().filter(|change| change.concerns(id)).collect();
     let name = id.to_string();
     if !json && !changes.is_empty() {
