@@ -35,8 +35,8 @@ pub async fn run(args: &Args, stop: bool, config: &Config, out: &mut Out) -> any
     let mut targets = targets?;
     let mut telling = FuturesUnordered::new();
     for (at, target) in targets.iter().enumerate() {
-        for queue in target.queues.iter().cloned() {
-            let kind = target.kind;
+        for queue in &target.queues {
+            let (queue, kind) = (queue.clone(), target.kind);
             telling.push(async move { (at, set(&queue, kind, stop).await) });
         }
     }
