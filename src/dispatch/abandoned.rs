@@ -43,7 +43,11 @@ pub async fn settle(
     let delivered: HashSet<i64> =
         settlements.iter().filter(|one| is_delivered(one)).map(|settlement| settlement.claim.id().mid).collect();
     let again = DeleteRetry { now, next: retry::next_delete(&retry, now, now, 0.5) };
-    let settled = queue.settle(settlements, again).await.map_err(|(error, _)| error)?;
+    let settled = queue.settle(&settlements, again).await?;
+    if let Some((id, _)) = settled.iter().find(|(_, settled)| matches!(settled, Settled::Locked { .. })) {
+        let what = format!("row {id} is locked by another session; end that session, and try again");
+        return Err(queue::Error::Refused { queue: queue.name().clone(), what });
+    }
     let deleted = settled.into_iter().filter(|(_, settled)| *settled == Settled::Done);
     Ok(deleted.map(|(id, _)| id.mid).filter(|mid| delivered.contains(mid)).collect())
 }

@@ -367,7 +367,8 @@ impl Lane {
         self.settle(claim, Some(fingerprint), None, verdict);
     }
 
-    fn send(&self, done: Done) {
+    /// Has a verdict carried out, and entries of the ledger closed then.
+    pub fn send(&self, done: Done) {
         let settler = self.settler.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(settler) = settler.as_ref() {
             // The settler outlives every claim; if it panics, the process ends.

@@ -21,6 +21,8 @@ pub enum Work {
     Heartbeat,
     /// Taking delivery results.
     Settling,
+    /// Taking the delivery results of rows that another session has locked.
+    Locked,
 }
 
 /// The counts grow while a dispatcher runs.
@@ -171,6 +173,7 @@ impl Work {
         match self {
             Self::Fetching | Self::Heartbeat => &[Self::Fetching, Self::Heartbeat],
             Self::Settling => &[Self::Settling],
+            Self::Locked => &[Self::Locked],
         }
     }
 }

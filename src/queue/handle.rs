@@ -158,7 +158,27 @@ impl Queue {
     where
         Once: Future<Output = Result<T, Failure>>,
     {
-        let mut retries = Retries::default();
+        let done = self.retrying_while(Retries::default(), &mut operation).await;
+        done.map_err(|failure| failure.into_error(self.name()))
+    }
+
+    /// The same for a part of a group: an operation that waited in vain for a lock is not repeated, because a smaller part
+    /// may not need that lock.
+    pub(super) async fn retrying_part<T, Once>(&self, mut operation: impl FnMut() -> Once) -> Result<T, Failure>
+    where
+        Once: Future<Output = Result<T, Failure>>,
+    {
+        self.retrying_while(Retries::with_one_lock_wait(), &mut operation).await
+    }
+
+    async fn retrying_while<T, Once>(
+        &self,
+        mut retries: Retries,
+        operation: &mut impl FnMut() -> Once,
+    ) -> Result<T, Failure>
+    where
+        Once: Future<Output = Result<T, Failure>>,
+    {
         loop {
             let failure = match operation().await {
                 Ok(value) => return Ok(value),
@@ -169,7 +189,7 @@ impl Queue {
             }
             match retries.next_pause(&failure) {
                 Some(pause) => tokio::time::sleep(pause).await,
-                None => return Err(failure.into_error(self.name())),
+                None => return Err(failure),
             }
         }
     }

@@ -7,11 +7,12 @@ use jiff::Timestamp;
 use super::db::connection::{Connection, Value};
 use super::db::dialect::tuples;
 use super::db::error::Failure;
-use super::delete::{DeleteRetry, KEPT, Settled, Undeleted};
+use super::delete::{DeleteRetry, KEPT, Undeleted};
 use super::error::Error;
 use super::handle::Queue;
 use super::list::Listed;
 use super::records::{RECORD, Record};
+use super::settled::Settled;
 use super::table::Deletion;
 use crate::mail::{Fingerprint, RecordId};
 use crate::outcome::{Reason, State};
@@ -144,6 +145,9 @@ impl Queue {
             let outcome = match settled {
                 Settled::Done | Settled::ClaimLost => Outcome::Deleted,
                 Settled::RowGone => Outcome::NotFound,
+                Settled::Locked { detail } => Outcome::Rejected(format!(
+                    "another session has locked it: {detail}; end that session, and try again"
+                )),
                 Settled::NotDeleted { detail, .. } => {
                     Outcome::Rejected(format!("it is delivered, and the database does not delete it: {detail}"))
                 }

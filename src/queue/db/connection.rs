@@ -8,8 +8,9 @@ use sqlx::mysql::{MySql, MySqlRow};
 use sqlx::postgres::{PgRow, Postgres};
 use sqlx::sqlite::{Sqlite, SqliteRow};
 use sqlx::{AssertSqlSafe, Row};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
+use super::dialect::Dialect;
 use super::error::Failure;
 use super::native::Native;
 use super::postgres;
@@ -122,6 +123,16 @@ impl Connection {
         let words = if self.is_pooled() { postgres::POOLED_BEGIN } else { words };
         self.in_transaction = true;
         self.command(words).await
+    }
+
+    /// Begins a transaction whose statements wait for a lock for at most 1 s. The connection is closed after use, because its
+    /// session may keep that.
+    pub(crate) async fn begin_with_short_waits(&mut self, dialect: &Dialect) -> Result<(), Failure> {
+        if let Some(opened) = &mut self.opened {
+            opened.until = Instant::now();
+        }
+        self.begin(dialect.begin).await?;
+        self.command(dialect.short_waits).await
     }
 
     pub(crate) async fn commit(&mut self) -> Result<(), Failure> {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use sqlx::mysql::MySqlDatabaseError;
+use tokio::time::Instant;
 
 use crate::open_files;
 
@@ -150,22 +151,39 @@ fn sqlite(code: u32, what: String) -> Failure {
     }
 }
 
-/// Counts the tries of an operation. A lock that does not come free costs seconds each time, a deadlock nothing.
-#[derive(Default)]
+/// The tries of an operation, which begins when this is made. A lock that does not come free costs seconds each time, a
+/// deadlock nothing.
 pub(crate) struct Retries {
     broken: u32,
     missing: u32,
     busy: u32,
-    since: Option<tokio::time::Instant>,
+    since: Instant,
+    /// The time after which a lock is not waited for again.
+    patience: Duration,
 }
 
 const BUSY_TRIES: u32 = 8;
+
+/// Three lock waits of 5 s.
 const BUSY_TIME: Duration = Duration::from_secs(12);
 
+/// One lock wait of any length; a deadlock takes less.
+const ONE_LOCK_WAIT: Duration = Duration::from_millis(500);
+
+impl Default for Retries {
+    fn default() -> Self {
+        Self { broken: 0, missing: 0, busy: 0, since: Instant::now(), patience: BUSY_TIME }
+    }
+}
+
 impl Retries {
+    /// Waits for a lock once.
+    pub(crate) fn with_one_lock_wait() -> Self {
+        Self { patience: ONE_LOCK_WAIT, ..Self::default() }
+    }
+
     /// Returns the pause after which the same is worth another try; `None` where it is not.
     pub(crate) fn next_pause(&mut self, failure: &Failure) -> Option<Duration> {
-        let since = *self.since.get_or_insert_with(tokio::time::Instant::now);
         match failure {
             Failure::Broken(_) | Failure::Unavailable(_) if self.broken == 0 => {
                 self.broken += 1;
@@ -175,7 +193,7 @@ impl Retries {
                 self.missing += 1;
                 Some(Duration::ZERO)
             }
-            Failure::Busy(_) if self.busy < BUSY_TRIES && since.elapsed() < BUSY_TIME => {
+            Failure::Busy(_) if self.busy < BUSY_TRIES && self.since.elapsed() < self.patience => {
                 self.busy += 1;
                 Some(Duration::from_millis(rand::random_range(1..=10u64 << self.busy.min(5))))
             }

@@ -15,6 +15,8 @@ pub(crate) const DIALECT: Dialect = Dialect {
               character_set_results = NULL, collation_connection = utf8mb4_bin, \
               sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION' /*M!100300 , idle_transaction_timeout = 30 */",
     begin: "START TRANSACTION",
+    short_waits: "SET SESSION innodb_lock_wait_timeout = 1, lock_wait_timeout = 1",
+    locks_rows: true,
     lock: " FOR UPDATE",
     by_index: |index| format!(" FORCE INDEX (`{index}`)"),
     delete: "DELETE q FROM",

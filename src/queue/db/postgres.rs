@@ -10,6 +10,8 @@ pub(crate) const DIALECT: Dialect = Dialect {
     // The startup message holds the settings: see `SETTINGS`.
     session: "",
     begin: "BEGIN",
+    short_waits: "SET LOCAL lock_timeout = '200ms'",
+    locks_rows: true,
     lock: " FOR UPDATE",
     by_index: |_| String::new(),
     delete: "DELETE FROM",

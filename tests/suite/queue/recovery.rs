@@ -169,7 +169,7 @@ on_each_database! {
         let group: Vec<_> = taken.into_iter().map(|claim| {
             Settlement { fingerprint: claim.fingerprint(), claim, message_id: None, verdict: held() }
         }).collect();
-        let settled: Vec<_> = b.settle(group, RETRY).await.unwrap().into_iter().collect();
+        let settled: Vec<_> = b.settle(&group, RETRY).await.unwrap().into_iter().collect();
         let of = |mid| settled.iter().find(|(id, _)| id.mid == mid).unwrap().1.clone();
         assert_eq!((of(mids[0]), of(mids[1])), (Settled::ClaimLost, Settled::Done));
         assert_eq!(place.records().await, 1);
