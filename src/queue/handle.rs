@@ -11,6 +11,7 @@ use super::db::connection::{Connection, Value};
 use super::db::dialect::{Dialect, Engine};
 use super::db::error::{Failure, Retries};
 use super::db::pool::{Pool, Pools};
+use super::db::server::Urgent;
 use super::error::Error;
 use super::schema::Schema;
 use super::settings::Settings;
@@ -148,8 +149,8 @@ impl Queue {
     }
 
     /// A connection that waits for no work of this queue or of another one.
-    pub(super) async fn urgent_connection(&self) -> Result<Connection, Failure> {
-        self.inner.pool.urgent_connection().await
+    pub(super) async fn urgent_connection(&self, urgent: Urgent) -> Result<Connection, Failure> {
+        self.inner.pool.urgent_connection(urgent).await
     }
 
     /// Runs an operation, and repeats it as long as [`Retries::next_pause`] allows. Everything that is repeated is harmless

@@ -6,6 +6,7 @@ use super::claim::Claim;
 use super::db::connection::{Connection, Value};
 use super::db::dialect::GROUP;
 use super::db::error::Failure;
+use super::db::server::Urgent;
 use super::error::Error;
 use super::handle::{DispatcherId, Queue};
 use super::records::{RECORD, RECORD_COLUMNS, Record, borrowed, histories, keys_of};
@@ -48,7 +49,7 @@ impl Queue {
             "INSERT INTO mailqueue_dispatcher (kind, id, heartbeat) VALUES ('dispatcher', ?, 1) {}",
             self.dialect().same_dispatcher
         );
-        self.urgent_connection().await?.execute(&sql, vec![self.owner()]).await.map(drop)
+        self.urgent_connection(Urgent::Heartbeat).await?.execute(&sql, vec![self.owner()]).await.map(drop)
     }
 
     /// Takes back what this dispatcher had claimed before it was started again.
@@ -183,7 +184,7 @@ impl Queue {
         let sql = "SELECT p.kind FROM mailqueue_dispatcher p \
                    WHERE (p.kind = 'queue' AND p.id = ?) OR (p.kind = 'relay' AND p.id = '')";
         let mut paused = Paused::default();
-        for line in self.urgent_connection().await?.fetch(sql, vec![self.key()]).await? {
+        for line in self.urgent_connection(Urgent::PauseFlags).await?.fetch(sql, vec![self.key()]).await? {
             match line.required_text(0)?.as_str() {
                 "queue" => paused.queue = true,
                 _ => paused.relay = true,

@@ -2,7 +2,7 @@
 //!
 //! A process has one [`Pools`]. Queues of one database and user share connections, and all queues of one server together
 //! have at most [`Limits::connections`] open. A queue uses half of them at most, so that a table that is locked never takes
-//! the last one. Some are kept for heartbeats and pause flags.
+//! the last one. Some are kept for heartbeats and pause flags, of which one database never takes the last either.
 //!
 //! sqlx's own pools are not used: they read the password once, hide why a connection failed behind a time-out, and wait
 //! without limit on a stalled connection that is given back.
@@ -17,7 +17,7 @@ use super::connection::Connection;
 use super::dialect::{Dialect, Engine};
 use super::error::Failure;
 use super::open::{self, CONNECT_TIMEOUT};
-use super::server::{Account, Limits, Opened, Place, Server, close, lock};
+use super::server::{Account, Limits, Opened, Place, Server, Urgent, close, lock};
 use super::{Database, mysql, postgres, sqlite};
 
 /// A connection that was idle for longer is asked whether it is still there.
@@ -83,8 +83,8 @@ impl Pool {
     }
 
     /// A connection for a heartbeat or a pause flag, which wait for no work.
-    pub(crate) async fn urgent_connection(&self) -> Result<Connection, Failure> {
-        self.connection_at(self.server.urgent_place(&self.account).await?).await
+    pub(crate) async fn urgent_connection(&self, urgent: Urgent) -> Result<Connection, Failure> {
+        self.connection_at(self.server.urgent_place(&self.account, urgent).await?).await
     }
 
     async fn connection_at(&self, place: Place) -> Result<Connection, Failure> {
