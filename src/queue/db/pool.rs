@@ -17,7 +17,7 @@ use super::connection::Connection;
 use super::dialect::{Dialect, Engine};
 use super::error::Failure;
 use super::open::{self, CONNECT_TIMEOUT};
-use super::server::{Account, Limits, Opened, Place, Server, Urgent, close, lock};
+use super::server::{Account, Limits, Opened, Place, Server, Urgent, lock, retire};
 use super::{Database, mysql, postgres, sqlite};
 
 /// A connection that was idle for longer is asked whether it is still there.
@@ -89,11 +89,17 @@ impl Pool {
 
     async fn connection_at(&self, place: Place) -> Result<Connection, Failure> {
         while let Some((mut opened, since)) = self.server.take(&self.account) {
-            if Instant::now() >= opened.until {
-                close(opened).await;
-            } else if since.elapsed() < FRESH || matches!(timeout(FRESH, opened.native.ping()).await, Ok(Ok(()))) {
+            let now = Instant::now();
+            if now >= opened.until {
+                retire(opened);
+                continue;
+            }
+            let is_fresh = now.duration_since(since) < FRESH;
+            if is_fresh || matches!(timeout(FRESH, opened.native.ping()).await, Ok(Ok(()))) {
                 return Ok(Connection::new(opened, place));
             }
+            // The others are as dead, and after an outage without a word each would be waited for.
+            place.discard_idle_since(now);
         }
         match timeout(CONNECT_TIMEOUT, self.open(place)).await {
             Ok(connection) => connection,

@@ -133,7 +133,8 @@ impl Server {
         let urgent = known.iter().find(|account| account.database.url.path() == database.url.path());
         let urgent = urgent.map(|account| Arc::clone(&account.urgent));
         let urgent = urgent.unwrap_or_else(|| Arc::new(std::array::from_fn(|_| Arc::new(Semaphore::new(1)))));
-        let account = Arc::new(Account { database, is_pooled: AtomicBool::new(false), urgent, parts: Mutex::default() });
+        let account =
+            Arc::new(Account { database, is_pooled: AtomicBool::new(false), urgent, parts: Mutex::default() });
         accounts.push(Arc::downgrade(&account));
         account
     }
@@ -218,7 +219,12 @@ impl Place {
     /// Closes the idle connections of the same database and user. One connection broke: the server was restarted or is
     /// away, and they are as dead.
     pub(crate) fn discard_idle(&self) {
-        lock(&self.server.idle).retain(|idle| !Arc::ptr_eq(&idle.account, &self.account));
+        self.discard_idle_since(Instant::now());
+    }
+
+    /// The same, but for those that were used later than this: they worked then.
+    pub(crate) fn discard_idle_since(&self, since: Instant) {
+        lock(&self.server.idle).retain(|idle| !Arc::ptr_eq(&idle.account, &self.account) || idle.since > since);
     }
 }
 
@@ -230,14 +236,14 @@ async fn permit(semaphore: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Fail
 }
 
 /// Closes a connection, and says goodbye so that the server counts it no more.
-pub(crate) async fn close(opened: Opened) {
+async fn close(opened: Opened) {
     let Opened { native, _slot, .. } = opened;
     // One that is dead is closed without.
     let _ = timeout(GOODBYE, native.close()).await;
 }
 
 /// Closes a connection while others go on.
-fn retire(opened: Opened) {
+pub(super) fn retire(opened: Opened) {
     // Outside a runtime it is closed without a goodbye.
     if let Ok(runtime) = tokio::runtime::Handle::try_current() {
         runtime.spawn(close(opened));

@@ -8,6 +8,7 @@ use mailqueue::queue::{Error, Limits, Pools};
 use super::on_each_server;
 use super::place::*;
 use crate::support::DEADLINE;
+use crate::support::proxy::Proxy;
 
 /// The connections to one server that queues have together, as README says.
 const MOST: usize = 16;
@@ -154,6 +155,24 @@ on_each_server! {
         for stuck in stuck {
             stuck.await.unwrap();
         }
+    }
+
+    async fn of_connections_that_died_without_a_word_only_one_is_waited_for(place: Place) {
+        let link = Proxy::to(&place.database.url).await;
+        let mut url = place.database.url.clone();
+        url.set_host(Some("127.0.0.1")).unwrap();
+        url.set_port(Some(link.port())).unwrap();
+        let queue = place.queue_on(url, TABLE, "a");
+        find(&queue, 0, 1).await;
+        futures_util::future::join_all((0..6).map(|_| find(&queue, 0, 1))).await;
+        let open = connections(&mut place.session().await, &place).await.len();
+        assert!(open >= 4, "{open} connections");
+        // One that was used just now would not be asked whether it is there.
+        tokio::time::sleep(Duration::from_millis(2100)).await;
+        link.forget();
+        let begun = Instant::now();
+        find(&queue, 0, 1).await;
+        assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
     }
 
     async fn a_right_that_is_granted_later_is_seen_and_refusals_do_not_reconnect_all_the_time(place: Place) {
