@@ -43,6 +43,21 @@ impl Failure {
     }
 }
 
+/// Returns the server's words where an error says that a server is away or read-only and may mean another server: one that
+/// a trigger asked, say by dblink or a foreign table. The same error of our own server ends the connection, or comes again
+/// as long as that server is read-only.
+pub(crate) fn words_of_another_server(error: &sqlx::Error) -> Option<String> {
+    let sqlx::Error::Database(refused) = error else { return None };
+    let may_be = match (refused.try_downcast_ref::<MySqlDatabaseError>(), refused.code()) {
+        (Some(refused), _) => is_read_only(refused.number()),
+        (None, Some(code)) if code.len() == 5 => {
+            matches!(postgres(&code, refused.message().to_owned()), Failure::Unavailable(_))
+        }
+        (None, _) => false,
+    };
+    may_be.then(|| refused.message().to_owned())
+}
+
 impl From<sqlx::Error> for Failure {
     fn from(error: sqlx::Error) -> Self {
         let sqlx::Error::Database(refused) = &error else {
@@ -80,8 +95,8 @@ fn mysql(number: u16, what: String) -> Failure {
     match number {
         // Too many connections, shutdown, killed, limits, aborted or read errors of the network, Galera not ready.
         1040 | 1047 | 1053 | 1077 | 1079 | 1152..=1161 | 1184 | 1203 | 1226 | 1927 | 4031 => Failure::Unavailable(what),
-        // The server, or the session, is read-only: another one may not be.
-        1290 | 1792 | 1836 => Failure::Unavailable(read_only(&what)),
+        // Another server may not be read-only.
+        number if is_read_only(number) => Failure::Unavailable(read_only(&what)),
         // A conflict with another node of a cluster is told as a deadlock, as an interrupted statement, or at COMMIT.
         1205 | 1213 | 1020 | 1180 | 1317 => Failure::Busy(what),
         1054 | 1146 => Failure::Missing(what),
@@ -89,6 +104,11 @@ fn mysql(number: u16, what: String) -> Failure {
         1044 | 1045 | 1049 | 1698 => Failure::Refused(who_and_where(&what)),
         _ => Failure::Refused(what),
     }
+}
+
+/// The server or the session is read-only. 1290 stands for other options of a server, too.
+fn is_read_only(number: u16) -> bool {
+    matches!(number, 1290 | 1792 | 1836)
 }
 
 /// SQLSTATE, PostgreSQL documentation, appendix A.

@@ -95,4 +95,8 @@ pub(crate) const UNIQUE: &str = "SELECT COUNT(*) FROM (SELECT index_name FROM in
      HAVING COUNT(*) = 1 AND MIN(column_name) = 'mid') k";
 /// Milliseconds since 1970.
 pub(crate) const CLOCK: &str = "SELECT CAST(UNIX_TIMESTAMP(SYSDATE(3)) * 1000 AS SIGNED)";
+/// Returns a line where the server or the session is read-only. MariaDB has several values for the server, and MySQL 8
+/// another name for the session.
+pub(crate) const READ_ONLY: &str = "SHOW VARIABLES WHERE variable_name IN ('read_only', 'super_read_only', \
+     'innodb_read_only', 'tx_read_only', 'transaction_read_only') AND value NOT IN ('OFF', '0')";
 pub(crate) const LONGEST_PACKET: &str = "SELECT CAST(@@max_allowed_packet AS SIGNED)";

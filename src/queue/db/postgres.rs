@@ -115,6 +115,9 @@ fn refuses_startup(error: &sqlx::Error) -> bool {
         && ["startup", "options"].iter().any(|word| refused.message().contains(word))
 }
 
+/// Returns false on a standby, and where transactions of this session are read-only.
+pub(crate) const WRITABLE: &str =
+    "SELECT NOT pg_is_in_recovery() AND NOT current_setting('default_transaction_read_only')::boolean";
 pub(crate) const VERSION: &str = "SELECT 'PostgreSQL ' || current_setting('server_version')";
 /// Returns each right that we have on a table.
 pub(crate) const GRANTS: &str = "SELECT r.name FROM (VALUES ('SELECT'), ('INSERT'), ('UPDATE'), \
