@@ -51,7 +51,7 @@ pub struct Found {
 }
 
 /// The right to handle one row, from [`Queue::claim`](super::Queue::claim) until [`Queue::settle`](super::Queue::settle). Made only here; settling consumes it.
-#[must_use = "a claim that is dropped stays claimed until the dispatcher starts anew"]
+#[must_use = "a claim that is dropped stays claimed until the next pass, or, once it is `sending`, until the next recovery"]
 #[derive(Debug)]
 pub struct Claim {
     pub(super) id: MailId,
@@ -233,7 +233,7 @@ impl Queue {
         let mut claims = Vec::with_capacity(found.len());
         let mut unconfirmed = self.unconfirmed().await?;
         for group in found.chunks(GROUP) {
-            let token = ClaimToken::new();
+            let token = self.inner.tokens.create();
             let rows: Vec<_> = group.iter().map(|&row| (RecordId::new(rand::random()), row)).collect();
             unconfirmed.push((token.clone(), rows.iter().map(|(id, row)| (row.mid, *id)).collect()));
             let ours = self.retrying(|| self.claim_once(&rows, &token, now)).await?;
@@ -301,7 +301,7 @@ impl Queue {
         let due = self.retrying(|| self.due_once(now, limit)).await?;
         let mut claims = Vec::with_capacity(due.len());
         for group in due.chunks(GROUP) {
-            let token = ClaimToken::new();
+            let token = self.inner.tokens.create();
             unconfirmed.push((token.clone(), group.to_vec()));
             let mut ours = self.retrying(|| self.claim_due_once(group, &token, now)).await?;
             unconfirmed.pop();
@@ -534,13 +534,14 @@ impl Queue {
     pub(super) async fn unconfirmed(&self) -> Result<MutexGuard<'_, UnconfirmedClaims>, Error> {
         let mut unconfirmed = self.inner.unconfirmed.lock().await;
         while let Some((token, keys)) = unconfirmed.last() {
-            self.retrying(|| self.undo_once(token, keys)).await?;
+            self.retrying(|| self.undo_once(token.as_str(), keys)).await?;
             unconfirmed.pop();
         }
         Ok(unconfirmed)
     }
 
-    async fn undo_once(&self, token: &ClaimToken, keys: &[(i64, RecordId)]) -> Result<(), Failure> {
+    /// Gives those of the records back that are claimed under this token.
+    pub(super) async fn undo_once(&self, token: &str, keys: &[(i64, RecordId)]) -> Result<(), Failure> {
         let mut connection = self.connection().await?;
         connection.begin(self.dialect().begin).await?;
         let (condition, mut args) = self.where_records("d", &borrowed(keys));
@@ -550,7 +551,7 @@ impl Queue {
             self.index_hint_primary(),
             self.dialect().lock
         );
-        args.extend([token.as_str().into(), self.owner()]);
+        args.extend([token.into(), self.owner()]);
         let ours = keys_of(connection.fetch(&sql, args).await?)?;
         self.give_back(&mut connection, &borrowed(&ours)).await?;
         connection.commit().await

@@ -16,9 +16,11 @@ use crate::mail::RecordId;
 const WALK: Duration = Duration::from_millis(300);
 
 impl Queue {
-    /// Drops records without a row and records whose row has another content; answers how many.
+    /// Drops records without a row and records whose row has another content; answers how many. Gives claims of ours back
+    /// that are in nobody's hands.
     pub async fn sweep(&self) -> Result<u64, Error> {
         drop(self.unconfirmed().await?);
+        self.release_unheld().await?;
         let mut position = self.inner.cleanup.lock().await;
         let mut swept = 0;
         let mut walk = Walk::from(position.rowless, 1000, 1000);

@@ -15,7 +15,7 @@ use super::db::server::Urgent;
 use super::error::Error;
 use super::schema::Schema;
 use super::settings::Settings;
-use super::token::ClaimToken;
+use super::token::{ClaimToken, Tokens};
 use crate::mail::RecordId;
 
 /// Names this dispatcher in the database; durable, from `state_dir`.
@@ -35,6 +35,7 @@ pub(super) struct Inner {
     pub(super) dispatcher: DispatcherId,
     pub(super) pool: Pool,
     schema: RwLock<Option<Arc<Schema>>>,
+    pub(super) tokens: Tokens,
     pub(super) unconfirmed: Mutex<UnconfirmedClaims>,
     scan_start: StdMutex<Option<ScanStart>>,
     pub(super) cleanup: Mutex<CleanupPosition>,
@@ -68,7 +69,8 @@ impl Queue {
         Self::sharing(settings, dispatcher, &Pools::default())
     }
 
-    /// The same, with the connections of `pools`.
+    /// The same, with the connections of `pools`. All queues of a process with one dispatcher share them: so each knows the
+    /// claims of the others.
     pub fn sharing(settings: Settings, dispatcher: DispatcherId, pools: &Pools) -> Result<Self, Error> {
         let refused = |what| Error::Refused { queue: Arc::clone(&settings.name), what };
         let part = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
@@ -84,6 +86,7 @@ impl Queue {
                 dispatcher,
                 pool,
                 schema: RwLock::default(),
+                tokens: pools.tokens.clone(),
                 unconfirmed: Mutex::default(),
                 scan_start: StdMutex::default(),
                 cleanup: Mutex::default(),

@@ -1,5 +1,6 @@
 //! Heartbeats, take-over, the emergency stop, and what each pass tidies up.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use super::claim::Claim;
@@ -10,7 +11,8 @@ use super::db::server::Urgent;
 use super::error::Error;
 use super::handle::{DispatcherId, Queue};
 use super::records::{RECORD, RECORD_COLUMNS, Record, borrowed, histories, keys_of};
-use super::token::ClaimToken;
+use super::token::{ClaimToken, is_taken_over};
+use crate::mail::RecordId;
 use crate::outcome::State;
 
 /// The claims that recovery found: our own, or those of a dispatcher that shows no signs of life.
@@ -54,14 +56,48 @@ impl Queue {
 
     /// Takes back what this dispatcher had claimed before it was started again.
     pub async fn recover_own(&self) -> Result<Recovered, Error> {
-        let token = ClaimToken::new();
+        let token = self.inner.tokens.create();
         self.retrying(|| self.recover_once(&self.inner.dispatcher, None, None, &token)).await
     }
 
     /// As [`Queue::recover_own`], of these rows only.
     pub async fn recover_rows(&self, mids: &[i64]) -> Result<Recovered, Error> {
-        let token = ClaimToken::new();
+        let token = self.inner.tokens.create();
         self.retrying(|| self.recover_once(&self.inner.dispatcher, None, Some(mids), &token)).await
+    }
+
+    /// Gives claims back that are ours and in nobody's hands. A statement can arrive at the server after it was given up and
+    /// undone: a server that was frozen, or a link that was interrupted, delivers what was sent before. What is `sending` is
+    /// left to the recovery, which asks the ledger.
+    pub(super) async fn release_unheld(&self) -> Result<(), Error> {
+        let unheld = self.retrying(|| self.unheld_once()).await?;
+        for (token, keys) in unheld {
+            for keys in keys.chunks(GROUP) {
+                self.retrying(|| self.undo_once(&token, keys)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the records that are claimed by us under tokens that are not in use, by token.
+    async fn unheld_once(&self) -> Result<HashMap<String, Vec<(i64, RecordId)>>, Failure> {
+        let sql = format!(
+            "SELECT d.mid, d.id, d.claim FROM mailqueue_delivery d{} WHERE d.queue_table = ? AND d.state = 'claimed' \
+             AND d.owner = ? ORDER BY d.mid",
+            self.index_hint_due()
+        );
+        let lines = self.connection().await?.fetch(&sql, vec![self.key(), self.owner()]).await?;
+        // Read after the answer: a token that is not in use by now never is again.
+        let in_use = self.inner.tokens.in_use();
+        let mut unheld: HashMap<String, Vec<_>> = HashMap::new();
+        for line in lines {
+            let token = line.text(2)?.unwrap_or_default();
+            if !in_use.contains(token.as_str()) {
+                let keys = keys_of(vec![line])?;
+                unheld.entry(token).or_default().extend(keys);
+            }
+        }
+        Ok(unheld)
     }
 
     /// The other dispatchers that hold claims, with their heartbeat counters.
@@ -82,7 +118,7 @@ impl Queue {
 
     /// Takes over the claims of a dispatcher whose counter still stands at `counter`.
     pub async fn take_over(&self, other: &DispatcherId, counter: i64) -> Result<Recovered, Error> {
-        let token = ClaimToken::new();
+        let token = self.inner.tokens.create();
         self.retrying(|| self.recover_once(other, Some(counter), None, &token)).await
     }
 
@@ -117,7 +153,7 @@ impl Queue {
             self.index_hint_due()
         );
         // Whose they were must be known also after we died before settling them.
-        let foreign = token.taken_over();
+        let foreign = self.inner.tokens.taken_over(token);
         let whose: [Value; 4] = [owner.into(), self.owner(), token.as_str().into(), foreign.as_str().into()];
         let mut found =
             keys_of(connection.fetch(&sql, [self.key()].into_iter().chain(whose.clone()).collect()).await?)?;
@@ -134,8 +170,8 @@ impl Queue {
             args.extend(whose.clone());
             for line in connection.fetch(&sql, args).await? {
                 let record = Record::read(&line, 0)?;
-                let was_foreign = counter.is_some()
-                    || line.text(RECORD_COLUMNS)?.is_some_and(|claim| ClaimToken::from(claim).is_taken_over());
+                let was_foreign =
+                    counter.is_some() || line.text(RECORD_COLUMNS)?.is_some_and(|claim| is_taken_over(&claim));
                 let list = match record.state {
                     State::Sending if was_foreign => &mut taken,
                     State::Sending => &mut own,

@@ -19,6 +19,7 @@ use super::error::Failure;
 use super::open::{self, CONNECT_TIMEOUT};
 use super::server::{Account, Limits, Opened, Place, Server, Urgent, lock, retire};
 use super::{Database, mysql, postgres, sqlite};
+use crate::queue::token::Tokens;
 
 /// A connection that was idle for longer is asked whether it is still there.
 const FRESH: Duration = Duration::from_secs(2);
@@ -27,6 +28,8 @@ const FRESH: Duration = Duration::from_secs(2);
 #[derive(Clone, Debug, Default)]
 pub struct Pools {
     limits: Limits,
+    /// The tokens of this process's claims, whichever queue they are of.
+    pub(in crate::queue) tokens: Tokens,
     servers: Arc<Mutex<Vec<Weak<Server>>>>,
 }
 
@@ -43,7 +46,7 @@ pub(crate) struct Pool {
 impl Pools {
     /// Pools with other limits than the default ones.
     pub fn new(limits: Limits) -> Self {
-        Self { limits, servers: Arc::default() }
+        Self { limits, ..Self::default() }
     }
 
     /// The connections for a table of a database. Opens nothing yet. The text says why the URL cannot be used.
