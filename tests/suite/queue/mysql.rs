@@ -65,6 +65,22 @@ on_each_mysql! {
         assert_eq!(take_due(&later, at(10)).await.len(), 1);
     }
 
+    async fn a_migration_that_cannot_be_taken_up_or_fails_is_named_with_the_remedy(place: Place) {
+        let (url, user) = place.account(&["CREATE, SELECT ON mailqueue_migrations"], false).await;
+        let queue = place.queue_on(url, TABLE, "");
+        let mut session = place.session().await;
+        session.run("UPDATE mailqueue_migrations SET success = FALSE").await.unwrap();
+        let error = queue.migrate(false).await.unwrap_err().to_string();
+        for words in ["migration 1 ", "stopped half-way", "denied", "DELETE from mailqueue_migrations", "--database URL"] {
+            assert!(error.contains(words), "{words}: {error}");
+        }
+        session.run(&format!("GRANT INSERT, DELETE ON mailqueue_migrations TO '{user}'@'%'")).await.unwrap();
+        let error = queue.migrate(false).await.unwrap_err().to_string();
+        for words in ["migration 1 ", "failed", "denied", "--database URL"] {
+            assert!(error.contains(words), "{words}: {error}");
+        }
+    }
+
     async fn a_login_without_tls_sends_the_password_under_the_servers_rsa_key(place: Place) {
         let is_mariadb = place.session().await.number("SELECT VERSION() LIKE '%MariaDB%'").await == 1;
         let plugins = if is_mariadb { &["VIA mysql_native_password USING PASSWORD("][..] } else {
