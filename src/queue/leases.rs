@@ -15,6 +15,9 @@ use super::token::{ClaimToken, is_taken_over};
 use crate::mail::RecordId;
 use crate::outcome::State;
 
+/// The owner of rows whose take-over got no answer. It has no heartbeat, so that they are taken over again after a lease.
+const NOBODY: &str = "nobody";
+
 /// The claims that recovery found: our own, or those of a dispatcher that shows no signs of life.
 #[derive(Debug, Default)]
 pub struct Recovered {
@@ -67,37 +70,57 @@ impl Queue {
     }
 
     /// Gives claims back that are ours and in nobody's hands. A statement can arrive at the server after it was given up and
-    /// undone: a server that was frozen, or a link that was interrupted, delivers what was sent before. What is `sending` is
-    /// left to the recovery, which asks the ledger.
+    /// undone: a server that was frozen, or a link that was interrupted, delivers what was sent before. Of what is `sending`,
+    /// only rows that were taken over are left to a further take-over: our ledger knows nothing of them. The recovery asks
+    /// the ledger for the others.
     pub(super) async fn release_unheld(&self) -> Result<(), Error> {
-        let unheld = self.retrying(|| self.unheld_once()).await?;
-        for (token, keys) in unheld {
+        for ((token, state), keys) in self.retrying(|| self.unheld_once()).await? {
             for keys in keys.chunks(GROUP) {
-                self.retrying(|| self.undo_once(&token, keys)).await?;
+                match state {
+                    State::Sending if is_taken_over(&token) => {
+                        self.retrying(|| self.abandon_once(&token, keys)).await?;
+                    }
+                    State::Sending => {}
+                    _ => self.retrying(|| self.undo_once(&token, keys)).await?,
+                }
             }
         }
         Ok(())
     }
 
-    /// Returns the records that are claimed by us under tokens that are not in use, by token.
-    async fn unheld_once(&self) -> Result<HashMap<String, Vec<(i64, RecordId)>>, Failure> {
+    /// Returns the records that are claimed by us under tokens that are not in use, by token and state.
+    async fn unheld_once(&self) -> Result<HashMap<(String, State), Vec<(i64, RecordId)>>, Failure> {
         let sql = format!(
-            "SELECT d.mid, d.id, d.claim FROM mailqueue_delivery d{} WHERE d.queue_table = ? AND d.state = 'claimed' \
-             AND d.owner = ? ORDER BY d.mid",
+            "SELECT d.mid, d.id, d.claim, d.state FROM mailqueue_delivery d{} WHERE d.queue_table = ? \
+             AND d.state IN ('claimed', 'sending') AND d.owner = ? ORDER BY d.mid",
             self.index_hint_due()
         );
         let lines = self.connection().await?.fetch(&sql, vec![self.key(), self.owner()]).await?;
         // Read after the answer: a token that is not in use by now never is again.
         let in_use = self.inner.tokens.in_use();
-        let mut unheld: HashMap<String, Vec<_>> = HashMap::new();
+        let mut unheld: HashMap<_, Vec<_>> = HashMap::new();
         for line in lines {
             let token = line.text(2)?.unwrap_or_default();
+            let state = State::parse(&line.required_text(3)?).unwrap_or(State::Sending);
             if !in_use.contains(token.as_str()) {
-                let keys = keys_of(vec![line])?;
-                unheld.entry(token).or_default().extend(keys);
+                unheld.entry((token, state)).or_default().extend(keys_of(vec![line])?);
             }
         }
         Ok(unheld)
+    }
+
+    /// Leaves those of the records that are claimed under this token to whichever dispatcher takes them over.
+    async fn abandon_once(&self, token: &str, keys: &[(i64, RecordId)]) -> Result<(), Failure> {
+        let keys = borrowed(keys);
+        let (condition, which) = self.where_records("mailqueue_delivery", &keys);
+        let sql = format!(
+            "UPDATE mailqueue_delivery{} SET owner = ? WHERE {condition} AND state = 'sending' AND owner = ? AND claim = ?",
+            self.index_hint_primary()
+        );
+        let mut args = vec![NOBODY.into()];
+        args.extend(which);
+        args.extend([self.owner(), token.into()]);
+        self.connection().await?.execute(&sql, args).await.map(drop)
     }
 
     /// The other dispatchers that hold claims, with their heartbeat counters.

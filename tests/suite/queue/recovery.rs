@@ -85,6 +85,26 @@ on_each_database! {
         assert_eq!(queue.recover_own().await.unwrap().unknown.len(), 1);
     }
 
+    async fn a_row_whose_take_over_got_no_answer_is_taken_over_again(place: Place) {
+        let mids = place.mails(2).await;
+        let (a, b) = (place.dispatcher("a"), place.dispatcher("b"));
+        let rows = take_all(&a).await;
+        send(&a, &rows).await;
+        let mut taken = b.take_over(&"a".to_owned(), 0).await.unwrap().unknown;
+        // One of them is in hands; of the other one nobody has heard.
+        let held = taken.pop().unwrap();
+        b.sweep().await.unwrap();
+        assert!(b.others().await.unwrap().is_empty(), "both have one token");
+        drop((taken, held));
+        b.sweep().await.unwrap();
+        for queue in [&b, &a] {
+            let others = queue.others().await.unwrap();
+            assert_eq!(others, [("nobody".to_owned(), 0)]);
+        }
+        let taken = b.take_over(&"nobody".to_owned(), 0).await.unwrap().unknown;
+        assert_eq!(taken.iter().filter(|claim| claim.was_taken_over()).count(), mids.len());
+    }
+
     async fn a_silent_dispatcher_is_taken_over_and_a_beating_one_is_not(place: Place) {
         let mids = place.mails(3).await;
         let (a, b) = (place.dispatcher("a"), place.dispatcher("b"));
