@@ -142,7 +142,7 @@ impl Dispatcher {
         let lane = |(index, Source { queue, .. })| {
             let stop = context.stop.child_token();
             let (lane, inbox) = Lane::new(index, queue, lease, final_dot, stop, true, Vec::new());
-            events.progress.expect_lane(lane.name());
+            events.progress.expect_lane(lane.index, lane.name());
             Running::new(lane, inbox, &tasks)
         };
         let lanes: Vec<_> = sources.into_iter().enumerate().map(lane).collect();
@@ -339,7 +339,6 @@ impl Dispatcher {
 
     /// Lets a lane end: no new claims; mails on the wire are finished, all others given back.
     fn end_lane(&mut self, running: Running, tasks: &mut Tasks) {
-        self.handle.progress().forget_lane(running.lane.name());
         running.lane.stop.cancel();
         self.ending.push(Arc::downgrade(&running.lane));
         let context = self.handle.context.clone();
@@ -357,6 +356,7 @@ impl Dispatcher {
             lane.ended.cancel();
             over.cancel();
             context.breaker.set_paused(lane.index, false);
+            context.events.progress.forget_lane(lane.index);
         });
     }
 
@@ -374,7 +374,7 @@ impl Dispatcher {
         let stop = self.handle.context.stop.child_token();
         let (lane, inbox) = Lane::new(index, queue, lease, final_dot, stop, false, before);
         self.handle.context.add_flow(weight);
-        self.handle.progress().expect_lane(lane.name());
+        self.handle.progress().expect_lane(index, lane.name());
         let mut running = Running::new(lane, inbox, tasks);
         self.start_settling(&mut running, tasks);
         self.start_fetching(&running, tasks);

@@ -160,11 +160,11 @@ impl Context {
 
     /// Notes and logs an error because of which the lane fetches nothing now.
     pub fn fetching_failed(&self, lane: &Lane, error: &PassError) {
-        self.events.progress.liveness.started(lane.name());
+        self.events.progress.liveness.started(lane.index);
         match error {
             PassError::Database(error) => {
                 self.check_files();
-                self.events.database_failed(lane.name(), Work::Fetching, error);
+                self.events.database_failed(lane, Work::Fetching, error);
             }
             PassError::Ledger(error) => {
                 tracing::error!(target: events::MAIL, queue = %lane.name(), %error, "nothing is sent");

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
-use super::lane::Job;
+use super::lane::{Job, Lane};
 use super::progress::{Progress, Work};
 use crate::mail::{Address, Mail, MailId};
 use crate::outcome::{Attempt, Fate, Reason, RecipientOutcome, State};
@@ -214,9 +214,9 @@ impl Events {
     }
 
     /// A database does not do its work. Logged once, until its words change or it works again.
-    pub fn database_failed(&self, queue: &Arc<str>, work: Work, error: &queue::Error) {
-        let error = error.to_string();
-        if !self.progress.note_database(queue, work, &error) {
+    pub fn database_failed(&self, lane: &Lane, work: Work, error: &queue::Error) {
+        let (queue, error) = (lane.name(), error.to_string());
+        if !self.progress.note_database(lane.index, queue, work, &error) {
             return;
         }
         match work {
@@ -229,16 +229,17 @@ impl Events {
     }
 
     /// Rows that are done with are locked by another session; `first` is one of them. Logged once, until it is another.
-    pub fn rows_locked(&self, queue: &Arc<str>, first: &MailId) {
+    pub fn rows_locked(&self, lane: &Lane, first: &MailId) {
         let error = format!("row {first} is locked by another session, which may have locked more");
-        if self.progress.note_database(queue, Work::Locked, &error) {
-            warn!(target: DATABASE, %queue, error, "what became of mails cannot be written to locked rows: they stay, the \
-                ledger remembers, other rows go on; trying again; end that session's transaction");
+        if self.progress.note_database(lane.index, Work::Locked, &error) {
+            warn!(target: DATABASE, queue = %lane.name(), error, "what became of mails cannot be written to locked rows: they \
+                stay, the ledger remembers, other rows go on; trying again; end that session's transaction");
         }
     }
 
-    pub fn database_works(&self, queue: &Arc<str>, work: Work) {
-        if !self.progress.clear_database(queue, work) {
+    pub fn database_works(&self, lane: &Lane, work: Work) {
+        let queue = lane.name();
+        if !self.progress.clear_database(lane.index, work) {
             return;
         }
         match work {

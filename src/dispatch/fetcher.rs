@@ -131,7 +131,7 @@ impl Fetcher {
             self.lane.note_given_up();
         }
         context.return_ready(&self.lane);
-        self.liveness().fetcher_ended(self.lane.name());
+        self.liveness().fetcher_ended(self.lane.index);
         Ended::Done
     }
 
@@ -147,7 +147,7 @@ impl Fetcher {
     /// Waits for something that may take long. Returns `None` at the order to end.
     async fn wait<T>(&self, what: impl Future<Output = T>) -> Option<T> {
         let what = self.lane.stop.run_until_cancelled(what);
-        self.liveness().touch_while(self.lane.name(), what).await
+        self.liveness().touch_while(self.lane.index, what).await
     }
 
     /// Waits until no mail of the lane is under way. If the relay is in trouble, none is waited for: they are given back.
@@ -230,8 +230,8 @@ impl Fetcher {
         }
         self.not_loaded().clear();
         self.lane.queue.sweep().await?;
-        self.context.events.database_works(self.lane.name(), Work::Fetching);
-        self.liveness().started(self.lane.name());
+        self.context.events.database_works(&self.lane, Work::Fetching);
+        self.liveness().started(self.lane.index);
         Ok(Some(Pass {
             started: Timestamp::now(),
             cursor: i64::MIN,
@@ -248,7 +248,7 @@ impl Fetcher {
         if !self.wait(self.context.wait_wanted(&self.lane)).await.unwrap_or(false) {
             return Ok(None);
         }
-        self.liveness().touch(self.lane.name(), Loop::Fetcher);
+        self.liveness().touch(self.lane.index, Loop::Fetcher);
         if self.context.outage.is_owed_by(self.lane.index) {
             // Before a claim sees how long its mail has been deferred.
             self.context.outage.account(&self.lane).await?;

@@ -46,11 +46,11 @@ impl Heartbeat {
         let Self { context, lane } = &self;
         loop {
             let begun = Instant::now();
-            context.events.progress.liveness.touch(lane.name(), Loop::Heartbeat);
+            context.events.progress.liveness.touch(lane.index, Loop::Heartbeat);
             failpoint::hit("in-heartbeat");
             match lane.renew_lease().await {
-                Ok(()) => context.events.database_works(lane.name(), Work::Heartbeat),
-                Err(error) => context.events.database_failed(lane.name(), Work::Heartbeat, &error),
+                Ok(()) => context.events.database_works(lane, Work::Heartbeat),
+                Err(error) => context.events.database_failed(lane, Work::Heartbeat, &error),
             }
             tokio::time::sleep_until(begun + context.beat_interval()).await;
         }
@@ -70,7 +70,7 @@ impl Flags {
         let mut looks = ticks(LOOK);
         loop {
             looks.tick().await;
-            context.events.progress.liveness.touch(lane.name(), Loop::Flags);
+            context.events.progress.liveness.touch(lane.index, Loop::Flags);
             failpoint::hit("in-flags");
             if let Err(error) = context.obey_operator(lane).await {
                 // The heartbeat and the fetcher report a database that does not answer.
@@ -124,7 +124,7 @@ impl TakeOver {
         let mut sightings = Sightings::new();
         loop {
             tokio::time::sleep(self.context.beat_interval()).await;
-            self.context.events.progress.liveness.touch(lane.name(), Loop::TakeOver);
+            self.context.events.progress.liveness.touch(lane.index, Loop::TakeOver);
             failpoint::hit("in-take-over");
             if let Err(error) = self.look(&mut sightings).await {
                 tracing::debug!(target: events::DATABASE, queue = %lane.name(), %error, "other dispatchers cannot be seen");

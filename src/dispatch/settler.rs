@@ -111,7 +111,7 @@ impl Settler {
         while let Some(mut waiting) = inbox.recv().await {
             let mut deadline = None;
             while let Some(first) = waiting.settlements.first() {
-                self.context.events.rows_locked(self.lane.name(), first.claim.id());
+                self.context.events.rows_locked(&self.lane, first.claim.id());
                 tokio::time::sleep(LOCKED_PAUSE).await;
                 while let Ok(more) = inbox.try_recv() {
                     waiting.append(more);
@@ -137,7 +137,7 @@ impl Settler {
                     Err(error) => unsettled = Some(error.to_string()),
                 }
             }
-            self.context.events.database_works(self.lane.name(), Work::Locked);
+            self.context.events.database_works(&self.lane, Work::Locked);
         }
         unsettled
     }
@@ -168,7 +168,7 @@ impl Settler {
         let results = self.settle_until_done(&mut group.settlements, tried).await?;
         failpoint::hit("after-delete");
         let events = &self.context.events;
-        events.database_works(self.lane.name(), Work::Settling);
+        events.database_works(&self.lane, Work::Settling);
         events.progress.counters.settling_took(self.lane.name(), begun.elapsed());
         let mut entries = Closing::default();
         let (mut locked, mut words) = (Group::default(), String::new());
@@ -209,7 +209,7 @@ impl Settler {
                 // Words of the smarthost's that this database cannot hold must not keep a row from being settled.
                 settlements.iter_mut().for_each(plain);
             }
-            self.context.events.database_failed(self.lane.name(), Work::Settling, &error);
+            self.context.events.database_failed(&self.lane, Work::Settling, &error);
             let now = Instant::now();
             if self.is_ending() && now >= *give_up.get_or_insert(now + LAST_TRIES) {
                 self.note_given_up(settlements, &error.to_string());
