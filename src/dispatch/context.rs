@@ -76,7 +76,7 @@ impl Context {
     pub fn may_send(&self, lane: &Lane) -> bool {
         // The lane's token is cancelled with that of the dispatcher.
         let allowed = self.breaker.is_up() && !lane.is_paused() && !lane.stop.is_cancelled();
-        allowed && lane.is_covered(Instant::now())
+        allowed && lane.is_covered(self.live.get().relay.settings().timeouts.final_dot, Instant::now())
     }
 
     /// Waits until further mails of the lane are wanted, and the lane may send. Returns false if it will not in this pass.
@@ -415,11 +415,6 @@ impl Context {
     }
 
     // --- the configuration ---
-
-    /// Returns the interval of heartbeats: 30 fit into a lease, so that a few may fail.
-    pub fn beat_interval(&self) -> Duration {
-        (self.live.get().settings.lease / 30).max(Duration::from_millis(50))
-    }
 
     /// Makes room for the mails of a further lane.
     pub fn add_flow(&self, weight: u32) {

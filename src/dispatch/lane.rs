@@ -67,6 +67,7 @@ pub struct Predecessor {
 pub struct Calls {
     pub fetcher: Notify,
     pub marker: Notify,
+    pub heartbeat: Notify,
     /// The fetcher of large rows.
     pub large: Notify,
 }
@@ -120,13 +121,11 @@ pub struct Finished {
 }
 
 impl Lane {
-    /// Returns the lane, and the verdicts that are to be carried out. `final_dot` is the time that the reply to a final
-    /// dot may take.
+    /// Returns the lane, and the verdicts that are to be carried out.
     pub fn new(
         index: usize,
         queue: Queue,
         lease: Duration,
-        final_dot: Duration,
         stop: CancellationToken,
         is_first: bool,
         predecessors: Vec<Predecessor>,
@@ -145,7 +144,7 @@ impl Lane {
             fetched: CancellationToken::new(),
             ended: CancellationToken::new(),
             gave_up: AtomicBool::new(false),
-            lease: Mutex::new(Lease::new(lease, final_dot, Instant::now())),
+            lease: Mutex::new(Lease::new(lease, Instant::now())),
             throughput: Mutex::new(Throughput::new(Instant::now())),
             large: Mutex::default(),
             marking: Mutex::default(),
@@ -244,11 +243,22 @@ impl Lane {
         self.predecessors.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes other lengths over.
-    pub fn set_lease(&self, length: Duration, final_dot: Duration) {
-        let mut lease = self.lease();
-        lease.length = length;
-        lease.dot_allowance = length.saturating_sub(final_dot);
+    /// Takes another length over. The heartbeats follow it at once.
+    pub fn set_lease(&self, length: Duration) {
+        let before = std::mem::replace(&mut self.lease().length, length);
+        if before != length {
+            self.calls.heartbeat.notify_waiters();
+        }
+    }
+
+    /// Returns the length of the lease. A lane that ends keeps the one that it had, and its heartbeats with it.
+    pub fn lease_length(&self) -> Duration {
+        self.lease().length
+    }
+
+    /// Returns the interval of heartbeats: 30 fit into a lease, so that a few may fail.
+    pub fn beat_interval(&self) -> Duration {
+        (self.lease_length() / 30).max(Duration::from_millis(50))
     }
 
     /// Writes a heartbeat, which renews the lease.
@@ -269,9 +279,10 @@ impl Lane {
         self.lease().failed
     }
 
-    /// Returns true if a row that is claimed now could be offered now.
-    pub fn is_covered(&self, now: Instant) -> bool {
-        self.lease().covers_final_dot(now, now)
+    /// Returns true if a row that is claimed now could be offered now, on a connection on which the reply to a final dot
+    /// may take `final_dot`.
+    pub fn is_covered(&self, final_dot: Duration, now: Instant) -> bool {
+        self.lease().covers_final_dot(final_dot, now, now)
     }
 
     fn lease(&self) -> MutexGuard<'_, Lease> {
@@ -428,10 +439,10 @@ impl Job {
         (self.prepared, self.marked)
     }
 
-    /// Returns true if a final dot may go out now: no other dispatcher can have taken the row over, and none can before
-    /// the reply to the dot is due.
-    pub fn is_covered(&self, now: Instant) -> bool {
-        self.lane().lease().covers_final_dot(self.marked.at, now)
+    /// Returns true if a final dot may go out now whose reply may take `final_dot`: no other dispatcher can have taken the
+    /// row over, and none can before the reply is due.
+    pub fn is_covered(&self, final_dot: Duration, now: Instant) -> bool {
+        self.lane().lease().covers_final_dot(final_dot, self.marked.at, now)
     }
 
     /// Returns the row to its state before the claim.
@@ -512,7 +523,7 @@ mod tests {
         let settings =
             queue::Settings { name: "newsletter".into(), database, table: "mail_queue".to_owned(), max_size: 1 };
         let queue = Queue::new(settings, String::new()).expect("queue");
-        Lane::new(0, queue, LEASE, FINAL_DOT, CancellationToken::new(), true, Vec::new()).0
+        Lane::new(0, queue, Duration::from_secs(900), CancellationToken::new(), true, Vec::new()).0
     }
 
     #[test]
@@ -552,37 +563,5 @@ mod tests {
         (0..5000).for_each(|_| throughput.count(at(20_000)));
         assert_eq!(throughput.mark_ahead(at(20_000)), MOST_AHEAD);
         assert_eq!(throughput.mark_ahead(at(60_000)), LEAST_AHEAD);
-    }
-
-    const LEASE: Duration = Duration::from_secs(900);
-    const FINAL_DOT: Duration = Duration::from_secs(600);
-
-    fn clock() -> impl Fn(u64) -> Instant {
-        let start = Instant::now();
-        move |seconds| start + Duration::from_secs(seconds)
-    }
-
-    #[test]
-    fn a_final_dot_needs_a_heartbeat_that_outlasts_its_reply() {
-        let at = clock();
-        let mut lease = Lease::new(LEASE, FINAL_DOT, at(0));
-        assert!(!lease.covers_final_dot(at(0), at(0)), "no heartbeat was written yet");
-        lease.renewed(at(10), at(12));
-        assert!(!lease.covers_final_dot(at(11), at(12)), "the row was claimed before the first heartbeat");
-        assert!(lease.covers_final_dot(at(12), at(12)));
-        assert!(lease.covers_final_dot(at(12), at(309)));
-        assert!(!lease.covers_final_dot(at(12), at(310)), "900 s less 600 s after the heartbeat was sent off");
-    }
-
-    #[test]
-    fn a_lease_that_ran_out_covers_no_row_that_was_claimed_before() {
-        let at = clock();
-        let mut lease = Lease::new(LEASE, FINAL_DOT, at(0));
-        lease.renewed(at(0), at(0));
-        lease.renewed(at(899), at(899));
-        assert!(lease.covers_final_dot(at(0), at(899)), "it was renewed in time");
-        lease.renewed(at(1799), at(1799));
-        assert!(!lease.covers_final_dot(at(1798), at(1799)), "another dispatcher may have it");
-        assert!(lease.covers_final_dot(at(1799), at(1799)));
     }
 }
