@@ -458,7 +458,7 @@ impl Finished {
         let Prepared { lane, claim, fingerprint, mail, mut memory, .. } = prepared;
         lane.offered();
         // The ledger has the acceptance, and nothing offers the content again.
-        memory.shrink_to(&verdict.history, lane.queue.reads_to_settle());
+        memory.shrink_to(&verdict.history);
         let message_id = Some(mail.message_id.clone());
         let settlement = Settlement { claim, fingerprint: Some(fingerprint), message_id, verdict };
         lane.send(Done { settlement, closing, memory: Some(memory) });
