@@ -120,9 +120,18 @@ impl Context {
         mails
     }
 
-    /// Returns the number of mails that are to be marked; 0 while there are marked ones for another second.
+    /// Returns the number of mails that are to be marked; 0 while there are marked ones for another second. Those of a
+    /// sender that waits for a trial to end do not count: nothing of them goes out, and others' mails may.
     fn missing_marks(&self, lane: &Lane) -> usize {
-        let (marked, ahead) = (self.ready.len(lane.index), lane.mark_ahead(Instant::now()));
+        let now = Instant::now();
+        let streak = self.refusals();
+        let marked = if streak.is_quiet() {
+            self.ready.len(lane.index)
+        } else {
+            self.ready.count(lane.index, |job| streak.turn(job.sender(), lane.index, now).is_some())
+        };
+        drop(streak);
+        let ahead = lane.mark_ahead(now);
         if marked < ahead.div_ceil(2) { ahead - marked } else { 0 }
     }
 
@@ -144,6 +153,13 @@ impl Context {
             lane.release(claim);
         }
         lane.calls.fetcher.notify_waiters();
+    }
+
+    /// Takes the mails of senders that are not offered out of the way of others: a trial that takes long has begun since
+    /// they became ready.
+    pub fn clear_paused(&self) {
+        let paused = self.take_paused(&self.refusals());
+        paused.into_iter().for_each(|(mail, left, said)| self.keep_for_later(mail, left, &said));
     }
 
     /// Gives the lane's mails back if they may not go now. Settles refusals if no lane's mails may go, so that none comes
@@ -264,7 +280,7 @@ impl Context {
         } else {
             let turn = |flow, job: &Job| streak.turn(job.sender(), flow, now);
             let job = self.ready.try_next_by(Turn::Now, turn)?;
-            streak.goes_out(job.sender());
+            streak.goes_out(job.sender(), now);
             job
         };
         drop(streak);

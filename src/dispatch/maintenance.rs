@@ -83,7 +83,8 @@ impl Flags {
     }
 }
 
-/// Gives a lane's mails back as soon as they may not go. Asks no database, so that nothing holds it up.
+/// Gives a lane's mails back as soon as they may not go, and those of senders that are not offered. Asks no database, so
+/// that nothing holds it up.
 pub async fn return_when_closed(context: Arc<Context>, lane: Arc<Lane>) {
     let mut relay = context.breaker.watch();
     let mut looks = ticks(LOOK);
@@ -95,6 +96,7 @@ pub async fn return_when_closed(context: Arc<Context>, lane: Arc<Lane>) {
         }
         failpoint::hit("in-return");
         context.return_unless_open(&lane);
+        context.clear_paused();
     }
 }
 
