@@ -3,7 +3,7 @@
 //! It has three tiers, and imports run one way between them:
 //!
 //! 1. *Parts* know no task and no other part's insides: [`ready_queue`], [`breaker`], [`connections`], [`refusal_streak`],
-//!    [`rate`], `memory`, `lane`, `outage`, `progress`, `events`, `counters`.
+//!    [`rate`], `memory`, `large`, `lane`, `outage`, `progress`, `events`, `counters`.
 //! 2. The *context* puts those together that all tasks share, and decides whether a mail may go.
 //! 3. *Tasks* do the work. For each queue: a fetcher (claims rows and has mails made of them), one for large rows, a marker
 //!    (marks mails `sending` shortly before they go out), a settler (carries verdicts out), and maintenance (heartbeat,
@@ -19,6 +19,8 @@ mod events;
 mod fetcher;
 mod handle;
 mod lane;
+mod large;
+mod large_fetcher;
 mod lease;
 mod maintenance;
 mod memory;
@@ -55,8 +57,9 @@ pub use self::tasks::Pass;
 use self::breaker::Breaker;
 use self::context::Context;
 use self::events::Events;
-use self::fetcher::{Fetcher, LargeFetcher, Marker};
+use self::fetcher::{Fetcher, Marker};
 use self::lane::{Done, Lane, Predecessor};
+use self::large_fetcher::LargeFetcher;
 use self::maintenance::{Flags, Heartbeat, Probe, TakeOver};
 use self::memory::Memory;
 use self::outage::Outage;

@@ -100,9 +100,25 @@ impl Context {
         self.prepared.len(lane.index) + self.ready.len(lane.index) < LOW
     }
 
-    /// Waits until a row of the lane waits for the slot for large mails.
+    /// Waits until a row of the lane waits for the slot for large mails, or one can be claimed.
     pub async fn wait_large(&self, lane: &Lane) {
-        wait_until(&lane.calls.large, || lane.has_large()).await;
+        let is_any = || lane.large.has_claimed() || lane.large.has_known() && self.may_send(lane);
+        wait_until(&lane.calls.large, is_any).await;
+    }
+
+    /// Waits until all large rows that were found are claimed, or the lane may not send.
+    pub async fn wait_large_claimed(&self, lane: &Lane) {
+        wait_until(&lane.calls.fetcher, || !lane.large.has_known() || !self.may_send(lane)).await;
+    }
+
+    /// Waits until a further large row can be remembered, or the lane may not send.
+    pub async fn wait_large_remembered(&self, lane: &Lane) {
+        wait_until(&lane.calls.fetcher, || lane.large.remembers_more() || !self.may_send(lane)).await;
+    }
+
+    /// Waits until a further large row can wait for its slot, or the lane may not send.
+    pub async fn wait_large_room(&self, lane: &Lane) {
+        wait_until(&lane.calls.fetcher, || lane.large.has_room() || !self.may_send(lane)).await;
     }
 
     /// Waits until the lane has mails to be marked `sending`, and fewer marked ones than will be offered in the next second.
@@ -149,7 +165,7 @@ impl Context {
     pub fn return_ready(&self, lane: &Lane) {
         self.ready.drain(lane.index).into_iter().for_each(Job::release);
         self.prepared.drain(lane.index).into_iter().for_each(Prepared::release);
-        while let Some(claim) = lane.next_large() {
+        while let Some(claim) = lane.large.next() {
             lane.release(claim);
         }
         lane.calls.fetcher.notify_waiters();

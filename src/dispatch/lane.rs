@@ -4,7 +4,6 @@
 //! [`Finished`]. [`Lane::settle`] and its kin end each of them. Nothing else of a row is passed on, so that no row is in
 //! two places.
 
-use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -13,6 +12,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::large::LargeRows;
 use super::lease::Lease;
 use super::memory::Reserved;
 use crate::ledger::Closing;
@@ -46,9 +46,9 @@ pub struct Lane {
     gave_up: AtomicBool,
     lease: Mutex<Lease>,
     throughput: Mutex<Throughput>,
-    /// Claimed rows that wait for the slot for large mails.
-    large: Mutex<VecDeque<Claim>>,
-    /// The result of marking mails `sending`, until the fetcher has taken it.
+    /// Rows that wait for the slot for large mails.
+    pub large: LargeRows,
+    /// The result of marking mails `sending`, or the error of claiming large rows, until the fetcher has taken it.
     marking: Mutex<Option<Result<(), queue::Error>>>,
     pub calls: Calls,
     settler: Mutex<Option<mpsc::UnboundedSender<Done>>>,
@@ -146,7 +146,7 @@ impl Lane {
             gave_up: AtomicBool::new(false),
             lease: Mutex::new(Lease::new(lease, Instant::now())),
             throughput: Mutex::new(Throughput::new(Instant::now())),
-            large: Mutex::default(),
+            large: LargeRows::default(),
             marking: Mutex::default(),
             calls: Calls::default(),
             settler: Mutex::new(Some(settler)),
@@ -303,25 +303,6 @@ impl Lane {
         self.throughput.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lets a claimed row wait for the slot for large mails.
-    pub fn push_large(&self, claim: Claim) {
-        self.large().push_back(claim);
-        self.calls.large.notify_waiters();
-    }
-
-    /// Takes the row that has waited longest for the slot for large mails.
-    pub fn next_large(&self) -> Option<Claim> {
-        self.large().pop_front()
-    }
-
-    pub fn has_large(&self) -> bool {
-        !self.large().is_empty()
-    }
-
-    fn large(&self) -> MutexGuard<'_, VecDeque<Claim>> {
-        self.large.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Marks mails `sending`. Returns those that are still ours, and the ids of the others, which are lost.
     pub async fn mark_sending(
         &self,
@@ -344,7 +325,7 @@ impl Lane {
         Ok((jobs, lost))
     }
 
-    /// Keeps the result of marking mails for the fetcher. An error stays until it is taken.
+    /// Keeps the result of marking mails, or the error of claiming large rows, for the fetcher. An error stays until it is taken.
     pub fn note_marking(&self, result: Result<(), queue::Error>) {
         let mut noted = self.marking.lock().unwrap_or_else(PoisonError::into_inner);
         if !matches!(*noted, Some(Err(_))) {

@@ -93,6 +93,15 @@ impl Memory {
     /// Returns the memory that a claimed row needs.
     pub fn cost(&self, claim: &Claim) -> Cost {
         let bytes = claim.bytes() * COPIES + claim.history().bytes() * HISTORIES;
+        self.cost_of(bytes)
+    }
+
+    /// Returns true for a row without a history, of these bytes of columns, that needs the slot for large mails.
+    pub fn is_large(&self, bytes: u64) -> bool {
+        matches!(self.cost_of(bytes.saturating_mul(COPIES)), Cost::Large(_))
+    }
+
+    fn cost_of(&self, bytes: u64) -> Cost {
         let units = bytes.div_ceil(UNIT).max(1);
         match u32::try_from(units) {
             Ok(units) if units <= self.part.div_ceil(2) => Cost::Part(units),
