@@ -64,7 +64,7 @@ pub async fn settle(
     let settled = queue.settle(&settlements, again).await?;
     if let Some((id, _)) = settled.iter().find(|(_, settled)| matches!(settled, Settled::Locked { .. })) {
         let what = format!("row {id} is locked by another session; end that session, and try again");
-        return Err(queue::Error::Busy { queue: queue.name().clone(), what });
+        return Err(queue::Error::Busy { queue: queue.name().clone(), what }.into());
     }
     let deleted = settled.into_iter().filter(|(_, settled)| *settled == Settled::Done);
     Ok(deleted.map(|(id, _)| id.mid).filter(|mid| delivered.contains(mid)).collect())

@@ -231,7 +231,7 @@ impl Events {
     /// Rows that are done with are locked by another session; `first` is one of them. Logged once, until it is another.
     pub fn rows_locked(&self, lane: &Lane, first: &MailId) {
         let error = format!("row {first} is locked by another session, which may have locked more");
-        if self.progress.note_database(lane.index, Work::Locked, &error) {
+        if self.progress.note_database(lane.index, lane.name(), Work::Locked, &error) {
             warn!(target: DATABASE, queue = %lane.name(), error, "what became of mails cannot be written to locked rows: they \
                 stay, the ledger remembers, other rows go on; trying again; end that session's transaction");
         }

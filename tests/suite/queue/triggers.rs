@@ -56,8 +56,8 @@ async fn archive(place: &Place, mids: [i64; 3], when: &str) {
 async fn only_these_are_set_aside(place: &Place, queue: &Queue, mids: [i64; 3]) {
     let rows = take_all(queue).await;
     send(queue, &rows).await;
-    let group = rows.into_iter().map(|row| settlement(row, delivered())).collect();
-    let settled = queue.settle(group, RETRY).await.unwrap();
+    let group: Vec<_> = rows.into_iter().map(|row| settlement(row, delivered())).collect();
+    let settled = queue.settle(&group, RETRY).await.unwrap();
     assert_eq!(settled.len(), 12);
     for (id, settled) in settled {
         match settled {
