@@ -40,6 +40,9 @@ const PREPARING: usize = 2;
 /// Once no deferred row was due, none is looked for until this much later while new ones keep coming.
 const NONE_DUE: Duration = Duration::from_secs(1);
 
+/// A look for due rows that took long, as one does that waits for locks, is followed by a pause of this many times as long.
+const DUE_DUTY: u32 = 4;
+
 /// The part of the time, as one in this number, in which the database looks at large rows that it has shown before. They
 /// stay in the table unclaimed, and to tell their lengths some databases read them as a whole.
 const SEARCH_DUTY: u32 = 10;
@@ -289,9 +292,12 @@ impl Fetcher {
         let now = if self.context.once { pass.started } else { Timestamp::now() };
         let mut due = Vec::new();
         if Instant::now() >= pass.due_from {
+            let begun = Instant::now();
             due = self.lane.queue.claim_due(now, pass.batch / 2).await?;
-            if due.is_empty() {
-                pass.due_from = Instant::now() + NONE_DUE;
+            // Where another session has locked records that are due, each look waits for it, and new rows wait for the look.
+            let pause = (begun.elapsed() * DUE_DUTY).min(self.poll_interval());
+            if due.is_empty() || pause > NONE_DUE {
+                pass.due_from = Instant::now() + pause.max(NONE_DUE);
             }
         }
         let (found, new) = match self.claim_new(search, pass.batch - due.len() as u32).await {

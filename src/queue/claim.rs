@@ -9,11 +9,12 @@ use tokio::sync::MutexGuard;
 use tokio::time::Instant;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::db::connection::{Connection, DbRow};
+use super::db::connection::{Connection, DbRow, LockWait};
 use super::db::dialect::{Engine, GROUP, padded, tuples};
 use super::db::error::Failure;
 use super::error::Error;
 use super::handle::{Queue, ScanStart, UnconfirmedClaims};
+use super::parts::LOCKED_ENOUGH;
 use super::records::{Key, RECORD, RECORD_COLUMNS, Record, borrowed, histories, keys_of};
 use super::table::{Lengths, Oversize, fingerprinted};
 use super::token::ClaimToken;
@@ -300,15 +301,44 @@ impl Queue {
         let mut unconfirmed = self.unconfirmed().await?;
         let due = self.retrying(|| self.due_once(now, limit)).await?;
         let mut claims = Vec::with_capacity(due.len());
-        for group in due.chunks(GROUP) {
+        let (mut wait, mut locked) = (LockWait::Usual, 0);
+        // The groups that are left, the first one on top.
+        let mut groups: Vec<_> = due.chunks(GROUP).rev().collect();
+        while let Some(group) = groups.pop() {
             let token = self.inner.tokens.create();
             unconfirmed.push((token.clone(), group.to_vec()));
-            let mut ours = self.retrying(|| self.claim_due_once(group, &token, now)).await?;
+            let mut ours = match self.retrying_part(|| self.claim_due_once(group, &token, now, wait)).await {
+                Ok(ours) => ours,
+                // Another session has locked some of the records. Those wait; they hold up neither the other due rows nor
+                // new ones.
+                Err(Failure::Busy(words)) if self.dialect().locks_rows => {
+                    self.retrying(|| self.undo_unlocked_once(token.as_str(), group)).await?;
+                    unconfirmed.pop();
+                    wait = LockWait::Short;
+                    match group.split_at(group.len() / 2) {
+                        ([], _) if locked + 1 >= LOCKED_ENOUGH => break,
+                        ([], _) => locked += 1,
+                        (first, second) => groups.extend([second, first]),
+                    }
+                    tracing::debug!(queue = %self.name(), rows = group.len(), words, "due records are locked");
+                    continue;
+                }
+                Err(failure) => return Err(failure.into_error(self.name())),
+            };
             unconfirmed.pop();
             let won = group.iter().filter_map(|(_, id)| ours.remove(id));
             claims.extend(won.map(|record| Claim::of(self, record, &token)));
         }
         Ok(claims)
+    }
+
+    /// Gives those of the records back that are claimed under this token. Waits for no lock unless there are some.
+    async fn undo_unlocked_once(&self, token: &str, keys: &[(i64, RecordId)]) -> Result<(), Failure> {
+        let (condition, mut args) = self.where_records("d", &borrowed(keys));
+        let sql = format!("SELECT d.mid, d.id FROM mailqueue_delivery d WHERE {condition} AND d.claim = ?");
+        args.push(token.into());
+        let claimed = keys_of(self.connection().await?.fetch(&sql, args).await?)?;
+        if claimed.is_empty() { Ok(()) } else { self.undo_once(token, &claimed).await }
     }
 
     /// Returns the due records, at least one, that together have no more than [`MOST_RECIPIENTS`]: their histories are
@@ -339,9 +369,13 @@ impl Queue {
         group: &[(i64, RecordId)],
         token: &ClaimToken,
         now: Timestamp,
+        wait: LockWait,
     ) -> Result<HashMap<RecordId, Record>, Failure> {
         let mut connection = self.connection().await?;
         let keys = borrowed(group);
+        if wait == LockWait::Short {
+            connection.begin_waiting(self.dialect(), wait).await?;
+        }
         let (condition, which) = self.where_records("mailqueue_delivery", &keys);
         let sql = format!(
             "UPDATE mailqueue_delivery{} SET state = 'claimed', owner = ?, claim = ? \
@@ -370,6 +404,9 @@ impl Queue {
             ours.push(Record { bytes, longest, ..Record::read(&line, 0)? });
         }
         histories(&mut connection, &mut ours).await?;
+        if wait == LockWait::Short {
+            connection.commit().await?;
+        }
         Ok(ours.into_iter().map(|record| (record.id, record)).collect())
     }
 

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 
 use jiff::Timestamp;
 
-use super::db::connection::{Connection, Value};
+use super::db::connection::{Connection, LockWait, Value};
 use super::db::dialect::GROUP;
 use super::db::error::Failure;
 use super::error::Error;
@@ -78,15 +78,6 @@ enum Part {
     Locked(String),
 }
 
-/// The time that a transaction waits for each lock.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum LockWait {
-    /// As the session has it, 5 s.
-    Usual,
-    /// At most 1 s. For the parts of a group that waited once already.
-    Short,
-}
-
 impl Queue {
     /// Deletes rows and records, also where another dispatcher holds the claims. A part that the database refuses, or whose lock does
     /// not come free, is halved until the row stands alone; that row is set aside, or left for later. A broken connection halves
@@ -140,18 +131,10 @@ impl Queue {
         }
     }
 
-    /// Begins a transaction.
-    pub(super) async fn begin(&self, connection: &mut Connection, wait: LockWait) -> Result<(), Failure> {
-        match wait {
-            LockWait::Usual => connection.begin(self.dialect().begin).await,
-            LockWait::Short => connection.begin_with_short_waits(self.dialect()).await,
-        }
-    }
-
     async fn delete_part_once(&self, part: &[Delivery<'_>], wait: LockWait) -> Result<Part, Failure> {
         let mut connection = self.connection().await?;
         let schema = self.schema(&mut connection).await?;
-        self.begin(&mut connection, wait).await?;
+        connection.begin_waiting(self.dialect(), wait).await?;
         let present = self.lock_records(&mut connection, part).await?;
         let rows = part.iter().filter(|delivery| present.contains(delivery.record));
         let rows: Vec<_> = rows.map(|delivery| (delivery.mid, delivery.content)).collect();
@@ -216,7 +199,7 @@ impl Queue {
         wait: LockWait,
     ) -> Result<Vec<Settled>, Failure> {
         let mut connection = self.connection().await?;
-        self.begin(&mut connection, wait).await?;
+        connection.begin_waiting(self.dialect(), wait).await?;
         let present = self.lock_records(&mut connection, aside).await?;
         let there: Vec<_> = aside.iter().filter(|delivery| present.contains(delivery.record)).collect();
         self.mark_not_deleted(&mut connection, &there, words).await?;

@@ -3,10 +3,10 @@
 use std::collections::{HashMap, HashSet};
 
 use super::claim::Claim;
-use super::db::connection::{Connection, Value};
+use super::db::connection::{Connection, LockWait, Value};
 use super::db::dialect::{GROUP, padded, placeholders, tuples};
 use super::db::error::Failure;
-use super::delete::{DeleteRetry, Delivery, LockWait};
+use super::delete::{DeleteRetry, Delivery};
 use super::error::Error;
 use super::handle::Queue;
 use super::parts::Parts;
@@ -158,7 +158,7 @@ impl Queue {
 
     async fn settle_once(&self, group: &[&Settlement], wait: LockWait) -> Result<Vec<Settled>, Failure> {
         let mut connection = self.connection().await?;
-        self.begin(&mut connection, wait).await?;
+        connection.begin_waiting(self.dialect(), wait).await?;
         let standing = self.standing(&mut connection, group).await?;
         let mut recipients = Vec::new();
         let mut released = Vec::new();

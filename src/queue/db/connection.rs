@@ -20,6 +20,15 @@ use super::{mysql, postgres};
 /// The longest wait for a statement's answer, or for its next row. Longer than any lock wait.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// The time that the statements of a transaction wait for each lock.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LockWait {
+    /// As the session has it, 5 s.
+    Usual,
+    /// At most 1 s. For parts of a group that waited before.
+    Short,
+}
+
 /// A value that a statement takes in place of a `?`. Texts are borrowed: a batch has thousands.
 #[derive(Clone, Debug)]
 pub(crate) enum Value<'a> {
@@ -126,14 +135,17 @@ impl Connection {
         self.command(words).await
     }
 
-    /// Begins a transaction whose statements wait for a lock for at most 1 s. The connection is closed after use, because its
-    /// session may keep that.
-    pub(crate) async fn begin_with_short_waits(&mut self, dialect: &Dialect) -> Result<(), Failure> {
-        if let Some(opened) = &mut self.opened {
-            opened.until = Instant::now();
-        }
+    /// Begins a transaction whose statements wait this long for locks. After short waits the connection is closed, because
+    /// its session may keep them.
+    pub(crate) async fn begin_waiting(&mut self, dialect: &Dialect, wait: LockWait) -> Result<(), Failure> {
         self.begin(dialect.begin).await?;
-        self.command(dialect.short_waits).await
+        if wait == LockWait::Short {
+            if let Some(opened) = &mut self.opened {
+                opened.until = Instant::now();
+            }
+            self.command(dialect.short_waits).await?;
+        }
+        Ok(())
     }
 
     pub(crate) async fn commit(&mut self) -> Result<(), Failure> {
