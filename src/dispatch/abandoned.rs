@@ -18,7 +18,9 @@ pub enum AbandonedError {
     #[error(transparent)]
     Database(#[from] queue::Error),
     /// The dispatcher was sending the rows, and its ledger has never seen the queue: another one has been lost.
-    #[error("the ledger that knows what became of {rows} row(s) of queue {queue} is missing: put it back from a backup")]
+    #[error(
+        "the ledger that knows what became of {rows} row(s) of queue {queue} is missing: put it back from a backup"
+    )]
     LedgerMissing { queue: Arc<str>, rows: usize },
 }
 

@@ -59,7 +59,10 @@ mod tests {
         assert!(!lease.covers_final_dot(FINAL_DOT, at(11), at(12)), "the row was claimed before the first heartbeat");
         assert!(lease.covers_final_dot(FINAL_DOT, at(12), at(12)));
         assert!(lease.covers_final_dot(FINAL_DOT, at(12), at(309)));
-        assert!(!lease.covers_final_dot(FINAL_DOT, at(12), at(310)), "900 s less 600 s after the heartbeat was sent off");
+        assert!(
+            !lease.covers_final_dot(FINAL_DOT, at(12), at(310)),
+            "900 s less 600 s after the heartbeat was sent off"
+        );
     }
 
     #[test]

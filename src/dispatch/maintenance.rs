@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio_util::sync::CancellationToken;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, timeout_at};
+use tokio_util::sync::CancellationToken;
 
 use super::context::{Context, jitter};
 use super::events;

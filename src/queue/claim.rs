@@ -182,6 +182,15 @@ impl Queue {
         Ok(found)
     }
 
+    /// The condition that a row's number can be named by us. Only MySQL has higher numbers, and PostgreSQL would look through
+    /// the whole table.
+    pub(super) fn and_nameable(&self) -> String {
+        match self.engine() {
+            Engine::MySql => format!(" AND q.mid <= {HIGHEST_NUMBER}"),
+            Engine::Postgres | Engine::Sqlite => String::new(),
+        }
+    }
+
     async fn last_record_once(&self) -> Result<Option<i64>, Failure> {
         let sql = "SELECT MAX(d.mid) FROM mailqueue_delivery d WHERE d.queue_table = ?";
         let lines = self.connection().await?.fetch(sql, vec![self.key()]).await?;
@@ -195,11 +204,7 @@ impl Queue {
             Some(fingerprint) => format!("CASE WHEN {} <= {SMALL} THEN {fingerprint} END", schema.size),
             None => "NULL".to_owned(),
         };
-        // Only MySQL has higher numbers, and PostgreSQL would look through the whole table.
-        let nameable = match self.engine() {
-            Engine::MySql => format!(" AND q.mid <= {HIGHEST_NUMBER}"),
-            Engine::Postgres | Engine::Sqlite => String::new(),
-        };
+        let nameable = self.and_nameable();
         // Length and fingerprint apart from the search: where a table keeps long columns elsewhere, they are read for what
         // is found only, and not for all that is looked at.
         let sql = format!(

@@ -94,11 +94,14 @@ fn plain(error: &sqlx::Error) -> String {
 fn mysql(number: u16, what: String) -> Failure {
     match number {
         // Too many connections, shutdown, killed, limits, aborted or read errors of the network, Galera not ready.
-        1040 | 1047 | 1053 | 1077 | 1079 | 1152..=1161 | 1184 | 1203 | 1226 | 1927 | 4031 => Failure::Unavailable(what),
+        1040 | 1047 | 1053 | 1077 | 1079 | 1152..=1161 | 1184 | 1203 | 1226 | 1461 | 1927 | 4031 => {
+            Failure::Unavailable(what)
+        }
         // Another server may not be read-only.
         number if is_read_only(number) => Failure::Unavailable(read_only(&what)),
         // A conflict with another node of a cluster is told as a deadlock, as an interrupted statement, or at COMMIT.
-        1205 | 1213 | 1020 | 1180 | 1317 => Failure::Busy(what),
+        // So is a statement that took longer than a limit, or that the server wants prepared again.
+        1205 | 1213 | 1020 | 1180 | 1317 | 1615 | 1969 | 3024 | 3101 => Failure::Busy(what),
         1054 | 1146 => Failure::Missing(what),
         // Who one is, and where.
         1044 | 1045 | 1049 | 1698 => Failure::Refused(who_and_where(&what)),
@@ -116,7 +119,7 @@ fn postgres(code: &str, what: String) -> Failure {
     match code {
         "57P01" | "57P02" | "57P03" | "57P05" | "25P03" | "53300" => Failure::Unavailable(what),
         "25006" => Failure::Unavailable(read_only(&what)),
-        "40001" | "40P01" | "55P03" => Failure::Busy(what),
+        "40001" | "40P01" | "55P03" | "57014" => Failure::Busy(what),
         // CREATE TABLE IF NOT EXISTS, twice at the same moment.
         "23505" if what.contains("pg_") => Failure::Busy(what),
         "42P01" | "42703" => Failure::Missing(what),

@@ -9,11 +9,12 @@ pub(crate) const DIALECT: Dialect = Dialect {
     // are. The metadata lock is what ALTER TABLE holds. Columns come
     // as they are stored, whatever their character set; and texts are compared byte by byte, which is what is meant and
     // costs least. MariaDB ends a transaction that a stopped process left open; MySQL cannot.
+    // The time of a statement is bounded by us: a server's own limit counts the wait for a lock.
     session: "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED; \
               SET SESSION autocommit = 1, completion_type = 0, sql_safe_updates = 0, sql_big_selects = 1, \
               sql_select_limit = 18446744073709551615, innodb_lock_wait_timeout = 5, lock_wait_timeout = 5, \
               character_set_results = NULL, collation_connection = utf8mb4_bin, \
-              sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION' /*M!100300 , idle_transaction_timeout = 30 */",
+              sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION' /*M!100300 , idle_transaction_timeout = 30, max_statement_time = 0 */ /*!80000 , max_execution_time = 0 */",
     begin: "START TRANSACTION",
     short_waits: "SET SESSION innodb_lock_wait_timeout = 1, lock_wait_timeout = 1",
     locks_rows: true,

@@ -159,3 +159,81 @@ fn begin(session: &Session) -> &'static str {
         _ => "BEGIN",
     }
 }
+
+mod statements_with_a_limit {
+    use super::*;
+    use crate::support::database::odd_mariadb;
+
+    #[tokio::test]
+    async fn mariadb() {
+        a_lock_is_no_refusal(Place::on(odd_mariadb().await).await).await;
+    }
+
+    #[tokio::test]
+    async fn postgres() {
+        let place = Place::postgres().await;
+        let limit =
+            "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET statement_timeout = 500', current_database()); END $$";
+        place.session().await.run(limit).await.unwrap();
+        a_lock_is_no_refusal(place).await;
+    }
+
+    /// A server ends statements that take longer than half a second, those that wait for a lock as well.
+    async fn a_lock_is_no_refusal(place: Place) {
+        place.mails(2).await;
+        let queue = place.dispatcher("a");
+        let rows = take_all(&queue).await;
+        send(&queue, &rows).await;
+        let mut foreign = place.session().await;
+        foreign.run(begin(&foreign)).await.unwrap();
+        let sql = format!("UPDATE {TABLE} SET mto = mto WHERE mid = 1{}", limit(&foreign));
+        foreign.run(&sql).await.unwrap();
+        let group: Vec<_> = rows.into_iter().map(|row| settlement(row, delivered())).collect();
+        let settled = queue.settle(&group, RETRY).await.unwrap();
+        assert!(matches!(settled[0].1, Settled::Locked { .. }), "{settled:?}");
+        assert_eq!(settled[1].1, Settled::Done);
+    }
+
+    /// The odd MariaDB takes no change without a limit or a key.
+    fn limit(session: &Session) -> &'static str {
+        if matches!(session, Session::MariaDb(_)) { " LIMIT 1" } else { "" }
+    }
+}
+
+mod due_records {
+    use super::super::on_each_server;
+    use super::*;
+
+    on_each_server! {
+        async fn that_are_locked_hold_up_no_other(place: Place) {
+            let mids = place.mails(20).await;
+            let queue = place.dispatcher("a");
+            let rows = take_all(&queue).await;
+            send(&queue, &rows).await;
+            let group: Vec<_> = rows.into_iter().map(|row| settlement(row, deferred(at(10)))).collect();
+            queue.settle(&group, RETRY).await.unwrap();
+            drop(group);
+            let mut foreign = place.session().await;
+            foreign.run(begin(&foreign)).await.unwrap();
+            let sql = format!("UPDATE mailqueue_delivery SET detail = 'x' WHERE queue_table = '{TABLE}' AND mid = {}", mids[7]);
+            foreign.run(&sql).await.unwrap();
+            let claimed = queue.claim_due(at(20), 128).await.unwrap();
+            assert_eq!(claimed.len(), 19);
+            assert!(claimed.iter().all(|claim| claim.id().mid != mids[7]));
+            // Neither the tidying up nor a further claim waits for the lock for long, nor is any of them an error.
+            let begun = Instant::now();
+            queue.sweep().await.unwrap();
+            place.mails(1).await;
+            assert_eq!(claim_all(&queue).await.len(), 1);
+            assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+            foreign.run("ROLLBACK").await.unwrap();
+            let rest = queue.claim_due(at(20), 128).await.unwrap();
+            assert_eq!(rest.iter().map(|claim| claim.id().mid).collect::<Vec<_>>(), [mids[7]]);
+        }
+    }
+
+    async fn claim_all(queue: &mailqueue::queue::Queue) -> Vec<mailqueue::queue::Claim> {
+        let found = queue.find(i64::MIN, 100).await.unwrap();
+        queue.claim(&found, at(0)).await.unwrap()
+    }
+}
