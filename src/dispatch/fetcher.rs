@@ -11,7 +11,7 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use jiff::Timestamp;
 use tokio::sync::futures::Notified;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::context::Context;
@@ -49,6 +49,9 @@ const SEARCH_DUTY: u32 = 10;
 
 /// The first wait for a database that is out of reach; each doubles, until something goes well again.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
+
+/// After an error, mails in hand that are not on the wire are given back if they have not gone out within this time.
+const IN_HAND: Duration = Duration::from_secs(5);
 
 /// The longest wait for a database that is out of reach.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
@@ -141,7 +144,7 @@ impl Fetcher {
                     }
                     // Claims whose making or giving back got no answer are taken back by the recovery, which must not see
                     // those that are in use.
-                    let both = async { tokio::join!(self.lane.queue.all_settled(), tokio::time::sleep(wait)) };
+                    let both = async { tokio::join!(self.all_sent_or_returned(), tokio::time::sleep(wait)) };
                     self.wait(both).await;
                     wait = (wait * 2).min(LONGEST_WAIT);
                     continue;
@@ -194,6 +197,14 @@ impl Fetcher {
         self.lane.queue.all_settled().await;
     }
 
+    /// Waits until no mail of the lane is under way. Those that do not go out soon are given back: at a low rate they would
+    /// keep the lane from fetching for hours after an error.
+    async fn all_sent_or_returned(&self) {
+        while timeout(IN_HAND, self.lane.queue.all_settled()).await.is_err() {
+            self.context.return_ready(&self.lane);
+        }
+    }
+
     /// Waits until there may be something to do, or for `poll`.
     async fn rest(&self, poll: Notified<'_>) {
         let interval = self.poll_interval();
@@ -202,7 +213,7 @@ impl Fetcher {
         let due = if open { self.lane.queue.next_due().await.ok().flatten() } else { None };
         let until = |due: Timestamp| Duration::try_from(due.duration_since(Timestamp::now())).unwrap_or_default();
         let pause = due.map_or(interval, |due| until(due).clamp(SHORTEST_REST, interval.max(SHORTEST_REST)));
-        let _ = tokio::time::timeout(pause, poll).await;
+        let _ = timeout(pause, poll).await;
     }
 
     /// Fetches everything that is due now.

@@ -321,7 +321,8 @@ async fn a_take_over_that_has_begun_comes_to_its_end_after_its_queue_is_removed(
     let house = House::build(database, catcher.port(), &format!("{OFTEN}\nlease = \"3s\""), SOON).await;
     insert(&house, "taken").await;
     catcher.close_gate();
-    let dead = house.neighbour().start(&["run"]);
+    let neighbour = house.neighbour();
+    let dead = neighbour.start(&["run"]);
     catcher.wait_at_gate(1).await;
     super::kill(dead).await;
     catcher.open_gate();
