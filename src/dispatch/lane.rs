@@ -439,7 +439,11 @@ impl Finished {
         let Prepared { lane, claim, fingerprint, mail, mut memory, .. } = prepared;
         lane.offered();
         // The ledger has the acceptance, and nothing offers the content again.
-        memory.shrink_to(&verdict.history);
+        if memory.is_large() && lane.queue.reads_to_settle() {
+            memory.keep_to_read();
+        } else {
+            memory.shrink_to(&verdict.history);
+        }
         let message_id = Some(mail.message_id.clone());
         let settlement = Settlement { claim, fingerprint: Some(fingerprint), message_id, verdict };
         lane.send(Done { settlement, closing, memory: Some(memory) });

@@ -5,13 +5,14 @@
 //! the parts, and nothing but other large rows waits for it. Two of them would never fit into the part together, and in
 //! it all other rows of the queue would wait for each.
 //!
-//! An acceptance that is in the ledger gives the content's memory back, on every database: one that does not settle would
-//! else keep the slot, for which the large rows of all queues wait. SQLite computes no fingerprints, so that settling there
-//! reads the stored columns of one row at a time once more: a third of what the row had counted, for as long as the
-//! statement takes, and not counted here.
+//! An acceptance that is in the ledger gives the content's memory back. SQLite computes no fingerprints, so that settling
+//! there reads the content of one row at a time once more: a large row keeps the slot for that. If it is not settled soon,
+//! it gives the slot back all the same, because the large rows of all queues wait for it; the database is locked then, and
+//! reads nothing.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -23,6 +24,9 @@ const UNIT: u64 = 1024;
 
 /// A row counts this many times its columns: as it was stored, decoded, and rendered.
 const COPIES: u64 = 3;
+
+/// A large row is settled within this time where the database does what it should: reading 40 MB once more takes 0.2 s.
+const READ_WITHIN: Duration = Duration::from_secs(5);
 
 /// A history counts this many times: as it was read, and with the results of the attempt.
 const HISTORIES: u64 = 2;
@@ -56,6 +60,10 @@ pub struct Reserved(Kind);
 enum Kind {
     Part(OwnedSemaphorePermit),
     Large(LargeSlot),
+    /// Given back after a while, if it is not dropped before.
+    Lent {
+        _slot: Arc<Mutex<Option<LargeSlot>>>,
+    },
     /// Given back before the end.
     Nothing,
 }
@@ -158,8 +166,26 @@ impl Reserved {
                     None => unreachable!("a permit holds as many as it says"),
                 }
             }
-            Kind::Large(_) | Kind::Nothing => Self(std::mem::replace(&mut self.0, Kind::Nothing)),
+            Kind::Large(_) | Kind::Lent { .. } | Kind::Nothing => Self(std::mem::replace(&mut self.0, Kind::Nothing)),
         }
+    }
+
+    /// Lets a large row keep its slot while its content is read once more, and no longer than [`READ_WITHIN`].
+    pub fn keep_to_read(&mut self) {
+        let Kind::Large(slot) = std::mem::replace(&mut self.0, Kind::Nothing) else { return };
+        let slot = Arc::new(Mutex::new(Some(slot)));
+        let kept = Arc::downgrade(&slot);
+        self.0 = Kind::Lent { _slot: slot };
+        tokio::spawn(async move {
+            tokio::time::sleep(READ_WITHIN).await;
+            if let Some(slot) = kept.upgrade() {
+                drop(slot.lock().unwrap_or_else(PoisonError::into_inner).take());
+            }
+        });
+    }
+
+    pub fn is_large(&self) -> bool {
+        matches!(self.0, Kind::Large(_))
     }
 
     /// Gives back what a settlement with this history does not need: the content.
@@ -170,15 +196,13 @@ impl Reserved {
                 let more = permit.num_permits().saturating_sub(usize::try_from(units).unwrap_or(usize::MAX));
                 drop(permit.split(more));
             }
-            Kind::Large(_) | Kind::Nothing => self.0 = Kind::Nothing,
+            Kind::Large(_) | Kind::Lent { .. } | Kind::Nothing => self.0 = Kind::Nothing,
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use tokio::time::timeout;
 
     use super::*;
@@ -223,6 +247,19 @@ mod tests {
         large.shrink_to(&History::default());
         assert_eq!(memory.in_use(), UNIT);
         assert!(timeout(SOON, memory.reserve_large()).await.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_large_row_that_is_read_once_more_keeps_the_slot_for_a_few_seconds_at_most() {
+        let memory = Memory::new(100 * UNIT, 1);
+        let mut settled = memory.reserve_large().await;
+        settled.keep_to_read();
+        assert!(timeout(SOON, memory.reserve_large()).await.is_err());
+        drop(settled);
+        let mut locked = timeout(SOON, memory.reserve_large()).await.expect("it was settled");
+        locked.keep_to_read();
+        assert!(timeout(READ_WITHIN - SOON, memory.reserve_large()).await.is_err());
+        assert!(timeout(2 * SOON, memory.reserve_large()).await.is_ok(), "it is not settled in time");
     }
 
     #[tokio::test(start_paused = true)]
