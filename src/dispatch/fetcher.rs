@@ -126,7 +126,7 @@ impl Fetcher {
             if self.lane.take_left_claims() {
                 // The recovery must not see claims that are in use.
                 self.lane.large.forget().await;
-                self.wait(self.all_settled()).await;
+                self.wait(self.all_sent_or_returned()).await;
                 recovered = false;
             }
             // Made before the pass, so that a call that comes in the middle of it is not missed.
@@ -135,17 +135,13 @@ impl Fetcher {
                 Ok(()) => wait = FIRST_WAIT,
                 Err(PassError::Start(error)) if self.lane.is_first => return Ended::Refused(error),
                 Err(error) => {
-                    recovered = false;
                     context.fetching_failed(&self.lane, &error);
-                    self.lane.large.forget().await;
                     if context.once {
                         self.all_settled().await;
                         return Ended::OutOfReach(self.lane.name().clone(), error.to_string());
                     }
-                    // Claims whose making or giving back got no answer are taken back by the recovery, which must not see
-                    // those that are in use.
-                    let both = async { tokio::join!(self.all_sent_or_returned(), tokio::time::sleep(wait)) };
-                    self.wait(both).await;
+                    // Mails in hand go on. Claims whose making got no answer are given back by a later pass.
+                    self.wait(tokio::time::sleep(wait)).await;
                     wait = (wait * 2).min(LONGEST_WAIT);
                     continue;
                 }
