@@ -3,7 +3,7 @@
 //! It has three tiers, and imports run one way between them:
 //!
 //! 1. *Parts* know no task and no other part's insides: [`ready_queue`], [`breaker`], [`connections`], [`refusal_streak`],
-//!    [`rate`], `memory`, `lane`, `outage`, `progress`, `events`, `counters`.
+//!    [`rate`], `memory`, `large`, `lane`, `outage`, `progress`, `events`, `counters`.
 //! 2. The *context* puts those together that all tasks share, and decides whether a mail may go.
 //! 3. *Tasks* do the work. For each queue: a fetcher (claims rows and has mails made of them), one for large rows, a marker
 //!    (marks mails `sending` shortly before they go out), a settler (carries verdicts out), and maintenance (heartbeat,
@@ -19,6 +19,8 @@ mod events;
 mod fetcher;
 mod handle;
 mod lane;
+mod large;
+mod large_fetcher;
 mod lease;
 mod maintenance;
 mod memory;
@@ -55,8 +57,9 @@ pub use self::tasks::Pass;
 use self::breaker::Breaker;
 use self::context::Context;
 use self::events::Events;
-use self::fetcher::{Fetcher, LargeFetcher, Marker};
+use self::fetcher::{Fetcher, Marker};
 use self::lane::{Done, Lane, Predecessor};
+use self::large_fetcher::LargeFetcher;
 use self::maintenance::{Flags, Heartbeat, Probe, TakeOver};
 use self::memory::Memory;
 use self::outage::Outage;
@@ -100,6 +103,10 @@ struct Running {
     settled: CancellationToken,
     /// Ends the tasks between fetcher and senders.
     no_more_claims: CancellationToken,
+    /// Lets the task that takes over from other dispatchers end behind the take-over that it has begun.
+    no_more_take_overs: CancellationToken,
+    /// Cancelled when that task has ended.
+    taken_over: CancellationToken,
     /// Ends the maintenance.
     over: CancellationToken,
 }
@@ -129,7 +136,6 @@ impl Dispatcher {
     pub fn new(settings: Settings, sources: Vec<Source>, relay: Arc<Relay>, ledger: Ledger, once: bool) -> Self {
         let events = Events::new(Arc::new(Progress::default()), settings.redact.clone());
         let (connections, lease) = (settings.connections, settings.lease);
-        let final_dot = relay.settings().timeouts.final_dot;
         let memory = Arc::new(Memory::new(settings.max_in_flight_bytes, sources.len()));
         let outage = Outage::new(&settings.state_dir, sources.len());
         let bucket = Arc::new(Bucket::new(settings.rate));
@@ -141,8 +147,8 @@ impl Dispatcher {
         let tasks = Tasks::new(context.stop.clone());
         let lane = |(index, Source { queue, .. })| {
             let stop = context.stop.child_token();
-            let (lane, inbox) = Lane::new(index, queue, lease, final_dot, stop, true, Vec::new());
-            events.progress.expect_lane(lane.name());
+            let (lane, inbox) = Lane::new(index, queue, lease, stop, true, Vec::new());
+            events.progress.expect_lane(lane.index, lane.name());
             Running::new(lane, inbox, &tasks)
         };
         let lanes: Vec<_> = sources.into_iter().enumerate().map(lane).collect();
@@ -211,7 +217,11 @@ impl Dispatcher {
         let (context, lane) = both();
         tasks.add_background(over.clone(), Flags { context, lane }.run());
         let (context, lane) = both();
-        tasks.add_background(over.clone(), TakeOver { context, lane }.run());
+        let (no_more, ended) = (running.no_more_take_overs.clone(), running.taken_over.clone().drop_guard());
+        tasks.add_background(over.clone(), async move {
+            let _ended = ended;
+            TakeOver { context, lane }.run(no_more).await;
+        });
         let (context, lane) = both();
         tasks.add_background(over.clone(), maintenance::return_when_closed(context, lane));
         let (context, lane) = both();
@@ -224,9 +234,10 @@ impl Dispatcher {
         for connection in first..first + current.settings.connections {
             let Handle { context, ledger, bucket, .. } = self.handle.clone();
             let (preparer, client) = (self.preparer.clone(), current.relay.worker());
+            let final_dot = current.relay.settings().timeouts.final_dot;
             let stop = self.senders.stop.clone();
-            let sender = Sender { context, bucket, ledger, preparer, connection, client, stop };
-            tasks.add_sender(sender.run(self.senders.no_more_mails.clone()));
+            let sender = Sender { context, bucket, ledger, preparer, connection, client, final_dot, stop };
+            tasks.add_sender(connection, final_dot, sender.run(self.senders.no_more_mails.clone()));
         }
     }
 
@@ -274,7 +285,7 @@ impl Dispatcher {
         let same_host = relay.is_at_host_of(&before.relay);
 
         let queues = sources.len();
-        let (gone, new) = self.compare(sources, &settings, &relay);
+        let (gone, new) = self.compare(sources, &settings);
         let first = self.next_lane;
         self.next_lane += new.len();
         let same_lanes = gone.is_empty() && new.is_empty();
@@ -306,13 +317,13 @@ impl Dispatcher {
 
     /// Compares the queues in force with those that shall be. Takes out the lanes of queues that are gone or have other
     /// settings, and returns them with the queues that need a new lane.
-    fn compare(&mut self, sources: Vec<Source>, settings: &Settings, relay: &Relay) -> (Vec<Running>, Vec<Source>) {
+    fn compare(&mut self, sources: Vec<Source>, settings: &Settings) -> (Vec<Running>, Vec<Source>) {
         let mut kept = HashSet::new();
         let mut new = Vec::new();
         for source in sources {
             match self.lanes.iter().find(|running| running.lane.queue.is_same_as(&source.queue)) {
                 Some(Running { lane, .. }) => {
-                    lane.set_lease(settings.lease, relay.settings().timeouts.final_dot);
+                    lane.set_lease(settings.lease);
                     self.handle.context.set_weight(lane, source.weight);
                     kept.insert(lane.index);
                 }
@@ -339,15 +350,17 @@ impl Dispatcher {
 
     /// Lets a lane end: no new claims; mails on the wire are finished, all others given back.
     fn end_lane(&mut self, running: Running, tasks: &mut Tasks) {
-        self.handle.progress().forget_lane(running.lane.name());
         running.lane.stop.cancel();
+        running.no_more_take_overs.cancel();
         self.ending.push(Arc::downgrade(&running.lane));
         let context = self.handle.context.clone();
         tasks.add_background(tasks.background.clone(), async move {
-            let Running { lane, fetched, settled, no_more_claims, over, .. } = running;
+            let Running { lane, fetched, taken_over, settled, no_more_claims, over, .. } = running;
             fetched.cancelled().await;
             no_more_claims.cancel();
             context.flush_refusals();
+            // The claims that it makes are settled here like the others.
+            taken_over.cancelled().await;
             // A mail that another task has in hand may become ready yet.
             while timeout(LOOK_AGAIN, lane.queue.all_settled()).await.is_err() {
                 context.return_ready(&lane);
@@ -357,6 +370,7 @@ impl Dispatcher {
             lane.ended.cancel();
             over.cancel();
             context.breaker.set_paused(lane.index, false);
+            context.events.progress.forget_lane(lane.index);
         });
     }
 
@@ -370,11 +384,10 @@ impl Dispatcher {
         let before =
             before.map(|lane| Predecessor { has_same_table: lane.queue.has_same_table_as(&queue), lane }).collect();
         let current = self.live.get();
-        let (lease, final_dot) = (current.settings.lease, current.relay.settings().timeouts.final_dot);
         let stop = self.handle.context.stop.child_token();
-        let (lane, inbox) = Lane::new(index, queue, lease, final_dot, stop, false, before);
+        let (lane, inbox) = Lane::new(index, queue, current.settings.lease, stop, false, before);
         self.handle.context.add_flow(weight);
-        self.handle.progress().expect_lane(lane.name());
+        self.handle.progress().expect_lane(index, lane.name());
         let mut running = Running::new(lane, inbox, tasks);
         self.start_settling(&mut running, tasks);
         self.start_fetching(&running, tasks);
@@ -388,12 +401,20 @@ impl Dispatcher {
         tasks.no_more_claims.cancel();
         tasks.until(|tasks| tasks.suppliers == 0).await;
         tasks.no_more_mails.cancel();
-        let patience = self.live.get().relay.settings().timeouts.final_dot + MARGIN;
-        if timeout(patience, tasks.until(|tasks| tasks.senders == 0)).await.is_err() {
+        // Of a sender that a reload has replaced, the final dots may take longer than those of the relay in force.
+        let patience = tasks.senders.values().max().copied().unwrap_or_default() + MARGIN;
+        if timeout(patience, tasks.until(|tasks| tasks.senders.is_empty())).await.is_err() {
             // As if the process were killed: the ledger knows which dots are out.
             tracing::warn!(target: events::MAIL, "not all mails on the wire are finished; the next start sees to them");
             tasks.cut_senders.cancel();
-            tasks.until(|tasks| tasks.senders == 0).await;
+            tasks.until(|tasks| tasks.senders.is_empty()).await;
+        }
+        // Before the settlers end, which carry out what a take-over decides.
+        for running in &self.lanes {
+            if timeout(MARGIN, running.taken_over.cancelled()).await.is_err() {
+                tracing::warn!(target: events::DATABASE, queue = %running.lane.name(),
+                    "a take-over is cut off at the end; the next start sees to the rows that it may have taken");
+            }
         }
         self.handle.context.flush_refusals();
         self.lanes.iter().for_each(|running| running.lane.close());
@@ -431,6 +452,8 @@ impl Running {
             inbox: Some(inbox),
             settled: CancellationToken::new(),
             no_more_claims: tasks.no_more_claims.child_token(),
+            no_more_take_overs: tasks.no_more_claims.child_token(),
+            taken_over: CancellationToken::new(),
             over: tasks.background.child_token(),
         }
     }

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 
 use super::output::{self, safe};
 use crate::config::Config;
-use crate::dispatch::abandoned;
+use crate::dispatch::abandoned::{self, AbandonedError};
 use crate::ledger::{self, StateDir, Tracer};
 use crate::outcome::State;
 use crate::queue::{self, Filter, Queue, Selected};
@@ -65,11 +65,20 @@ impl Dispatcher {
         if mids.is_empty() {
             return Ok(Settled::default());
         }
-        let entries = Tracer::open(state_dir.path())?.open_entries(queue.name())?;
+        let ledger = Tracer::open(state_dir.path())?;
+        let (entries, is_known) = (ledger.open_entries()?, ledger.knows(queue.name())?);
         let settings = config.queues.iter().map(|known| &known.settings).find(|known| known.name == *queue.name());
         let Some(settings) = settings else { return Ok(Settled::default()) };
         let own = Queue::new(settings.clone(), state_dir.dispatcher().to_owned())?;
-        let delivered = abandoned::settle(&own, entries, &mids, &config.retry, Timestamp::now()).await?;
+        let settled = abandoned::settle(&own, entries, is_known, &mids, &config.retry, Timestamp::now()).await;
+        let delivered = match settled {
+            Ok(delivered) => delivered,
+            Err(AbandonedError::Database(error)) => return Err(error.into()),
+            Err(error @ AbandonedError::LedgerMissing { .. }) => {
+                self.leave_alone(&error);
+                return Ok(Settled::default());
+            }
+        };
         let delivered: HashSet<i64> = delivered.into_iter().collect();
         let changed = mids.into_iter().filter(|mid| !delivered.contains(mid)).collect();
         Ok(Settled { delivered, changed })

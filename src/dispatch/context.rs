@@ -76,7 +76,7 @@ impl Context {
     pub fn may_send(&self, lane: &Lane) -> bool {
         // The lane's token is cancelled with that of the dispatcher.
         let allowed = self.breaker.is_up() && !lane.is_paused() && !lane.stop.is_cancelled();
-        allowed && lane.is_covered(Instant::now())
+        allowed && lane.is_covered(self.live.get().relay.settings().timeouts.final_dot, Instant::now())
     }
 
     /// Waits until further mails of the lane are wanted, and the lane may send. Returns false if it will not in this pass.
@@ -100,9 +100,25 @@ impl Context {
         self.prepared.len(lane.index) + self.ready.len(lane.index) < LOW
     }
 
-    /// Waits until a row of the lane waits for the slot for large mails.
+    /// Waits until a row of the lane waits for the slot for large mails, or one can be claimed.
     pub async fn wait_large(&self, lane: &Lane) {
-        wait_until(&lane.calls.large, || lane.has_large()).await;
+        let is_any = || lane.large.has_claimed() || lane.large.has_known() && self.may_send(lane);
+        wait_until(&lane.calls.large, is_any).await;
+    }
+
+    /// Waits until all large rows that were found are claimed, or the lane may not send.
+    pub async fn wait_large_claimed(&self, lane: &Lane) {
+        wait_until(&lane.calls.fetcher, || !lane.large.has_known() || !self.may_send(lane)).await;
+    }
+
+    /// Waits until a further large row can be remembered, or the lane may not send.
+    pub async fn wait_large_remembered(&self, lane: &Lane) {
+        wait_until(&lane.calls.fetcher, || lane.large.remembers_more() || !self.may_send(lane)).await;
+    }
+
+    /// Waits until a further large row can wait for its slot, or the lane may not send.
+    pub async fn wait_large_room(&self, lane: &Lane) {
+        wait_until(&lane.calls.fetcher, || lane.large.has_room() || !self.may_send(lane)).await;
     }
 
     /// Waits until the lane has mails to be marked `sending`, and fewer marked ones than will be offered in the next second.
@@ -120,9 +136,18 @@ impl Context {
         mails
     }
 
-    /// Returns the number of mails that are to be marked; 0 while there are marked ones for another second.
+    /// Returns the number of mails that are to be marked; 0 while there are marked ones for another second. Those of a
+    /// sender that waits for a trial to end do not count: nothing of them goes out, and others' mails may.
     fn missing_marks(&self, lane: &Lane) -> usize {
-        let (marked, ahead) = (self.ready.len(lane.index), lane.mark_ahead(Instant::now()));
+        let now = Instant::now();
+        let streak = self.refusals();
+        let marked = if streak.is_quiet() {
+            self.ready.len(lane.index)
+        } else {
+            self.ready.count(lane.index, |job| streak.turn(job.sender(), lane.index, now).is_some())
+        };
+        drop(streak);
+        let ahead = lane.mark_ahead(now);
         if marked < ahead.div_ceil(2) { ahead - marked } else { 0 }
     }
 
@@ -140,10 +165,17 @@ impl Context {
     pub fn return_ready(&self, lane: &Lane) {
         self.ready.drain(lane.index).into_iter().for_each(Job::release);
         self.prepared.drain(lane.index).into_iter().for_each(Prepared::release);
-        while let Some(claim) = lane.next_large() {
+        while let Some(claim) = lane.large.next() {
             lane.release(claim);
         }
         lane.calls.fetcher.notify_waiters();
+    }
+
+    /// Takes the mails of senders that are not offered out of the way of others: a trial that takes long has begun since
+    /// they became ready.
+    pub fn clear_paused(&self) {
+        let paused = self.take_paused(&self.refusals());
+        paused.into_iter().for_each(|(mail, left, said)| self.keep_for_later(mail, left, &said));
     }
 
     /// Gives the lane's mails back if they may not go now. Settles refusals if no lane's mails may go, so that none comes
@@ -160,11 +192,11 @@ impl Context {
 
     /// Notes and logs an error because of which the lane fetches nothing now.
     pub fn fetching_failed(&self, lane: &Lane, error: &PassError) {
-        self.events.progress.liveness.started(lane.name());
+        self.events.progress.liveness.started(lane.index);
         match error {
             PassError::Database(error) => {
                 self.check_files();
-                self.events.database_failed(lane.name(), Work::Fetching, error);
+                self.events.database_failed(lane, Work::Fetching, error);
             }
             PassError::Ledger(error) => {
                 tracing::error!(target: events::MAIL, queue = %lane.name(), %error, "nothing is sent");
@@ -264,7 +296,7 @@ impl Context {
         } else {
             let turn = |flow, job: &Job| streak.turn(job.sender(), flow, now);
             let job = self.ready.try_next_by(Turn::Now, turn)?;
-            streak.goes_out(job.sender());
+            streak.goes_out(job.sender(), now);
             job
         };
         drop(streak);
@@ -415,11 +447,6 @@ impl Context {
     }
 
     // --- the configuration ---
-
-    /// Returns the interval of heartbeats: 30 fit into a lease, so that a few may fail.
-    pub fn beat_interval(&self) -> Duration {
-        (self.live.get().settings.lease / 30).max(Duration::from_millis(50))
-    }
 
     /// Makes room for the mails of a further lane.
     pub fn add_flow(&self, weight: u32) {

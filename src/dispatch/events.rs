@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
-use super::lane::Job;
+use super::lane::{Job, Lane};
 use super::progress::{Progress, Work};
 use crate::mail::{Address, Mail, MailId};
 use crate::outcome::{Attempt, Fate, Reason, RecipientOutcome, State};
@@ -145,6 +145,8 @@ impl Events {
             Settled::Done => {}
             Settled::RowGone => self.row_gone(&id, message_id.as_deref()),
             Settled::ClaimLost => return self.claim_lost(&id),
+            // It is tried again, and `rows_locked` names it.
+            Settled::Locked { .. } => return,
             Settled::NotDeleted { detail, next_attempt } => {
                 return self.not_deleted(&id, message_id.as_deref(), detail, *next_attempt);
             }
@@ -194,6 +196,9 @@ impl Events {
                 info!(target: MAIL, queue = %id.queue, mid = id.mid, %id, "deleted");
             }
             Settled::RowGone => self.row_gone(id, None),
+            Settled::Locked { detail } => {
+                debug!(target: MAIL, queue = %id.queue, mid = id.mid, %id, detail, "locked by another session");
+            }
             // The event of the first refusal has said it.
             Settled::NotDeleted { detail, next_attempt } => {
                 self.progress.note_not_deleted(&id.queue);
@@ -209,27 +214,39 @@ impl Events {
     }
 
     /// A database does not do its work. Logged once, until its words change or it works again.
-    pub fn database_failed(&self, queue: &Arc<str>, work: Work, error: &queue::Error) {
-        let error = error.to_string();
-        if !self.progress.note_database(queue, work, &error) {
+    pub fn database_failed(&self, lane: &Lane, work: Work, error: &queue::Error) {
+        let (queue, error) = (lane.name(), error.to_string());
+        if !self.progress.note_database(lane.index, queue, work, &error) {
             return;
         }
         match work {
             Work::Fetching => warn!(target: DATABASE, %queue, error, "nothing of this queue is sent; trying again"),
             Work::Heartbeat => warn!(target: DATABASE, %queue, error,
                 "the lease of this queue cannot be renewed: without it nothing of this queue is sent; trying again"),
-            Work::Settling => warn!(target: DATABASE, %queue, error,
+            Work::Settling | Work::Locked => warn!(target: DATABASE, %queue, error,
                 "what became of mails cannot be written to the database: their rows stay, the ledger remembers; trying again"),
         }
     }
 
-    pub fn database_works(&self, queue: &Arc<str>, work: Work) {
-        if !self.progress.clear_database(queue, work) {
+    /// Rows that are done with are locked by another session; `first` is one of them. Logged once, until it is another.
+    pub fn rows_locked(&self, lane: &Lane, first: &MailId) {
+        let error = format!("row {first} is locked by another session, which may have locked more");
+        if self.progress.note_database(lane.index, lane.name(), Work::Locked, &error) {
+            warn!(target: DATABASE, queue = %lane.name(), error, "what became of mails cannot be written to locked rows: they \
+                stay, the ledger remembers, other rows go on; trying again; end that session's transaction");
+        }
+    }
+
+    pub fn database_works(&self, lane: &Lane, work: Work) {
+        let queue = lane.name();
+        if !self.progress.clear_database(lane.index, work) {
             return;
         }
         match work {
             Work::Fetching | Work::Heartbeat => info!(target: DATABASE, %queue, "the database is back"),
-            Work::Settling => info!(target: DATABASE, %queue, "what became of mails is in the database again"),
+            Work::Settling | Work::Locked => {
+                info!(target: DATABASE, %queue, "what became of mails is in the database again");
+            }
         }
     }
 }

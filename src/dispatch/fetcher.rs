@@ -1,5 +1,6 @@
 //! Fetches the mails of one queue: finds and claims rows, and has mails made of them. Three tasks do so: the fetcher; one
-//! for large rows, which wait for each other; and the marker, which marks mails `sending` shortly before they go out.
+//! for large rows, which wait for each other (see `large_fetcher`); and the marker, which marks mails `sending` shortly
+//! before they go out.
 
 use std::collections::{HashSet, VecDeque};
 use std::pin::pin;
@@ -10,19 +11,20 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use jiff::Timestamp;
 use tokio::sync::futures::Notified;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::context::Context;
 use super::error::{PassError, StartError};
 use super::lane::{Lane, Prepared};
-use super::memory::{Cost, Reserved};
+use super::memory::Cost;
 use super::prepare::{self, Batch, Preparer};
 use super::progress::{Liveness, Loop, Work};
 use super::recovery::Recovery;
 use crate::failpoint;
 use crate::mail::ColumnLimits;
-use crate::queue::{self, Claim};
+use crate::outcome::{Fate, Reason, Verdict};
+use crate::queue::{self, Claim, Found};
 
 /// The most rows of one claim. Deferred ones get half of it while there are new ones too, so that neither starves.
 const BATCH: u32 = 256;
@@ -38,8 +40,18 @@ const PREPARING: usize = 2;
 /// Once no deferred row was due, none is looked for until this much later while new ones keep coming.
 const NONE_DUE: Duration = Duration::from_secs(1);
 
+/// A look for due rows that took long, as one does that waits for locks, is followed by a pause of this many times as long.
+const DUE_DUTY: u32 = 4;
+
+/// The part of the time, as one in this number, in which the database looks at large rows that it has shown before. They
+/// stay in the table unclaimed, and to tell their lengths some databases read them as a whole.
+const SEARCH_DUTY: u32 = 10;
+
 /// The first wait for a database that is out of reach; each doubles, until something goes well again.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
+
+/// After an error, mails in hand that are not on the wire are given back if they have not gone out within this time.
+const IN_HAND: Duration = Duration::from_secs(5);
 
 /// The longest wait for a database that is out of reach.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
@@ -66,13 +78,35 @@ pub enum Ended {
     Refused(StartError),
 }
 
+/// A search for waiting rows, from the head of the table on. It begins again there every `poll_interval`: rows whose
+/// INSERT was committed late are there.
+#[derive(Clone, Copy)]
+struct Search {
+    /// Rows up to this number have had their turn.
+    cursor: i64,
+    begun: Instant,
+    /// The time that looks took which found large rows.
+    large: Duration,
+}
+
+impl Search {
+    fn new() -> Self {
+        Self { cursor: i64::MIN, begun: Instant::now(), large: Duration::ZERO }
+    }
+
+    /// Begins again at the head of the table, if this long has passed. Returns true if it does.
+    fn begin_again_after(&mut self, interval: Duration) -> bool {
+        let again = self.begun.elapsed() >= interval.max(self.large * SEARCH_DUTY);
+        if again {
+            *self = Self::new();
+        }
+        again
+    }
+}
+
 /// The state of a pass over the table.
 struct Pass {
     started: Timestamp,
-    /// Rows up to this number have had their turn. It goes back to the head of the table at `head_at`: rows whose INSERT
-    /// was committed late are there.
-    cursor: i64,
-    head_at: Instant,
     /// Deferred rows are looked for from this time on.
     due_from: Instant,
     /// Rows of the next batch.
@@ -86,29 +120,28 @@ impl Fetcher {
         let context = &*self.context;
         let mut recovered = false;
         let mut wait = FIRST_WAIT;
+        let mut search = Search::new();
         while !self.lane.stop.is_cancelled() {
             failpoint::hit("in-fetcher");
             if self.lane.take_left_claims() {
                 // The recovery must not see claims that are in use.
-                self.wait(self.all_settled()).await;
+                self.lane.large.forget().await;
+                self.wait(self.all_sent_or_returned()).await;
                 recovered = false;
             }
             // Made before the pass, so that a call that comes in the middle of it is not missed.
             let poll = context.poll.notified();
-            match self.pass(&mut recovered, &mut wait).await {
+            match self.pass(&mut recovered, &mut search, &mut wait).await {
                 Ok(()) => wait = FIRST_WAIT,
                 Err(PassError::Start(error)) if self.lane.is_first => return Ended::Refused(error),
                 Err(error) => {
-                    recovered = false;
                     context.fetching_failed(&self.lane, &error);
                     if context.once {
                         self.all_settled().await;
                         return Ended::OutOfReach(self.lane.name().clone(), error.to_string());
                     }
-                    // Claims whose making or giving back got no answer are taken back by the recovery, which must not see
-                    // those that are in use.
-                    let both = async { tokio::join!(self.lane.queue.all_settled(), tokio::time::sleep(wait)) };
-                    self.wait(both).await;
+                    // Mails in hand go on. Claims whose making got no answer are given back by a later pass.
+                    self.wait(tokio::time::sleep(wait)).await;
                     wait = (wait * 2).min(LONGEST_WAIT);
                     continue;
                 }
@@ -126,12 +159,14 @@ impl Fetcher {
             }
             self.wait(self.rest(poll)).await;
         }
+        // None is claimed from here on.
+        self.lane.large.forget().await;
         if !recovered {
             // Claims may be left of which this lane knows nothing.
             self.lane.note_given_up();
         }
         context.return_ready(&self.lane);
-        self.liveness().fetcher_ended(self.lane.name());
+        self.liveness().fetcher_ended(self.lane.index);
         Ended::Done
     }
 
@@ -147,7 +182,7 @@ impl Fetcher {
     /// Waits for something that may take long. Returns `None` at the order to end.
     async fn wait<T>(&self, what: impl Future<Output = T>) -> Option<T> {
         let what = self.lane.stop.run_until_cancelled(what);
-        self.liveness().touch_while(self.lane.name(), what).await
+        self.liveness().touch_while(self.lane.index, what).await
     }
 
     /// Waits until no mail of the lane is under way. If the relay is in trouble, none is waited for: they are given back.
@@ -158,6 +193,14 @@ impl Fetcher {
         self.lane.queue.all_settled().await;
     }
 
+    /// Waits until no mail of the lane is under way. Those that do not go out soon are given back: at a low rate they would
+    /// keep the lane from fetching for hours after an error.
+    async fn all_sent_or_returned(&self) {
+        while timeout(IN_HAND, self.lane.queue.all_settled()).await.is_err() {
+            self.context.return_ready(&self.lane);
+        }
+    }
+
     /// Waits until there may be something to do, or for `poll`.
     async fn rest(&self, poll: Notified<'_>) {
         let interval = self.poll_interval();
@@ -166,17 +209,17 @@ impl Fetcher {
         let due = if open { self.lane.queue.next_due().await.ok().flatten() } else { None };
         let until = |due: Timestamp| Duration::try_from(due.duration_since(Timestamp::now())).unwrap_or_default();
         let pause = due.map_or(interval, |due| until(due).clamp(SHORTEST_REST, interval.max(SHORTEST_REST)));
-        let _ = tokio::time::timeout(pause, poll).await;
+        let _ = timeout(pause, poll).await;
     }
 
     /// Fetches everything that is due now.
-    async fn pass(&self, recovered: &mut bool, wait: &mut Duration) -> Result<(), PassError> {
-        let Some(mut pass) = self.begin_pass(recovered).await? else { return Ok(()) };
+    async fn pass(&self, recovered: &mut bool, search: &mut Search, wait: &mut Duration) -> Result<(), PassError> {
+        let Some(mut pass) = self.begin_pass(recovered, search).await? else { return Ok(()) };
         let mut preparing = FuturesUnordered::new();
         let mut outcome = Ok(());
         while outcome.is_ok() {
             let limits = pass.limits;
-            let mut next = pin!(self.next_claims(&mut pass));
+            let mut next = pin!(self.next_claims(&mut pass, search));
             let next = loop {
                 tokio::select! {
                     Some(done) = preparing.next() => outcome = outcome.and(done),
@@ -213,8 +256,9 @@ impl Fetcher {
     }
 
     /// Returns `None` at the order to end.
-    async fn begin_pass(&self, recovered: &mut bool) -> Result<Option<Pass>, PassError> {
+    async fn begin_pass(&self, recovered: &mut bool, search: &mut Search) -> Result<Option<Pass>, PassError> {
         if !*recovered {
+            *search = Search::new();
             if self.wait(self.lane.predecessors_fetched()).await.is_none() {
                 return Ok(None);
             }
@@ -228,14 +272,13 @@ impl Fetcher {
             }
             *recovered = true;
         }
+        search.begin_again_after(Duration::ZERO);
         self.not_loaded().clear();
         self.lane.queue.sweep().await?;
-        self.context.events.database_works(self.lane.name(), Work::Fetching);
-        self.liveness().started(self.lane.name());
+        self.context.events.database_works(&self.lane, Work::Fetching);
+        self.liveness().started(self.lane.index);
         Ok(Some(Pass {
             started: Timestamp::now(),
-            cursor: i64::MIN,
-            head_at: Instant::now() + self.poll_interval(),
             due_from: Instant::now(),
             batch: FIRST_BATCH,
             limits: self.lane.queue.limits().await?,
@@ -244,11 +287,11 @@ impl Fetcher {
 
     /// Claims the next batch, as soon as it is wanted. Returns `None` if there is no more, or none is wanted in this pass.
     /// A batch can be empty, where other dispatchers were quicker.
-    async fn next_claims(&self, pass: &mut Pass) -> Result<Option<Vec<Claim>>, PassError> {
+    async fn next_claims(&self, pass: &mut Pass, search: &mut Search) -> Result<Option<Vec<Claim>>, PassError> {
         if !self.wait(self.context.wait_wanted(&self.lane)).await.unwrap_or(false) {
             return Ok(None);
         }
-        self.liveness().touch(self.lane.name(), Loop::Fetcher);
+        self.liveness().touch(self.lane.index, Loop::Fetcher);
         if self.context.outage.is_owed_by(self.lane.index) {
             // Before a claim sees how long its mail has been deferred.
             self.context.outage.account(&self.lane).await?;
@@ -256,12 +299,15 @@ impl Fetcher {
         let now = if self.context.once { pass.started } else { Timestamp::now() };
         let mut due = Vec::new();
         if Instant::now() >= pass.due_from {
+            let begun = Instant::now();
             due = self.lane.queue.claim_due(now, pass.batch / 2).await?;
-            if due.is_empty() {
-                pass.due_from = Instant::now() + NONE_DUE;
+            // Where another session has locked records that are due, each look waits for it, and new rows wait for the look.
+            let pause = (begun.elapsed() * DUE_DUTY).min(self.poll_interval());
+            if due.is_empty() || pause > NONE_DUE {
+                pass.due_from = Instant::now() + pause.max(NONE_DUE);
             }
         }
-        let (found, new) = match self.claim_new(pass, pass.batch - due.len() as u32).await {
+        let (found, new) = match self.claim_new(search, pass.batch - due.len() as u32).await {
             Ok(both) => both,
             Err(error) => {
                 due.into_iter().for_each(|claim| self.lane.release(claim));
@@ -270,6 +316,11 @@ impl Fetcher {
         };
         self.context.events.progress.note_poll(Timestamp::now());
         if due.is_empty() && found == 0 {
+            if self.context.once && self.lane.large.has_known() {
+                // They belong to this pass.
+                self.wait(self.context.wait_large_claimed(&self.lane)).await;
+                return Ok(Some(Vec::new()));
+            }
             return Ok(None);
         }
         pass.batch = (pass.batch * GROWTH).min(BATCH);
@@ -278,25 +329,69 @@ impl Fetcher {
         Ok(Some(claims))
     }
 
-    /// Claims rows of which nothing is known. Also returns the number of rows that were found.
-    async fn claim_new(&self, pass: &mut Pass, limit: u32) -> Result<(usize, Vec<Claim>), queue::Error> {
-        if !self.context.once && Instant::now() >= pass.head_at {
-            pass.cursor = i64::MIN;
-            pass.head_at = Instant::now() + self.poll_interval();
+    /// Claims rows of which nothing is known, but for large ones, which are left to the fetcher of large rows. Also returns
+    /// the number of rows that were found.
+    async fn claim_new(&self, search: &mut Search, limit: u32) -> Result<(usize, Vec<Claim>), queue::Error> {
+        if !self.context.once && search.begin_again_after(self.poll_interval()) {
             self.not_loaded().clear();
         }
-        let mut found = self.lane.queue.find(pass.cursor, limit).await?;
-        pass.cursor = found.last().map_or(pass.cursor, |row| row.mid);
+        let begun = Instant::now();
+        let mut found = self.lane.queue.find(search.cursor, limit).await?;
+        search.cursor = found.last().map_or(search.cursor, |row| row.mid);
         let seen = found.len();
         {
             let not_loaded = self.not_loaded();
             found.retain(|row| !not_loaded.contains(&row.mid));
         }
+        let budget = self.context.live.get().memory.clone();
+        let (large, found): (Vec<_>, Vec<_>) = found.into_iter().partition(|row| budget.is_large(row.bytes));
+        if !large.is_empty() {
+            search.large += begun.elapsed();
+            self.leave_large(large).await;
+        }
         let claims = self.lane.queue.claim(&found, Timestamp::now()).await?;
         Ok((seen, claims))
     }
 
-    /// Makes mails of claimed rows, in groups that fit the memory. Large rows are left to [`LargeFetcher`].
+    /// Leaves rows to the fetcher of large rows. Those of which it has enough already are found again by a later search; a
+    /// single pass has none, and waits.
+    async fn leave_large(&self, mut rows: Vec<Found>) {
+        loop {
+            rows = self.lane.large.remember(rows);
+            self.lane.calls.large.notify_waiters();
+            if rows.is_empty() || !self.context.once || !self.context.may_send(&self.lane) {
+                return;
+            }
+            self.wait(self.context.wait_large_remembered(&self.lane)).await;
+        }
+    }
+
+    /// Lets a large row that is claimed wait for its slot. Where enough others do, it is put off, so that those behind it
+    /// have their turn; a single pass has no later turn, and waits.
+    async fn keep_large(&self, mut claim: Claim) {
+        while let Err(back) = self.lane.large.push(claim) {
+            claim = back;
+            if !self.context.once {
+                return self.put_off(claim);
+            }
+            self.wait(self.context.wait_large_room(&self.lane)).await;
+            if !self.context.may_send(&self.lane) {
+                return self.lane.release(claim);
+            }
+        }
+        self.lane.calls.large.notify_waiters();
+    }
+
+    /// No attempt is used.
+    fn put_off(&self, claim: Claim) {
+        let next_attempt = self.lane.large.next_turn(Timestamp::now());
+        let fate = Fate::Deferred { reason: Reason::Throttled, next_attempt };
+        let last_reply = Some("not offered yet: other large mails of the queue go first".to_owned());
+        let (history, fingerprint) = (claim.history().clone(), claim.fingerprint());
+        self.lane.settle(claim, fingerprint, None, Verdict { fate, history, last_reply });
+    }
+
+    /// Makes mails of claimed rows, in groups that fit the memory. Large rows are left to the fetcher of large rows.
     async fn prepare(&self, claims: Vec<Claim>, limits: ColumnLimits) -> Result<(), PassError> {
         let budget = self.context.live.get().memory.clone();
         let claims = prepare::set_too_large_aside(&self.lane, claims).await?;
@@ -304,7 +399,7 @@ impl Fetcher {
         for claim in claims {
             match budget.cost(&claim) {
                 Cost::Part(units) => waiting.push_back((claim, units)),
-                Cost::Large(_) => self.lane.push_large(claim),
+                Cost::Large(_) => self.keep_large(claim).await,
             }
         }
         while !waiting.is_empty() {
@@ -337,56 +432,6 @@ impl Fetcher {
 
     fn not_loaded(&self) -> MutexGuard<'_, HashSet<i64>> {
         self.not_loaded.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Fetches the large rows of a queue one at a time, so that the queue's other mails never wait for them.
-pub struct LargeFetcher {
-    pub context: Arc<Context>,
-    pub lane: Arc<Lane>,
-    pub preparer: Arc<Preparer>,
-}
-
-impl LargeFetcher {
-    /// Works until `over`.
-    pub async fn run(self, over: CancellationToken) {
-        let next = async || {
-            self.context.wait_large(&self.lane).await;
-            let budget = self.context.live.get().memory.clone();
-            (budget.reserve_large().await, budget)
-        };
-        while let Some((memory, budget)) = over.run_until_cancelled(next()).await {
-            failpoint::hit("in-large-fetcher");
-            // The rows may have been given back meanwhile.
-            let Some(claim) = self.lane.next_large() else { continue };
-            if !self.context.may_send(&self.lane) {
-                self.lane.release(claim);
-                continue;
-            }
-            if let Cost::Large(units) = budget.cost(&claim) {
-                memory.note_large(units);
-            }
-            if let Err(error) = self.prepare(claim, memory).await {
-                self.context.fetching_failed(&self.lane, &error);
-                over.run_until_cancelled(tokio::time::sleep(FIRST_WAIT)).await;
-            }
-        }
-    }
-
-    async fn prepare(&self, claim: Claim, memory: Reserved) -> Result<(), PassError> {
-        let limits = match self.lane.queue.limits().await {
-            Ok(limits) => limits,
-            Err(error) => {
-                self.lane.release(claim);
-                return Err(error.into());
-            }
-        };
-        let batch = self.preparer.prepare(&self.lane, vec![(claim, 0)], memory, limits).await?;
-        batch.mails.into_iter().for_each(|mail| self.context.push_prepared(mail));
-        if !self.context.may_send(&self.lane) {
-            self.context.return_ready(&self.lane);
-        }
-        Ok(())
     }
 }
 

@@ -114,10 +114,10 @@ impl Observed for Handle {
         let now = Instant::now();
         let lanes = self.lanes();
         let lanes = lanes.iter().map(|lane| {
-            let database = progress.database_trouble(lane.name()).map(|error| self.redact(&error));
+            let database = progress.database_trouble(lane.index, lane.name()).map(|error| self.redact(&error));
             LaneSample {
                 name: lane.name().clone(),
-                liveness: progress.liveness.of(lane.name(), now),
+                liveness: progress.liveness.of(lane.index, now),
                 in_hand: lane.queue.claims() > 0,
                 attempted: progress.last_attempt(lane.name()),
                 waits_for: self.waits_for(lane, database.is_some(), now),

@@ -4,7 +4,6 @@
 //! [`Finished`]. [`Lane::settle`] and its kin end each of them. Nothing else of a row is passed on, so that no row is in
 //! two places.
 
-use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -13,6 +12,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::large::LargeRows;
 use super::lease::Lease;
 use super::memory::Reserved;
 use crate::ledger::Closing;
@@ -46,9 +46,9 @@ pub struct Lane {
     gave_up: AtomicBool,
     lease: Mutex<Lease>,
     throughput: Mutex<Throughput>,
-    /// Claimed rows that wait for the slot for large mails.
-    large: Mutex<VecDeque<Claim>>,
-    /// The result of marking mails `sending`, until the fetcher has taken it.
+    /// Rows that wait for the slot for large mails.
+    pub large: LargeRows,
+    /// The result of marking mails `sending`, or the error of claiming large rows, until the fetcher has taken it.
     marking: Mutex<Option<Result<(), queue::Error>>>,
     pub calls: Calls,
     settler: Mutex<Option<mpsc::UnboundedSender<Done>>>,
@@ -67,6 +67,7 @@ pub struct Predecessor {
 pub struct Calls {
     pub fetcher: Notify,
     pub marker: Notify,
+    pub heartbeat: Notify,
     /// The fetcher of large rows.
     pub large: Notify,
 }
@@ -120,13 +121,11 @@ pub struct Finished {
 }
 
 impl Lane {
-    /// Returns the lane, and the verdicts that are to be carried out. `final_dot` is the time that the reply to a final
-    /// dot may take.
+    /// Returns the lane, and the verdicts that are to be carried out.
     pub fn new(
         index: usize,
         queue: Queue,
         lease: Duration,
-        final_dot: Duration,
         stop: CancellationToken,
         is_first: bool,
         predecessors: Vec<Predecessor>,
@@ -145,9 +144,9 @@ impl Lane {
             fetched: CancellationToken::new(),
             ended: CancellationToken::new(),
             gave_up: AtomicBool::new(false),
-            lease: Mutex::new(Lease::new(lease, final_dot, Instant::now())),
+            lease: Mutex::new(Lease::new(lease, Instant::now())),
             throughput: Mutex::new(Throughput::new(Instant::now())),
-            large: Mutex::default(),
+            large: LargeRows::default(),
             marking: Mutex::default(),
             calls: Calls::default(),
             settler: Mutex::new(Some(settler)),
@@ -244,11 +243,22 @@ impl Lane {
         self.predecessors.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes other lengths over.
-    pub fn set_lease(&self, length: Duration, final_dot: Duration) {
-        let mut lease = self.lease();
-        lease.length = length;
-        lease.dot_allowance = length.saturating_sub(final_dot);
+    /// Takes another length over. The heartbeats follow it at once.
+    pub fn set_lease(&self, length: Duration) {
+        let before = std::mem::replace(&mut self.lease().length, length);
+        if before != length {
+            self.calls.heartbeat.notify_waiters();
+        }
+    }
+
+    /// Returns the length of the lease. A lane that ends keeps the one that it had, and its heartbeats with it.
+    pub fn lease_length(&self) -> Duration {
+        self.lease().length
+    }
+
+    /// Returns the interval of heartbeats: 30 fit into a lease, so that a few may fail.
+    pub fn beat_interval(&self) -> Duration {
+        (self.lease_length() / 30).max(Duration::from_millis(50))
     }
 
     /// Writes a heartbeat, which renews the lease.
@@ -269,9 +279,10 @@ impl Lane {
         self.lease().failed
     }
 
-    /// Returns true if a row that is claimed now could be offered now.
-    pub fn is_covered(&self, now: Instant) -> bool {
-        self.lease().covers_final_dot(now, now)
+    /// Returns true if a row that is claimed now could be offered now, on a connection on which the reply to a final dot
+    /// may take `final_dot`.
+    pub fn is_covered(&self, final_dot: Duration, now: Instant) -> bool {
+        self.lease().covers_final_dot(final_dot, now, now)
     }
 
     fn lease(&self) -> MutexGuard<'_, Lease> {
@@ -290,25 +301,6 @@ impl Lane {
 
     fn throughput(&self) -> MutexGuard<'_, Throughput> {
         self.throughput.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Lets a claimed row wait for the slot for large mails.
-    pub fn push_large(&self, claim: Claim) {
-        self.large().push_back(claim);
-        self.calls.large.notify_waiters();
-    }
-
-    /// Takes the row that has waited longest for the slot for large mails.
-    pub fn next_large(&self) -> Option<Claim> {
-        self.large().pop_front()
-    }
-
-    pub fn has_large(&self) -> bool {
-        !self.large().is_empty()
-    }
-
-    fn large(&self) -> MutexGuard<'_, VecDeque<Claim>> {
-        self.large.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Marks mails `sending`. Returns those that are still ours, and the ids of the others, which are lost.
@@ -333,7 +325,7 @@ impl Lane {
         Ok((jobs, lost))
     }
 
-    /// Keeps the result of marking mails for the fetcher. An error stays until it is taken.
+    /// Keeps the result of marking mails, or the error of claiming large rows, for the fetcher. An error stays until it is taken.
     pub fn note_marking(&self, result: Result<(), queue::Error>) {
         let mut noted = self.marking.lock().unwrap_or_else(PoisonError::into_inner);
         if !matches!(*noted, Some(Err(_))) {
@@ -367,7 +359,8 @@ impl Lane {
         self.settle(claim, Some(fingerprint), None, verdict);
     }
 
-    fn send(&self, done: Done) {
+    /// Has a verdict carried out, and entries of the ledger closed then.
+    pub fn send(&self, done: Done) {
         let settler = self.settler.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(settler) = settler.as_ref() {
             // The settler outlives every claim; if it panics, the process ends.
@@ -427,10 +420,10 @@ impl Job {
         (self.prepared, self.marked)
     }
 
-    /// Returns true if a final dot may go out now: no other dispatcher can have taken the row over, and none can before
-    /// the reply to the dot is due.
-    pub fn is_covered(&self, now: Instant) -> bool {
-        self.lane().lease().covers_final_dot(self.marked.at, now)
+    /// Returns true if a final dot may go out now whose reply may take `final_dot`: no other dispatcher can have taken the
+    /// row over, and none can before the reply is due.
+    pub fn is_covered(&self, final_dot: Duration, now: Instant) -> bool {
+        self.lane().lease().covers_final_dot(final_dot, self.marked.at, now)
     }
 
     /// Returns the row to its state before the claim.
@@ -446,7 +439,11 @@ impl Finished {
         let Prepared { lane, claim, fingerprint, mail, mut memory, .. } = prepared;
         lane.offered();
         // The ledger has the acceptance, and nothing offers the content again.
-        memory.shrink_to(&verdict.history, lane.queue.reads_to_settle());
+        if memory.is_large() && lane.queue.reads_to_settle() {
+            memory.keep_to_read();
+        } else {
+            memory.shrink_to(&verdict.history);
+        }
         let message_id = Some(mail.message_id.clone());
         let settlement = Settlement { claim, fingerprint: Some(fingerprint), message_id, verdict };
         lane.send(Done { settlement, closing, memory: Some(memory) });
@@ -511,7 +508,7 @@ mod tests {
         let settings =
             queue::Settings { name: "newsletter".into(), database, table: "mail_queue".to_owned(), max_size: 1 };
         let queue = Queue::new(settings, String::new()).expect("queue");
-        Lane::new(0, queue, LEASE, FINAL_DOT, CancellationToken::new(), true, Vec::new()).0
+        Lane::new(0, queue, Duration::from_secs(900), CancellationToken::new(), true, Vec::new()).0
     }
 
     #[test]
@@ -551,37 +548,5 @@ mod tests {
         (0..5000).for_each(|_| throughput.count(at(20_000)));
         assert_eq!(throughput.mark_ahead(at(20_000)), MOST_AHEAD);
         assert_eq!(throughput.mark_ahead(at(60_000)), LEAST_AHEAD);
-    }
-
-    const LEASE: Duration = Duration::from_secs(900);
-    const FINAL_DOT: Duration = Duration::from_secs(600);
-
-    fn clock() -> impl Fn(u64) -> Instant {
-        let start = Instant::now();
-        move |seconds| start + Duration::from_secs(seconds)
-    }
-
-    #[test]
-    fn a_final_dot_needs_a_heartbeat_that_outlasts_its_reply() {
-        let at = clock();
-        let mut lease = Lease::new(LEASE, FINAL_DOT, at(0));
-        assert!(!lease.covers_final_dot(at(0), at(0)), "no heartbeat was written yet");
-        lease.renewed(at(10), at(12));
-        assert!(!lease.covers_final_dot(at(11), at(12)), "the row was claimed before the first heartbeat");
-        assert!(lease.covers_final_dot(at(12), at(12)));
-        assert!(lease.covers_final_dot(at(12), at(309)));
-        assert!(!lease.covers_final_dot(at(12), at(310)), "900 s less 600 s after the heartbeat was sent off");
-    }
-
-    #[test]
-    fn a_lease_that_ran_out_covers_no_row_that_was_claimed_before() {
-        let at = clock();
-        let mut lease = Lease::new(LEASE, FINAL_DOT, at(0));
-        lease.renewed(at(0), at(0));
-        lease.renewed(at(899), at(899));
-        assert!(lease.covers_final_dot(at(0), at(899)), "it was renewed in time");
-        lease.renewed(at(1799), at(1799));
-        assert!(!lease.covers_final_dot(at(1798), at(1799)), "another dispatcher may have it");
-        assert!(lease.covers_final_dot(at(1799), at(1799)));
     }
 }

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, timeout_at};
+use tokio_util::sync::CancellationToken;
 
 use super::context::{Context, jitter};
 use super::events;
@@ -46,13 +47,14 @@ impl Heartbeat {
         let Self { context, lane } = &self;
         loop {
             let begun = Instant::now();
-            context.events.progress.liveness.touch(lane.name(), Loop::Heartbeat);
+            context.events.progress.liveness.touch(lane.index, Loop::Heartbeat);
             failpoint::hit("in-heartbeat");
             match lane.renew_lease().await {
-                Ok(()) => context.events.database_works(lane.name(), Work::Heartbeat),
-                Err(error) => context.events.database_failed(lane.name(), Work::Heartbeat, &error),
+                Ok(()) => context.events.database_works(lane, Work::Heartbeat),
+                Err(error) => context.events.database_failed(lane, Work::Heartbeat, &error),
             }
-            tokio::time::sleep_until(begun + context.beat_interval()).await;
+            // A call says that the lease has another length, and with it the interval.
+            let _ = timeout_at(begun + lane.beat_interval(), lane.calls.heartbeat.notified()).await;
         }
     }
 }
@@ -70,7 +72,7 @@ impl Flags {
         let mut looks = ticks(LOOK);
         loop {
             looks.tick().await;
-            context.events.progress.liveness.touch(lane.name(), Loop::Flags);
+            context.events.progress.liveness.touch(lane.index, Loop::Flags);
             failpoint::hit("in-flags");
             if let Err(error) = context.obey_operator(lane).await {
                 // The heartbeat and the fetcher report a database that does not answer.
@@ -81,7 +83,8 @@ impl Flags {
     }
 }
 
-/// Gives a lane's mails back as soon as they may not go. Asks no database, so that nothing holds it up.
+/// Gives a lane's mails back as soon as they may not go, and those of senders that are not offered. Asks no database, so
+/// that nothing holds it up.
 pub async fn return_when_closed(context: Arc<Context>, lane: Arc<Lane>) {
     let mut relay = context.breaker.watch();
     let mut looks = ticks(LOOK);
@@ -93,6 +96,7 @@ pub async fn return_when_closed(context: Arc<Context>, lane: Arc<Lane>) {
         }
         failpoint::hit("in-return");
         context.return_unless_open(&lane);
+        context.clear_paused();
     }
 }
 
@@ -118,22 +122,22 @@ pub struct TakeOver {
 type Sightings = HashMap<DispatcherId, (i64, Instant)>;
 
 impl TakeOver {
-    /// Runs until it is dropped.
-    pub async fn run(self) {
+    /// Runs until `over`. A take-over that has begun comes to its end: claims that it makes need this lane, which settles
+    /// them.
+    pub async fn run(self, over: CancellationToken) {
         let lane = &self.lane;
         let mut sightings = Sightings::new();
-        loop {
-            tokio::time::sleep(self.context.beat_interval()).await;
-            self.context.events.progress.liveness.touch(lane.name(), Loop::TakeOver);
+        while over.run_until_cancelled(tokio::time::sleep(lane.beat_interval())).await.is_some() {
+            self.context.events.progress.liveness.touch(lane.index, Loop::TakeOver);
             failpoint::hit("in-take-over");
-            if let Err(error) = self.look(&mut sightings).await {
+            if let Err(error) = self.look(&mut sightings, &over).await {
                 tracing::debug!(target: events::DATABASE, queue = %lane.name(), %error, "other dispatchers cannot be seen");
                 sightings.clear();
             }
         }
     }
 
-    async fn look(&self, sightings: &mut Sightings) -> Result<(), queue::Error> {
+    async fn look(&self, sightings: &mut Sightings, over: &CancellationToken) -> Result<(), queue::Error> {
         let others = self.lane.queue.others().await?;
         let now = Instant::now();
         // While we could not write a heartbeat, others may have been unable to: each lease begins again.
@@ -145,7 +149,10 @@ impl TakeOver {
                 *seen = (counter, now);
             }
             let since = failed.map_or(seen.1, |failed| failed.max(seen.1));
-            if now.saturating_duration_since(since) >= self.context.live.get().settings.lease {
+            if over.is_cancelled() {
+                return Ok(());
+            }
+            if now.saturating_duration_since(since) >= self.lane.lease_length() {
                 self.take_over(&other, counter).await?;
             }
         }

@@ -4,9 +4,15 @@
 //! half of the part uses the slot for large mails, which all queues share: one such row is in memory at a time, on top of
 //! the parts, and nothing but other large rows waits for it. Two of them would never fit into the part together, and in
 //! it all other rows of the queue would wait for each.
+//!
+//! An acceptance that is in the ledger gives the content's memory back. SQLite computes no fingerprints, so that settling
+//! there reads the content of one row at a time once more: a large row keeps the slot for that. If it is not settled soon,
+//! it gives the slot back all the same, because the large rows of all queues wait for it; the database is locked then, and
+//! reads nothing.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -18,6 +24,9 @@ const UNIT: u64 = 1024;
 
 /// A row counts this many times its columns: as it was stored, decoded, and rendered.
 const COPIES: u64 = 3;
+
+/// A large row is settled within this time where the database does what it should: reading 40 MB once more takes 0.2 s.
+const READ_WITHIN: Duration = Duration::from_secs(5);
 
 /// A history counts this many times: as it was read, and with the results of the attempt.
 const HISTORIES: u64 = 2;
@@ -51,6 +60,10 @@ pub struct Reserved(Kind);
 enum Kind {
     Part(OwnedSemaphorePermit),
     Large(LargeSlot),
+    /// Given back after a while, if it is not dropped before.
+    Lent {
+        _slot: Arc<Mutex<Option<LargeSlot>>>,
+    },
     /// Given back before the end.
     Nothing,
 }
@@ -88,6 +101,15 @@ impl Memory {
     /// Returns the memory that a claimed row needs.
     pub fn cost(&self, claim: &Claim) -> Cost {
         let bytes = claim.bytes() * COPIES + claim.history().bytes() * HISTORIES;
+        self.cost_of(bytes)
+    }
+
+    /// Returns true for a row without a history, of these bytes of columns, that needs the slot for large mails.
+    pub fn is_large(&self, bytes: u64) -> bool {
+        matches!(self.cost_of(bytes.saturating_mul(COPIES)), Cost::Large(_))
+    }
+
+    fn cost_of(&self, bytes: u64) -> Cost {
         let units = bytes.div_ceil(UNIT).max(1);
         match u32::try_from(units) {
             Ok(units) if units <= self.part.div_ceil(2) => Cost::Part(units),
@@ -144,29 +166,43 @@ impl Reserved {
                     None => unreachable!("a permit holds as many as it says"),
                 }
             }
-            Kind::Large(_) | Kind::Nothing => Self(std::mem::replace(&mut self.0, Kind::Nothing)),
+            Kind::Large(_) | Kind::Lent { .. } | Kind::Nothing => Self(std::mem::replace(&mut self.0, Kind::Nothing)),
         }
     }
 
-    /// Gives back what a settlement with this history does not need: the content. `reads_again`: settling reads the content
-    /// of one row at a time once more, so that a large row keeps its slot.
-    pub fn shrink_to(&mut self, history: &History, reads_again: bool) {
+    /// Lets a large row keep its slot while its content is read once more, and no longer than [`READ_WITHIN`].
+    pub fn keep_to_read(&mut self) {
+        let Kind::Large(slot) = std::mem::replace(&mut self.0, Kind::Nothing) else { return };
+        let slot = Arc::new(Mutex::new(Some(slot)));
+        let kept = Arc::downgrade(&slot);
+        self.0 = Kind::Lent { _slot: slot };
+        tokio::spawn(async move {
+            tokio::time::sleep(READ_WITHIN).await;
+            if let Some(slot) = kept.upgrade() {
+                drop(slot.lock().unwrap_or_else(PoisonError::into_inner).take());
+            }
+        });
+    }
+
+    pub fn is_large(&self) -> bool {
+        matches!(self.0, Kind::Large(_))
+    }
+
+    /// Gives back what a settlement with this history does not need: the content.
+    pub fn shrink_to(&mut self, history: &History) {
         let units = (history.bytes() * HISTORIES).div_ceil(UNIT).max(1);
         match &mut self.0 {
             Kind::Part(permit) => {
                 let more = permit.num_permits().saturating_sub(usize::try_from(units).unwrap_or(usize::MAX));
                 drop(permit.split(more));
             }
-            Kind::Large(_) if reads_again => {}
-            Kind::Large(_) | Kind::Nothing => self.0 = Kind::Nothing,
+            Kind::Large(_) | Kind::Lent { .. } | Kind::Nothing => self.0 = Kind::Nothing,
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use tokio::time::timeout;
 
     use super::*;
@@ -204,15 +240,26 @@ mod tests {
     async fn a_settlement_holds_its_history_and_not_the_content() {
         let memory = Memory::new(100 * UNIT, 1);
         let mut reserved = memory.reserve(0, 90).await;
-        reserved.shrink_to(&History::default(), true);
+        reserved.shrink_to(&History::default());
         assert_eq!(memory.in_use(), UNIT);
         let mut large = memory.reserve_large().await;
         large.note_large(500);
-        large.shrink_to(&History::default(), true);
-        assert_eq!(memory.in_use(), 501 * UNIT, "settling reads it again");
-        large.shrink_to(&History::default(), false);
+        large.shrink_to(&History::default());
         assert_eq!(memory.in_use(), UNIT);
         assert!(timeout(SOON, memory.reserve_large()).await.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_large_row_that_is_read_once_more_keeps_the_slot_for_a_few_seconds_at_most() {
+        let memory = Memory::new(100 * UNIT, 1);
+        let mut settled = memory.reserve_large().await;
+        settled.keep_to_read();
+        assert!(timeout(SOON, memory.reserve_large()).await.is_err());
+        drop(settled);
+        let mut locked = timeout(SOON, memory.reserve_large()).await.expect("it was settled");
+        locked.keep_to_read();
+        assert!(timeout(READ_WITHIN - SOON, memory.reserve_large()).await.is_err());
+        assert!(timeout(2 * SOON, memory.reserve_large()).await.is_ok(), "it is not settled in time");
     }
 
     #[tokio::test(start_paused = true)]

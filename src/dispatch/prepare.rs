@@ -108,7 +108,7 @@ impl Preparer {
         let (rows, limits) = match loaded.await {
             Ok(loaded) => loaded,
             Err((error, claims)) => {
-                self.events.database_failed(lane.name(), Work::Fetching, &error);
+                self.events.database_failed(&lane, Work::Fetching, &error);
                 claims.into_iter().for_each(|claim| lane.release(claim));
                 return None;
             }

@@ -21,6 +21,8 @@ pub enum Work {
     Heartbeat,
     /// Taking delivery results.
     Settling,
+    /// Taking the delivery results of rows that another session has locked.
+    Locked,
 }
 
 /// The counts grow while a dispatcher runs.
@@ -38,8 +40,9 @@ pub struct Progress {
     last_accepted: Mutex<Option<Timestamp>>,
     /// The end of each queue's last attempt to send a mail.
     attempts: Mutex<BTreeMap<Arc<str>, Instant>>,
-    /// The work that a database does not do, with its last words.
-    databases: Mutex<BTreeMap<(Arc<str>, Work), String>>,
+    /// The work that a lane's database does not do, with the queue and the database's last words. By the lane and not by
+    /// the queue: after a reload two lanes can have one queue, one of which ends.
+    databases: Mutex<BTreeMap<(usize, Work), (Arc<str>, String)>>,
     /// Rows that failed or became unreadable since the last [`Progress::take_failures`].
     failures: Mutex<FailureReport>,
     /// Counters and histograms for monitoring.
@@ -80,10 +83,13 @@ impl Progress {
         lock(&self.attempts).get(queue).copied()
     }
 
-    /// Returns the last words of a database that is out of reach, or does not do what it should.
-    pub fn database_trouble(&self, queue: &str) -> Option<String> {
+    /// Returns the last words of a database that is out of reach, or does not do what it should: those that this lane has
+    /// heard, else those that another lane of the queue has, which ends.
+    pub fn database_trouble(&self, lane: usize, queue: &str) -> Option<String> {
         let databases = lock(&self.databases);
-        databases.iter().find(|((name, _), _)| **name == *queue).map(|(_, words)| words.clone())
+        let own = databases.iter().find(|((of, _), _)| *of == lane);
+        let any = || databases.values().find(|(of, _)| **of == *queue);
+        own.map(|(_, trouble)| trouble).or_else(any).map(|(_, words)| words.clone())
     }
 
     /// Takes the rows that failed or became unreadable since the last call.
@@ -91,15 +97,16 @@ impl Progress {
         std::mem::take(&mut *lock(&self.failures))
     }
 
-    pub(super) fn expect_lane(&self, name: &Arc<str>) {
-        self.counters.expect_queue(name);
-        self.liveness.expect(name.clone());
+    /// Adds a lane that runs from now on.
+    pub(super) fn expect_lane(&self, lane: usize, queue: &str) {
+        self.counters.expect_queue(queue);
+        self.liveness.expect(lane);
     }
 
-    /// The queue is gone, or its lane begins again.
-    pub(super) fn forget_lane(&self, name: &str) {
-        self.liveness.forget(name);
-        lock(&self.databases).retain(|(queue, _), _| **queue != *name);
+    /// Forgets a lane that has ended. What other lanes of the queue report stays.
+    pub(super) fn forget_lane(&self, lane: usize) {
+        self.liveness.forget(lane);
+        lock(&self.databases).retain(|(of, _), _| *of != lane);
     }
 
     pub(super) fn note_relay_trouble(&self, reason: &str) {
@@ -148,20 +155,23 @@ impl Progress {
         lock(&self.failures).push(row);
     }
 
-    /// A database does not do some work. Returns true if it has not said these words of such work yet.
-    pub(super) fn note_database(&self, queue: &Arc<str>, work: Work, words: &str) -> bool {
+    /// A lane's database does not do some work. Returns true if it has not said these words of such work yet.
+    pub(super) fn note_database(&self, lane: usize, queue: &Arc<str>, work: Work, words: &str) -> bool {
         let mut databases = lock(&self.databases);
-        let is_known = |work: &Work| databases.get(&(queue.clone(), *work)).is_some_and(|said| said == words);
+        let is_known = |work: &Work| databases.get(&(lane, *work)).is_some_and(|(_, said)| said == words);
         let is_new = !work.reported_together().iter().any(is_known);
-        databases.insert((queue.clone(), work), words.to_owned());
+        // Nothing would clear it for a lane that has ended.
+        if self.liveness.is_expected(lane) {
+            databases.insert((lane, work), (queue.clone(), words.to_owned()));
+        }
         is_new
     }
 
-    /// A database does some work. Returns true if that ends its trouble with such work.
-    pub(super) fn clear_database(&self, queue: &Arc<str>, work: Work) -> bool {
+    /// A lane's database does some work. Returns true if that ends its trouble with such work.
+    pub(super) fn clear_database(&self, lane: usize, work: Work) -> bool {
         let mut databases = lock(&self.databases);
-        let cleared = databases.remove(&(queue.clone(), work)).is_some();
-        cleared && !work.reported_together().iter().any(|work| databases.contains_key(&(queue.clone(), *work)))
+        let cleared = databases.remove(&(lane, work)).is_some();
+        cleared && !work.reported_together().iter().any(|work| databases.contains_key(&(lane, *work)))
     }
 }
 
@@ -171,6 +181,7 @@ impl Work {
         match self {
             Self::Fetching | Self::Heartbeat => &[Self::Fetching, Self::Heartbeat],
             Self::Settling => &[Self::Settling],
+            Self::Locked => &[Self::Locked],
         }
     }
 }
@@ -182,7 +193,8 @@ const WHILE_WAITING: Duration = Duration::from_secs(5);
 /// that may take long.
 #[derive(Debug, Default)]
 pub struct Liveness {
-    lanes: Mutex<BTreeMap<Arc<str>, Touched>>,
+    /// By the lanes' numbers.
+    lanes: Mutex<BTreeMap<usize, Touched>>,
 }
 
 /// The time of each loop's newest sign of life.
@@ -207,17 +219,21 @@ pub enum Loop {
 
 impl Liveness {
     /// Adds a lane that runs from now on.
-    fn expect(&self, lane: Arc<str>) {
+    fn expect(&self, lane: usize) {
         let now = Instant::now();
         let touched = Touched { fetcher: Some(now), heartbeat: now, flags: now, take_over: now, started: false };
         lock(&self.lanes).insert(lane, touched);
     }
 
-    pub(super) fn forget(&self, lane: &str) {
-        lock(&self.lanes).remove(lane);
+    fn forget(&self, lane: usize) {
+        lock(&self.lanes).remove(&lane);
     }
 
-    pub(super) fn touch(&self, lane: &str, which: Loop) {
+    fn is_expected(&self, lane: usize) -> bool {
+        lock(&self.lanes).contains_key(&lane)
+    }
+
+    pub(super) fn touch(&self, lane: usize, which: Loop) {
         self.with(lane, |touched| match which {
             Loop::Fetcher => touched.fetcher = Some(Instant::now()),
             Loop::Heartbeat => touched.heartbeat = Instant::now(),
@@ -226,17 +242,17 @@ impl Liveness {
         });
     }
 
-    pub(super) fn fetcher_ended(&self, lane: &str) {
+    pub(super) fn fetcher_ended(&self, lane: usize) {
         self.with(lane, |touched| (touched.fetcher, touched.started) = (None, true));
     }
 
-    pub(super) fn started(&self, lane: &str) {
+    pub(super) fn started(&self, lane: usize) {
         self.with(lane, |touched| touched.started = true);
     }
 
     /// Touches the fetcher's sign of life while it waits for something that may take long: a due row, room, memory, a
     /// relay that is down.
-    pub(super) async fn touch_while<T>(&self, lane: &str, what: impl Future<Output = T>) -> T {
+    pub(super) async fn touch_while<T>(&self, lane: usize, what: impl Future<Output = T>) -> T {
         let mut ticks = interval(WHILE_WAITING);
         tokio::pin!(what);
         loop {
@@ -252,8 +268,8 @@ impl Liveness {
     }
 
     /// Returns a lane's signs of life.
-    pub fn of(&self, lane: &str, now: Instant) -> LaneLiveness {
-        let Some(touched) = lock(&self.lanes).get(lane).copied() else {
+    pub fn of(&self, lane: usize, now: Instant) -> LaneLiveness {
+        let Some(touched) = lock(&self.lanes).get(&lane).copied() else {
             return LaneLiveness::default();
         };
         let Touched { fetcher, heartbeat, flags, take_over, started } = touched;
@@ -261,8 +277,8 @@ impl Liveness {
         LaneLiveness { stalled_for: now.saturating_duration_since(oldest), started }
     }
 
-    fn with(&self, lane: &str, change: impl FnOnce(&mut Touched)) {
-        if let Some(touched) = lock(&self.lanes).get_mut(lane) {
+    fn with(&self, lane: usize, change: impl FnOnce(&mut Touched)) {
+        if let Some(touched) = lock(&self.lanes).get_mut(&lane) {
             change(touched);
         }
     }
@@ -270,4 +286,34 @@ impl Liveness {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lane_that_ends_takes_nothing_from_the_lane_that_follows_it_under_the_same_name() {
+        let progress = Progress::default();
+        let queue: Arc<str> = "newsletter".into();
+        progress.expect_lane(0, &queue);
+        progress.liveness.started(0);
+        progress.expect_lane(1, &queue);
+        progress.liveness.fetcher_ended(0);
+        let now = Instant::now();
+        assert!(!progress.liveness.of(1, now).started, "the lane before has ended its fetching, and not this one");
+
+        progress.note_database(1, &queue, Work::Fetching, "gone");
+        assert!(!progress.clear_database(0, Work::Fetching));
+        assert_eq!(progress.database_trouble(1, &queue).as_deref(), Some("gone"));
+        progress.clear_database(1, Work::Fetching);
+        progress.note_database(0, &queue, Work::Settling, "locked");
+        assert_eq!(progress.database_trouble(1, &queue).as_deref(), Some("locked"), "rows of the queue stay");
+
+        progress.forget_lane(0);
+        progress.note_database(0, &queue, Work::Settling, "locked");
+        assert_eq!(progress.database_trouble(1, &queue), None, "nothing would clear it");
+        progress.liveness.started(1);
+        assert!(progress.liveness.of(1, now).started);
+    }
 }

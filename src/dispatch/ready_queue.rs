@@ -166,6 +166,11 @@ impl<T> ReadyQueue<T> {
         })
     }
 
+    /// Returns the number of a flow's mails of a kind.
+    pub fn count(&self, flow: usize, is: impl Fn(&T) -> bool) -> usize {
+        self.with(|flows| flows.flows[flow].ready.iter().filter(|item| is(item)).count())
+    }
+
     pub fn len(&self, flow: usize) -> usize {
         self.with(|flows| flows.flows[flow].ready.len())
     }

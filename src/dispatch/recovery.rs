@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use super::context::{Context, jitter};
 use super::error::{PassError, StartError};
 use super::events;
-use super::lane::Lane;
+use super::lane::{Done, Lane};
 use super::redeletion::Redeletion;
 use crate::ledger::{Closing, Ledger, OpenEntry};
 use crate::mail::RecordId;
@@ -45,14 +45,15 @@ impl Recovery {
                 rows: recovered.unknown.len(),
             }));
         }
-        let mut closing = Closing::default();
-        let mut settlements = Vec::new();
+        let (mut settlements, mut closings) = (Vec::new(), Vec::new());
         for claim in recovered.unknown {
             let entries = entries.remove(claim.record()).unwrap_or_default();
+            let mut closing = Closing::default();
             entries.iter().for_each(|entry| close(&mut closing, entry));
+            closings.push(closing);
             settlements.push(self.settlement(claim, entries, now));
         }
-        self.settle(settlements).await?;
+        let mut closing = self.settle(settlements, closings).await?;
         for entry in entries.into_values().flatten() {
             close(&mut closing, &entry);
             self.replay(entry).await?;
@@ -79,16 +80,21 @@ impl Recovery {
         Ok(())
     }
 
-    async fn settle(&self, settlements: Vec<Settlement>) -> Result<(), PassError> {
-        let events = &self.context.events;
-        let stories: Vec<_> = settlements.iter().map(|settlement| events.story(settlement)).collect();
+    /// Carries verdicts out; returns the entries that can be closed. Rows that another session has locked go to the settler,
+    /// so that they do not hold up the start.
+    async fn settle(&self, settlements: Vec<Settlement>, closings: Vec<Closing>) -> Result<Closing, PassError> {
         // What cannot be settled now is found again: the claims are still ours.
-        let results =
-            self.lane.queue.settle(settlements, self.context.delete_retry()).await.map_err(|(error, _)| error)?;
-        for (story, (_, settled)) in stories.into_iter().zip(&results) {
-            events.settled(story, settled);
+        let results = self.lane.queue.settle(&settlements, self.context.delete_retry()).await?;
+        let mut closed = Closing::default();
+        for ((settlement, closing), (_, settled)) in settlements.into_iter().zip(closings).zip(results) {
+            if let Settled::Locked { .. } = settled {
+                self.lane.send(Done { settlement, closing, memory: None });
+                continue;
+            }
+            self.context.events.settled(self.context.events.story(&settlement), &settled);
+            closed.append(closing);
         }
-        Ok(())
+        Ok(closed)
     }
 
     /// Decides on a row that we were sending, by what the ledger knows of it.

@@ -9,7 +9,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use super::context::{Context, jitter};
 use super::events;
 use super::lane::Lane;
-use crate::queue::{self, DeleteRetry};
+use crate::queue::{self, DeleteRetry, Settled};
 use crate::retry;
 
 /// The interval at which the database is asked for rows that are due, unless `retry.initial` is shorter.
@@ -51,10 +51,13 @@ impl Redeletion {
             let settings = self.retry();
             let retry = |since| DeleteRetry { now, next: retry::next_delete(&settings, since, now, jitter()) };
             let rows: Vec<_> = due.into_iter().map(|row| (row.clone(), retry(row.since))).collect();
+            let mut locked = false;
             for (id, settled) in self.lane.queue.delete_again(&rows).await? {
                 self.context.events.deleted_again(&id, &settled);
+                // It stays due, so that the next look finds it again.
+                locked |= matches!(settled, Settled::Locked { .. });
             }
-            if rows.len() < GROUP as usize {
+            if locked || rows.len() < GROUP as usize {
                 return Ok(());
             }
         }

@@ -16,6 +16,14 @@ const LIMIT: usize = 10;
 /// If no further refusal of the sender arrives within this time, those that wait are taken as they are.
 pub const PATIENCE: Duration = Duration::from_millis(500);
 
+/// A mail that tries whether a pause is over is answered within this time by most smarthosts. Until then the sender's other
+/// mails stay ready, so that they follow at once. A longer trial (a final dot may take 10 minutes) is a pause for them:
+/// they would fill the memory and the ready queue, and other senders' mails would wait for it too.
+const TRIAL: Duration = Duration::from_secs(2);
+
+/// The longest time for which mails are put off because of a trial.
+const LONGEST_TRIAL_PAUSE: Duration = Duration::from_secs(60);
+
 /// A sender of whom nothing was refused for this time is no longer remembered: what was true then says little now. The
 /// longest pause is five minutes.
 const MEMORY: Duration = Duration::from_secs(3600);
@@ -114,8 +122,8 @@ struct Pause {
     until: Instant,
     /// Pauses in a row.
     count: u32,
-    /// A mail that tries whether it is over is under way.
-    trying: bool,
+    /// Since when a mail is under way that tries whether it is over.
+    trying: Option<Instant>,
     /// The queue of the mail that was refused last.
     queue: usize,
 }
@@ -146,17 +154,18 @@ impl<T> RefusalStreak<T> {
         self.senders.values().all(|one| one.waiting.is_empty())
     }
 
-    /// For how long this sender is paused yet, and how it was refused.
+    /// Returns the time for which this sender is paused yet, and how it was refused. While a trial takes long, that is as
+    /// long again as it has taken: its end is not known.
     pub fn paused(&self, sender: &Sender, now: Instant) -> Option<(Duration, &str)> {
         let one = self.senders.get(sender)?;
-        one.pause_left(now).map(|left| (left, one.said.as_str()))
+        one.pause_left(now).or_else(|| one.long_trial(now)).map(|left| (left, one.said.as_str()))
     }
 
     /// The turn of a ready mail of this sender and queue; `None`: not now.
     pub fn turn(&self, sender: &Sender, queue: usize, now: Instant) -> Option<Turn> {
         let Some(one) = self.senders.get(sender) else { return Some(Turn::Now) };
         match &one.pause {
-            Some(pause) if pause.trying || pause.until > now => None,
+            Some(pause) if pause.trying.is_some() || pause.until > now => None,
             Some(pause) if pause.queue == queue => Some(Turn::Last),
             Some(_) => Some(Turn::AfterOthers),
             // The relay was down for them: another sender's mail tells whether it was for their sender.
@@ -166,16 +175,16 @@ impl<T> RefusalStreak<T> {
     }
 
     /// A mail of this sender goes out. After a pause no other follows until it is known what became of this one.
-    pub fn goes_out(&mut self, sender: &Sender) {
+    pub fn goes_out(&mut self, sender: &Sender, now: Instant) {
         if let Some(pause) = self.senders.get_mut(sender).and_then(|one| one.pause.as_mut()) {
-            pause.trying = true;
+            pause.trying = Some(now);
         }
     }
 
     /// A mail that went out was not offered.
     pub fn came_back(&mut self, sender: &Sender) {
         if let Some(pause) = self.senders.get_mut(sender).and_then(|one| one.pause.as_mut()) {
-            pause.trying = false;
+            pause.trying = None;
         }
     }
 
@@ -306,6 +315,11 @@ impl<T> One<T> {
         until.checked_duration_since(now).filter(|left| !left.is_zero())
     }
 
+    fn long_trial(&self, now: Instant) -> Option<Duration> {
+        let lasts = now.saturating_duration_since(self.pause.as_ref()?.trying?);
+        (lasts >= TRIAL).then(|| lasts.min(LONGEST_TRIAL_PAUSE))
+    }
+
     /// Begins a pause, or a longer one where the mail that tried whether it is over was refused. Returns its length.
     ///
     /// `all`: the relay goes down with the sender. Then its pause outlasts the relay's, so that mails of other senders
@@ -316,7 +330,7 @@ impl<T> One<T> {
         if all {
             length = length * 2 + Duration::from_secs(1);
         }
-        self.pause = Some(Pause { until: now + length, count: count.saturating_add(1), trying: false, queue });
+        self.pause = Some(Pause { until: now + length, count: count.saturating_add(1), trying: None, queue });
         length
     }
 }

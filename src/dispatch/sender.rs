@@ -37,6 +37,9 @@ pub struct Sender {
     /// Counts the connections from 0.
     pub connection: usize,
     pub client: Worker,
+    /// The time that the reply to a final dot may take on this connection. After a reload that of the relay in force can
+    /// be another.
+    pub final_dot: Duration,
     /// The order to end: for this sender, where the relay has other settings, or for all.
     pub stop: CancellationToken,
 }
@@ -54,7 +57,7 @@ impl Sender {
                     None => break,
                 },
             };
-            if !may_go(&job) {
+            if !self.may_go(&job) {
                 context.release(job);
                 continue;
             }
@@ -63,7 +66,7 @@ impl Sender {
                 Some(Ok(())) => {
                     self.learned(context.breaker.connected(self.connection, Instant::now()));
                     // Connecting can take minutes, and operators are obeyed within a second.
-                    if may_go(&job) && context.breaker.is_up() {
+                    if self.may_go(&job) && context.breaker.is_up() {
                         ahead = self.offer(job).await;
                     } else {
                         context.release(job);
@@ -134,7 +137,7 @@ impl Sender {
         let mut remakes = 0;
         loop {
             let begun = Instant::now();
-            let mut guard = FinalDotGuard::new(&self.ledger, &context.events.progress, &job);
+            let mut guard = FinalDotGuard::new(&self.ledger, &context.events.progress, &job, self.final_dot);
             let attempt = self.client.send_ahead(offered(&job), ahead.as_ref().map(offered), &mut guard).await;
             let (closing, stopped) = guard.end();
             if ahead.is_none() {
@@ -172,6 +175,10 @@ impl Sender {
             }
             ahead => ahead,
         }
+    }
+
+    fn may_go(&self, job: &Job) -> bool {
+        !job.lane().is_paused() && job.is_covered(self.final_dot, Instant::now())
     }
 
     /// Returns true if the relay has other settings by now. What this sender meets then says nothing about it.
@@ -260,10 +267,6 @@ impl Sender {
     }
 }
 
-fn may_go(job: &Job) -> bool {
-    !job.lane().is_paused() && job.is_covered(Instant::now())
-}
-
 fn offered(job: &Job) -> Offer<'_> {
     Offer { mail: job.mail(), recipients: &job.prepared.recipients }
 }
@@ -302,6 +305,8 @@ struct FinalDotGuard<'a> {
     ledger: &'a Ledger,
     progress: &'a Progress,
     job: &'a Job,
+    /// The time that the reply may take.
+    final_dot: Duration,
     closing: Closing,
     /// The entry of the transaction under way, and the number of its recipients.
     current: Option<(EntryId, usize)>,
@@ -320,9 +325,9 @@ enum Stopped {
 }
 
 impl<'a> FinalDotGuard<'a> {
-    fn new(ledger: &'a Ledger, progress: &'a Progress, job: &'a Job) -> Self {
+    fn new(ledger: &'a Ledger, progress: &'a Progress, job: &'a Job, final_dot: Duration) -> Self {
         let accepted = job.prepared.history.accepted_of(&job.mail().envelope.recipients);
-        Self { ledger, progress, job, closing: Closing::default(), current: None, accepted, stopped: None }
+        Self { ledger, progress, job, final_dot, closing: Closing::default(), current: None, accepted, stopped: None }
     }
 
     /// Returns the entries that can be closed once the row is settled, and the reason for which a dot was stopped.
@@ -363,7 +368,7 @@ impl TransactionHook for FinalDotGuard<'_> {
             }
         }
         // Last of all, and after everything that can take time: the process may have been stopped for an hour.
-        if !self.job.is_covered(Instant::now()) {
+        if !self.job.is_covered(self.final_dot, Instant::now()) {
             self.stopped = Some(Stopped::Overdue);
             if let Some((entry, _)) = self.current.take() {
                 self.ledger.refused(entry);

@@ -7,8 +7,9 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::context::Context;
-use super::events;
+use super::events::{self, Story};
 use super::lane::{Done, Lane};
+use super::memory::Reserved;
 use super::progress::Work;
 use crate::failpoint;
 use crate::ledger::{Closing, Ledger};
@@ -25,6 +26,9 @@ const LINGER: Duration = Duration::from_millis(15);
 /// After the order to end, a database that is out of reach is tried for this long; the ledger remembers the rest.
 const LAST_TRIES: Duration = Duration::from_secs(10);
 
+/// The pause between two tries of rows that another session has locked. Each try waits for locks for seconds.
+const LOCKED_PAUSE: Duration = Duration::from_secs(2);
+
 /// The queue, and the last error because of which verdicts were given up at the end.
 pub type Ended = (Arc<str>, Option<String>);
 
@@ -34,18 +38,46 @@ pub struct Settler {
     pub ledger: Ledger,
 }
 
+/// Verdicts that go to the database together, each with what follows once it is there.
+#[derive(Default)]
+struct Group {
+    settlements: Vec<Settlement>,
+    after: Vec<After>,
+}
+
+/// The event about a settled row, the entries of the ledger that are closed then, and the memory of the verdict, which is
+/// given back: a queue whose database does not settle thus comes to an end with its part.
+struct After {
+    story: Story,
+    closing: Closing,
+    _memory: Option<Reserved>,
+}
+
+/// The result of the try before.
+#[derive(Clone, Copy)]
+enum Tried {
+    Never,
+    Locked,
+}
+
 impl Settler {
     /// Runs until no more verdicts can come, and all are carried out or given up.
     pub async fn run(self, inbox: mpsc::UnboundedReceiver<Done>) -> Ended {
         let (closing, closed) = mpsc::unbounded_channel();
-        let (unsettled, ()) = tokio::join!(self.settle_all(inbox, closing), self.close_entries(closed));
-        (self.lane.name().clone(), unsettled)
+        let (locking, locked) = mpsc::unbounded_channel();
+        let (unsettled, still_locked, ()) = tokio::join!(
+            self.settle_all(inbox, locking, closing.clone()),
+            self.settle_locked(locked, closing),
+            self.close_entries(closed)
+        );
+        (self.lane.name().clone(), unsettled.or(still_locked))
     }
 
     /// Returns the last error because of which verdicts were given up.
     async fn settle_all(
         &self,
         mut inbox: mpsc::UnboundedReceiver<Done>,
+        locking: mpsc::UnboundedSender<Group>,
         closing: mpsc::UnboundedSender<Closing>,
     ) -> Option<String> {
         let mut unsettled = None;
@@ -58,73 +90,144 @@ impl Settler {
                 // Whether the group filled up or the time ran out, it goes now.
                 let _ = tokio::time::timeout(LINGER, more).await;
             }
-            match self.settle(group.drain(..)).await {
-                // Its other end is open as long as this one.
-                Ok(entries) => drop(closing.send(entries)),
+            match self.settle(self.remembered(group.drain(..)), Tried::Never, &closing).await {
+                Ok((locked, _)) if locked.settlements.is_empty() => {}
+                // The other end of the channel is open as long as this one.
+                Ok((locked, _)) => drop(locking.send(locked)),
                 Err(error) => unsettled = Some(error.to_string()),
             }
         }
         unsettled
     }
 
-    async fn settle(&self, group: impl Iterator<Item = Done>) -> Result<Closing, queue::Error> {
-        let mut settlements = Vec::new();
-        let mut entries = Closing::default();
-        let mut reserved = Vec::new();
-        for Done { settlement, closing, memory } in group {
-            settlements.push(settlement);
-            entries.append(closing);
-            reserved.extend(memory);
+    /// Tries rows again that another session has locked, apart from all others, which thus do not wait for that session.
+    /// Returns the database's last words about those that were given up.
+    async fn settle_locked(
+        &self,
+        mut inbox: mpsc::UnboundedReceiver<Group>,
+        closing: mpsc::UnboundedSender<Closing>,
+    ) -> Option<String> {
+        let mut unsettled = None;
+        while let Some(mut waiting) = inbox.recv().await {
+            let mut deadline = None;
+            while let Some(first) = waiting.settlements.first() {
+                self.context.events.rows_locked(&self.lane, first.claim.id());
+                tokio::time::sleep(LOCKED_PAUSE).await;
+                while let Ok(more) = inbox.try_recv() {
+                    waiting.append(more);
+                }
+                if self.is_ending() {
+                    deadline.get_or_insert(Instant::now() + LAST_TRIES);
+                }
+                let others = waiting.split_off(GROUP);
+                let tried = self.settle(waiting, Tried::Locked, &closing).await;
+                waiting = others;
+                match tried {
+                    Ok((locked, words)) => {
+                        // Those that were not tried for longest come first.
+                        waiting.append(locked);
+                        if deadline.is_some_and(|deadline| Instant::now() >= deadline)
+                            && !waiting.settlements.is_empty()
+                        {
+                            self.note_given_up(&waiting.settlements, &words);
+                            unsettled = Some(format!("rows are locked by another session: {words}"));
+                            waiting = Group::default();
+                        }
+                    }
+                    Err(error) => unsettled = Some(error.to_string()),
+                }
+            }
+            self.context.events.database_works(&self.lane, Work::Locked);
+        }
+        unsettled
+    }
+
+    /// Brings acceptances into the ledger and prepares the events about verdicts.
+    fn remembered(&self, dones: impl Iterator<Item = Done>) -> Group {
+        let mut group = Group::default();
+        for Done { settlement, closing, memory } in dones {
+            group.after.push(After { story: self.context.events.story(&settlement), closing, _memory: memory });
+            group.settlements.push(settlement);
         }
         if let Err(error) = self.ledger.flush() {
             // The rows are deleted all the same: the database then is what remembers the acceptances.
             tracing::error!(target: events::MAIL, queue = %self.lane.name(), %error, "acceptances are not in the ledger");
         }
         failpoint::hit("after-ledger");
-        let events = &self.context.events;
-        let stories: Vec<_> = settlements.iter().map(|settlement| events.story(settlement)).collect();
+        group
+    }
+
+    /// Carries verdicts out. Returns those whose rows are locked, with the database's words about the last of them.
+    async fn settle(
+        &self,
+        mut group: Group,
+        tried: Tried,
+        closing: &mpsc::UnboundedSender<Closing>,
+    ) -> Result<(Group, String), queue::Error> {
         let begun = Instant::now();
-        let results = self.settle_until_done(settlements).await?;
+        let results = self.settle_until_done(&mut group.settlements, tried).await?;
         failpoint::hit("after-delete");
-        events.database_works(self.lane.name(), Work::Settling);
+        let events = &self.context.events;
+        events.database_works(&self.lane, Work::Settling);
         events.progress.counters.settling_took(self.lane.name(), begun.elapsed());
-        for (story, (_, settled)) in stories.into_iter().zip(&results) {
-            events.settled(story, settled);
+        let mut entries = Closing::default();
+        let (mut locked, mut words) = (Group::default(), String::new());
+        for ((settlement, after), (_, settled)) in group.settlements.into_iter().zip(group.after).zip(results) {
+            if let Settled::Locked { detail } = settled {
+                locked.settlements.push(settlement);
+                locked.after.push(after);
+                words = detail;
+                continue;
+            }
+            events.settled(after.story, &settled);
+            entries.append(after.closing);
         }
-        Ok(entries)
+        // Its other end is open as long as this one.
+        drop(closing.send(entries));
+        Ok((locked, words))
     }
 
     /// Tries again until the database takes the group. Gives up some time after the order to end.
     async fn settle_until_done(
         &self,
-        mut settlements: Vec<Settlement>,
+        settlements: &mut [Settlement],
+        tried: Tried,
     ) -> Result<Vec<(MailId, Settled)>, queue::Error> {
         let mut pause = Duration::from_millis(200);
         let mut give_up = None;
         loop {
-            let error = match self.lane.queue.settle(settlements, self.context.delete_retry()).await {
+            let retry = self.context.delete_retry();
+            let done = match tried {
+                Tried::Never => self.lane.queue.settle(settlements, retry).await,
+                Tried::Locked => self.lane.queue.settle_locked(settlements, retry).await,
+            };
+            let error = match done {
                 Ok(results) => return Ok(results),
-                Err((error, back)) => {
-                    settlements = back;
-                    error
-                }
+                Err(error) => error,
             };
             if matches!(error, queue::Error::Refused { .. }) {
                 // Words of the smarthost's that this database cannot hold must not keep a row from being settled.
                 settlements.iter_mut().for_each(plain);
             }
-            self.context.events.database_failed(self.lane.name(), Work::Settling, &error);
+            self.context.events.database_failed(&self.lane, Work::Settling, &error);
             let now = Instant::now();
-            let ending = self.context.once || self.lane.stop.is_cancelled();
-            if ending && now >= *give_up.get_or_insert(now + LAST_TRIES) {
-                tracing::error!(target: events::MAIL, queue = %self.lane.name(), rows = settlements.len(), %error,
-                    "not settled before the end; the next start settles from the ledger");
-                self.lane.note_given_up();
+            if self.is_ending() && now >= *give_up.get_or_insert(now + LAST_TRIES) {
+                self.note_given_up(settlements, &error.to_string());
                 return Err(error);
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(Duration::from_secs(10));
         }
+    }
+
+    fn is_ending(&self) -> bool {
+        self.context.once || self.lane.stop.is_cancelled()
+    }
+
+    fn note_given_up(&self, settlements: &[Settlement], error: &str) {
+        tracing::error!(target: events::MAIL, queue = %self.lane.name(), rows = settlements.len(), error,
+            "not settled before the end; the next start settles from the ledger");
+        self.lane.note_given_up();
     }
 
     /// Closes entries while the next group is being settled. What cannot be closed is tried again with what comes next; if
@@ -138,6 +241,19 @@ impl Settler {
                 Err(error) => self.context.ledger_failed(&error),
             }
         }
+    }
+}
+
+impl Group {
+    fn append(&mut self, mut more: Self) {
+        self.settlements.append(&mut more.settlements);
+        self.after.append(&mut more.after);
+    }
+
+    /// Takes the verdicts behind the first `rows` away.
+    fn split_off(&mut self, rows: usize) -> Self {
+        let at = rows.min(self.settlements.len());
+        Self { settlements: self.settlements.split_off(at), after: self.after.split_off(at) }
     }
 }
 

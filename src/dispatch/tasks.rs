@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -28,7 +29,8 @@ pub struct Pass {
 pub enum Ended {
     Fetcher(fetcher::Ended),
     Supplier,
-    Sender,
+    /// The number of its connection.
+    Sender(usize),
     /// The number of its lane. `None` if it was cut off.
     Settler(usize, Option<settler::Ended>),
     Background,
@@ -41,8 +43,9 @@ pub struct Tasks {
     pub fetchers: usize,
     /// Tasks between fetchers and senders that have not ended.
     pub suppliers: usize,
-    /// Senders that have not ended.
-    pub senders: usize,
+    /// Senders that have not ended, by the numbers of their connections, with the time that the reply to a final dot may
+    /// take on each.
+    pub senders: BTreeMap<usize, Duration>,
     /// Lanes whose settlers have not ended, with their queues.
     pub unsettled: BTreeMap<usize, Arc<str>>,
     pub pass: Pass,
@@ -63,7 +66,7 @@ impl Tasks {
             set: JoinSet::new(),
             fetchers: 0,
             suppliers: 0,
-            senders: 0,
+            senders: BTreeMap::new(),
             unsettled: BTreeMap::new(),
             pass: Pass::default(),
             stop,
@@ -96,12 +99,19 @@ impl Tasks {
         });
     }
 
-    pub fn add_sender(&mut self, task: impl Future<Output = ()> + Send + 'static) {
-        self.senders += 1;
+    /// `connection` is the number of the sender's connection, and `final_dot` the time that the reply to a final dot may
+    /// take on it.
+    pub fn add_sender(
+        &mut self,
+        connection: usize,
+        final_dot: Duration,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) {
+        self.senders.insert(connection, final_dot);
         let task = self.cut_senders.clone().run_until_cancelled_owned(task);
-        self.set.spawn(async {
+        self.set.spawn(async move {
             task.await;
-            Ended::Sender
+            Ended::Sender(connection)
         });
     }
 
@@ -156,7 +166,7 @@ impl Tasks {
                 }
             }
             Ended::Supplier => self.suppliers -= 1,
-            Ended::Sender => self.senders -= 1,
+            Ended::Sender(connection) => drop(self.senders.remove(&connection)),
             Ended::Settler(lane, Some((queue, why))) => {
                 self.unsettled.remove(&lane);
                 self.pass.databases.extend(why.map(|why| (queue, why)));

@@ -65,16 +65,20 @@ impl Tracer {
         Ok(found)
     }
 
-    /// Returns the entries of `queue` that are not settled, oldest first. Only while no dispatcher writes them.
-    pub fn open_entries(&self, queue: &str) -> Result<Vec<OpenEntry>, Error> {
+    /// Returns the entries of all queues that are not settled, oldest first. Only while no dispatcher writes them.
+    pub fn open_entries(&self) -> Result<Vec<OpenEntry>, Error> {
         let open = schema::still_open(&self.state_dir, &self.settled)?;
-        let of_queue = open.iter().filter(|(_, entry)| *entry.transmission.id.queue == *queue);
-        let entries = of_queue.map(|(id, entry)| OpenEntry {
+        let entries = open.iter().map(|(id, entry)| OpenEntry {
             entry: EntryId(*id),
             transmission: entry.transmission.clone(),
             accepted: entry.accepted.clone(),
         });
         Ok(entries.collect())
+    }
+
+    /// As [`Ledger::knows`](super::Ledger::knows).
+    pub fn knows(&self, queue: &str) -> Result<bool, Error> {
+        schema::knows(&self.settled, queue).map_err(|error| self.failed(&error))
     }
 
     fn find_settled(&self, query: &Query, limit: u32) -> rusqlite::Result<Vec<Traced>> {

@@ -123,6 +123,7 @@ fn queue_line(queue: &Queue, levels: &Levels) -> String {
     verdict = verdict.max(if rows.not_deleted > 0 { Verdict::Warn } else { Verdict::Ok });
     // A queue that an operator paused grows old by wish.
     verdict = verdict.max(if rows.paused { Verdict::Warn } else { levels.oldest_due.judge(due) });
+    verdict = verdict.max(if queue.error.is_some() { Verdict::Warn } else { Verdict::Ok });
     let metrics = [
         Some(metric("oldest_due", due, Some(levels.oldest_due))),
         Some(metric("failed", rows.failed, Some(levels.failed))),
@@ -133,7 +134,8 @@ fn queue_line(queue: &Queue, levels: &Levels) -> String {
         Some(metric("held", rows.held, None)),
         Some(metric("not_deleted", rows.not_deleted, None)),
     ];
-    line(verdict, &service, &metrics, &queue_text(rows))
+    let trouble = queue.error.iter().map(|error| format!("; {error}"));
+    line(verdict, &service, &metrics, &(queue_text(rows) + &trouble.collect::<String>()))
 }
 
 fn queue_text(rows: &Rows) -> String {

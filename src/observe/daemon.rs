@@ -87,9 +87,12 @@ pub async fn health(queues: &[queue::Queue], state_dir: &Path, now: Timestamp) -
         };
         tokio::time::timeout(ANSWER, health::count(queue, |_| since, now)).await.unwrap_or_else(unanswered)
     }));
-    let (queues, pauses): (Vec<_>, Vec<_>) = counted.await.into_iter().unzip();
+    let (mut queues, pauses): (Vec<_>, Vec<_>) = counted.await.into_iter().unzip();
     let (ledger_open, accepted) = ledger(state_dir).unzip();
     let running = file.as_ref().filter(|_| matches!(daemon, Daemon::Running { .. } | Daemon::Silent { .. }));
+    for queue in queues.iter_mut().filter(|queue| queue.error.is_none()) {
+        queue.error = running.and_then(|file| file.databases.get(&queue.name).cloned());
+    }
     let relay = match running {
         _ if pauses.contains(&true) => Relay::paused(),
         Some(file) => file.relay.clone(),

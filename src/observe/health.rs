@@ -45,7 +45,8 @@ pub struct Queue {
     /// Absent where the database is out of reach: nobody knows then.
     #[serde(flatten)]
     pub rows: Option<Rows>,
-    /// Why `rows` are absent.
+    /// The words of a database that does not answer, so that `rows` are absent; or of one that does, and refuses a running
+    /// dispatcher something.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
     /// The time of the first poll that saw the oldest row of those that wait and have no record.

@@ -16,7 +16,7 @@ use super::relay::Relay;
 use super::stall::Stalled;
 use crate::failpoint;
 use crate::mail::Capabilities;
-use crate::telemetry::{Observed, Sample};
+use crate::telemetry::{LaneSample, Observed, Sample};
 
 /// Below `state_dir`.
 pub const FILE: &str = "status.json";
@@ -40,6 +40,9 @@ pub struct StatusFile {
     /// The time of the first poll that saw the oldest waiting row, by queue.
     #[serde(default)]
     pub waiting_since: BTreeMap<String, Timestamp>,
+    /// The last words of each database that is out of reach or refuses something, by queue. Redacted as the log is.
+    #[serde(default)]
+    pub databases: BTreeMap<String, String>,
     /// Absent in what an older version wrote.
     #[serde(default)]
     pub pace: Option<Pace>,
@@ -126,6 +129,7 @@ pub async fn keep(dispatcher: impl Observed, health: watch::Receiver<Health>, st
             let calm = now.relay.state == before.relay.state
                 && now.relay.pipelining == before.relay.pipelining
                 && now.stalled == before.stalled
+                && now.databases == before.databases
                 && now.last_poll.is_some() == before.last_poll.is_some();
             let patience = match (calm, changed) {
                 (false, _) => LOOK,
@@ -172,6 +176,7 @@ pub fn close(dispatcher: &impl Observed, health: &Health, state_dir: &Path) -> i
 impl StatusFile {
     fn of(sample: &Sample, health: &Health, stopped: bool) -> Self {
         let since = |queue: &Queue| Some((queue.name.clone(), queue.waiting_since?));
+        let trouble = |lane: &LaneSample| Some((lane.name.to_string(), lane.database.clone()?));
         Self {
             pid: std::process::id(),
             written: Timestamp::now(),
@@ -180,6 +185,7 @@ impl StatusFile {
             once: false,
             relay: Relay::of(sample),
             stalled: health.stalled,
+            databases: sample.lanes.iter().filter_map(trouble).collect(),
             waiting_since: health.queues.iter().filter_map(since).collect(),
             pace: None,
             capabilities: sample.capabilities,

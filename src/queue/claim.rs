@@ -9,11 +9,12 @@ use tokio::sync::MutexGuard;
 use tokio::time::Instant;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::db::connection::{Connection, DbRow};
+use super::db::connection::{Connection, DbRow, LockWait};
 use super::db::dialect::{Engine, GROUP, padded, tuples};
 use super::db::error::Failure;
 use super::error::Error;
 use super::handle::{Queue, ScanStart, UnconfirmedClaims};
+use super::parts::LOCKED_ENOUGH;
 use super::records::{Key, RECORD, RECORD_COLUMNS, Record, borrowed, histories, keys_of};
 use super::table::{Lengths, Oversize, fingerprinted};
 use super::token::ClaimToken;
@@ -51,7 +52,7 @@ pub struct Found {
 }
 
 /// The right to handle one row, from [`Queue::claim`](super::Queue::claim) until [`Queue::settle`](super::Queue::settle). Made only here; settling consumes it.
-#[must_use = "a claim that is dropped stays claimed until the dispatcher starts anew"]
+#[must_use = "a claim that is dropped stays claimed until the next pass, or, once it is `sending`, until the next recovery"]
 #[derive(Debug)]
 pub struct Claim {
     pub(super) id: MailId,
@@ -181,6 +182,15 @@ impl Queue {
         Ok(found)
     }
 
+    /// The condition that a row's number can be named by us. Only MySQL has higher numbers, and PostgreSQL would look through
+    /// the whole table.
+    pub(super) fn and_nameable(&self) -> String {
+        match self.engine() {
+            Engine::MySql => format!(" AND q.mid <= {HIGHEST_NUMBER}"),
+            Engine::Postgres | Engine::Sqlite => String::new(),
+        }
+    }
+
     async fn last_record_once(&self) -> Result<Option<i64>, Failure> {
         let sql = "SELECT MAX(d.mid) FROM mailqueue_delivery d WHERE d.queue_table = ?";
         let lines = self.connection().await?.fetch(sql, vec![self.key()]).await?;
@@ -194,11 +204,7 @@ impl Queue {
             Some(fingerprint) => format!("CASE WHEN {} <= {SMALL} THEN {fingerprint} END", schema.size),
             None => "NULL".to_owned(),
         };
-        // Only MySQL has higher numbers, and PostgreSQL would look through the whole table.
-        let nameable = match self.engine() {
-            Engine::MySql => format!(" AND q.mid <= {HIGHEST_NUMBER}"),
-            Engine::Postgres | Engine::Sqlite => String::new(),
-        };
+        let nameable = self.and_nameable();
         // Length and fingerprint apart from the search: where a table keeps long columns elsewhere, they are read for what
         // is found only, and not for all that is looked at.
         let sql = format!(
@@ -233,7 +239,7 @@ impl Queue {
         let mut claims = Vec::with_capacity(found.len());
         let mut unconfirmed = self.unconfirmed().await?;
         for group in found.chunks(GROUP) {
-            let token = ClaimToken::new();
+            let token = self.inner.tokens.create();
             let rows: Vec<_> = group.iter().map(|&row| (RecordId::new(rand::random()), row)).collect();
             unconfirmed.push((token.clone(), rows.iter().map(|(id, row)| (row.mid, *id)).collect()));
             let ours = self.retrying(|| self.claim_once(&rows, &token, now)).await?;
@@ -300,15 +306,44 @@ impl Queue {
         let mut unconfirmed = self.unconfirmed().await?;
         let due = self.retrying(|| self.due_once(now, limit)).await?;
         let mut claims = Vec::with_capacity(due.len());
-        for group in due.chunks(GROUP) {
-            let token = ClaimToken::new();
+        let (mut wait, mut locked) = (LockWait::Usual, 0);
+        // The groups that are left, the first one on top.
+        let mut groups: Vec<_> = due.chunks(GROUP).rev().collect();
+        while let Some(group) = groups.pop() {
+            let token = self.inner.tokens.create();
             unconfirmed.push((token.clone(), group.to_vec()));
-            let mut ours = self.retrying(|| self.claim_due_once(group, &token, now)).await?;
+            let mut ours = match self.retrying_part(|| self.claim_due_once(group, &token, now, wait)).await {
+                Ok(ours) => ours,
+                // Another session has locked some of the records. Those wait; they hold up neither the other due rows nor
+                // new ones.
+                Err(Failure::Busy(words)) if self.dialect().locks_rows => {
+                    self.retrying(|| self.undo_unlocked_once(token.as_str(), group)).await?;
+                    unconfirmed.pop();
+                    wait = LockWait::Short;
+                    match group.split_at(group.len() / 2) {
+                        ([], _) if locked + 1 >= LOCKED_ENOUGH => break,
+                        ([], _) => locked += 1,
+                        (first, second) => groups.extend([second, first]),
+                    }
+                    tracing::debug!(queue = %self.name(), rows = group.len(), words, "due records are locked");
+                    continue;
+                }
+                Err(failure) => return Err(failure.into_error(self.name())),
+            };
             unconfirmed.pop();
             let won = group.iter().filter_map(|(_, id)| ours.remove(id));
             claims.extend(won.map(|record| Claim::of(self, record, &token)));
         }
         Ok(claims)
+    }
+
+    /// Gives those of the records back that are claimed under this token. Waits for no lock unless there are some.
+    async fn undo_unlocked_once(&self, token: &str, keys: &[(i64, RecordId)]) -> Result<(), Failure> {
+        let (condition, mut args) = self.where_records("d", &borrowed(keys));
+        let sql = format!("SELECT d.mid, d.id FROM mailqueue_delivery d WHERE {condition} AND d.claim = ?");
+        args.push(token.into());
+        let claimed = keys_of(self.connection().await?.fetch(&sql, args).await?)?;
+        if claimed.is_empty() { Ok(()) } else { self.undo_once(token, &claimed).await }
     }
 
     /// Returns the due records, at least one, that together have no more than [`MOST_RECIPIENTS`]: their histories are
@@ -339,9 +374,13 @@ impl Queue {
         group: &[(i64, RecordId)],
         token: &ClaimToken,
         now: Timestamp,
+        wait: LockWait,
     ) -> Result<HashMap<RecordId, Record>, Failure> {
         let mut connection = self.connection().await?;
         let keys = borrowed(group);
+        if wait == LockWait::Short {
+            connection.begin_waiting(self.dialect(), wait).await?;
+        }
         let (condition, which) = self.where_records("mailqueue_delivery", &keys);
         let sql = format!(
             "UPDATE mailqueue_delivery{} SET state = 'claimed', owner = ?, claim = ? \
@@ -370,6 +409,9 @@ impl Queue {
             ours.push(Record { bytes, longest, ..Record::read(&line, 0)? });
         }
         histories(&mut connection, &mut ours).await?;
+        if wait == LockWait::Short {
+            connection.commit().await?;
+        }
         Ok(ours.into_iter().map(|record| (record.id, record)).collect())
     }
 
@@ -534,13 +576,14 @@ impl Queue {
     pub(super) async fn unconfirmed(&self) -> Result<MutexGuard<'_, UnconfirmedClaims>, Error> {
         let mut unconfirmed = self.inner.unconfirmed.lock().await;
         while let Some((token, keys)) = unconfirmed.last() {
-            self.retrying(|| self.undo_once(token, keys)).await?;
+            self.retrying(|| self.undo_once(token.as_str(), keys)).await?;
             unconfirmed.pop();
         }
         Ok(unconfirmed)
     }
 
-    async fn undo_once(&self, token: &ClaimToken, keys: &[(i64, RecordId)]) -> Result<(), Failure> {
+    /// Gives those of the records back that are claimed under this token.
+    pub(super) async fn undo_once(&self, token: &str, keys: &[(i64, RecordId)]) -> Result<(), Failure> {
         let mut connection = self.connection().await?;
         connection.begin(self.dialect().begin).await?;
         let (condition, mut args) = self.where_records("d", &borrowed(keys));
@@ -550,7 +593,7 @@ impl Queue {
             self.index_hint_primary(),
             self.dialect().lock
         );
-        args.extend([token.as_str().into(), self.owner()]);
+        args.extend([token.into(), self.owner()]);
         let ours = keys_of(connection.fetch(&sql, args).await?)?;
         self.give_back(&mut connection, &borrowed(&ours)).await?;
         connection.commit().await

@@ -16,25 +16,40 @@ use crate::mail::RecordId;
 const WALK: Duration = Duration::from_millis(300);
 
 impl Queue {
-    /// Drops records without a row and records whose row has another content; answers how many.
+    /// Drops records without a row and records whose row has another content; answers how many. Gives claims of ours back
+    /// that are in nobody's hands.
     pub async fn sweep(&self) -> Result<u64, Error> {
         drop(self.unconfirmed().await?);
+        self.release_unheld().await?;
         let mut position = self.inner.cleanup.lock().await;
         let mut swept = 0;
         let mut walk = Walk::from(position.rowless, 1000, 1000);
         while walk.goes_on() {
-            let (dropped, last) = self.retrying(|| self.drop_rowless_once(walk.at, walk.batch)).await?;
+            let looked = self.retrying_part(|| self.drop_rowless_once(walk.at, walk.batch)).await;
+            let Some((dropped, last)) = self.unless_locked(looked)? else { break };
             swept += dropped;
             position.rowless = walk.step(last);
         }
         // Comparing contents makes the database read and hash them, and some are large.
         let mut walk = Walk::from(position.changed, 8, 512);
         while walk.goes_on() {
-            let (dropped, last) = self.retrying(|| self.drop_changed_once(walk.at, walk.batch)).await?;
+            let looked = self.retrying_part(|| self.drop_changed_once(walk.at, walk.batch)).await;
+            let Some((dropped, last)) = self.unless_locked(looked)? else { break };
             swept += dropped;
             position.changed = walk.step(last);
         }
         Ok(swept)
+    }
+
+    /// Returns `None` where another session has locked a record: the next pass looks again, and rows do not wait for it.
+    fn unless_locked<T>(&self, looked: Result<T, Failure>) -> Result<Option<T>, Error> {
+        match looked {
+            Err(Failure::Busy(words)) if self.dialect().locks_rows => {
+                tracing::debug!(queue = %self.name(), words, "records are locked and are not tidied up");
+                Ok(None)
+            }
+            looked => looked.map(Some).map_err(|failure| failure.into_error(self.name())),
+        }
     }
 
     /// Looks at up to `batch` records behind `from`; answers how many were dropped, and the last number that was looked

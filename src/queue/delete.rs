@@ -8,20 +8,22 @@ use std::sync::atomic::Ordering;
 
 use jiff::Timestamp;
 
-use super::db::connection::{Connection, Value};
+use super::db::connection::{Connection, LockWait, Value};
 use super::db::dialect::GROUP;
 use super::db::error::Failure;
 use super::error::Error;
 use super::handle::Queue;
+use super::parts::Parts;
 use super::records::{Key, time, write_recipients};
+use super::settled::Settled;
 use super::table::Deletion;
 use crate::failpoint;
 use crate::mail::{Fingerprint, MailId, RecordId};
 use crate::outcome::{Reason, RecipientRecord};
 
-/// Rows that were refused one by one without a success between them. From here on the database is taken to refuse all:
-/// the right to DELETE is lost, say. The rest of the group is set aside with the last refusal's words, because to try each
-/// row takes two transactions.
+/// Rows that were refused one by one without a success between them. From here on the database is taken to refuse all,
+/// unless the last row of the group tells otherwise: the right to DELETE is lost, say. The rest of the group is set aside
+/// with the last refusal's words, because to try each row takes two transactions.
 const REFUSED_ENOUGH: u32 = 32;
 
 /// The same while the database refused all of the group before.
@@ -33,24 +35,6 @@ pub(super) const KEPT: &str =
 
 /// The detail of a row that a DELETE changes and leaves in the table.
 const CHANGED: &str = "the DELETE changed the row and left it in the table; look for a trigger or a rule on DELETE";
-
-/// The result of settling a claim.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Settled {
-    /// As the verdict wanted. Row and record are gone, or the record says it.
-    Done,
-    /// The row was gone or had another content; the record is dropped, nothing else was touched.
-    RowGone,
-    /// Another dispatcher has the claim. Acceptances were recorded all the same; nothing else was.
-    ClaimLost,
-    /// All recipients are accepted and the database does not delete the row, which is `held`, `not-deleted` now.
-    NotDeleted {
-        /// The database's words.
-        detail: String,
-        /// The time of the next DELETE.
-        next_attempt: Timestamp,
-    },
-}
 
 /// A delivered row, with what its record says if the database does not delete it.
 #[derive(Clone, Copy)]
@@ -90,40 +74,49 @@ enum Part {
     Unclear,
     /// Rolled back: the database refuses the DELETE, in these words.
     Refused(String),
+    /// Nothing happened: another session has a lock that this part needs.
+    Locked(String),
 }
 
 impl Queue {
-    /// Deletes rows and records, also where another dispatcher holds the claims. A part that the database refuses is halved until the row
-    /// stands alone; that row is set aside. A deadlock or a broken connection halves nothing: it is an error here.
-    pub(super) async fn delete_deliveries(&self, deliveries: &[Delivery<'_>]) -> Result<Vec<Settled>, Error> {
+    /// Deletes rows and records, also where another dispatcher holds the claims. A part that the database refuses, or whose lock does
+    /// not come free, is halved until the row stands alone; that row is set aside, or left for later. A broken connection halves
+    /// nothing: it is an error here.
+    pub(super) async fn delete_deliveries(
+        &self,
+        deliveries: &[Delivery<'_>],
+        mut wait: LockWait,
+    ) -> Result<Vec<Settled>, Error> {
         // This group may be refused for another reason than the one before.
         let refused = &self.inner.refused_deletes;
         refused.fetch_min(REFUSED_ENOUGH - REFUSED_AGAIN, Ordering::Relaxed);
-        let mut settled = Vec::with_capacity(deliveries.len());
-        // The parts that are left, the first one on top.
-        let mut parts = vec![deliveries];
-        while let Some(part) = parts.pop() {
-            let words = match self.retrying(|| self.delete_part_once(part)).await? {
-                Part::Ended(ends) => {
-                    settled.extend(ends);
-                    continue;
-                }
-                Part::Unclear | Part::Refused(_) if part.len() > 1 => {
-                    let (first, second) = part.split_at(part.len() / 2);
-                    parts.extend([second, first]);
-                    continue;
-                }
-                Part::Unclear => KEPT.to_owned(),
-                Part::Refused(words) => words,
-            };
-            let mut aside = part;
-            if refused.fetch_add(1, Ordering::Relaxed) + 1 >= REFUSED_ENOUGH {
-                parts.clear();
-                aside = &deliveries[settled.len()..];
+        let mut parts = Parts::of(deliveries.len());
+        while let Some(part) = parts.next() {
+            let end = self.delete_part(&deliveries[part.clone()], wait).await?;
+            if let Part::Locked(_) = end {
+                wait = LockWait::Short;
             }
-            settled.extend(self.retrying(|| self.set_aside_once(aside, &words)).await?);
+            match end {
+                Part::Ended(ends) => parts.ended(part, ends),
+                _ if parts.halve(&part) => {}
+                Part::Locked(detail) => parts.locked(part, detail),
+                Part::Unclear => parts.set(part.clone(), self.set_aside(&deliveries[part], KEPT, wait).await?),
+                Part::Refused(words) => {
+                    parts.set(part.clone(), self.set_aside(&deliveries[part], &words, wait).await?);
+                    match refused.fetch_add(1, Ordering::Relaxed) + 1 {
+                        ..REFUSED_ENOUGH => {}
+                        REFUSED_ENOUGH => parts.try_last(),
+                        _ => {
+                            for part in parts.rest() {
+                                let aside = &deliveries[part.clone()];
+                                parts.set(part, self.set_aside(aside, &words, wait).await?);
+                            }
+                        }
+                    }
+                }
+            }
         }
-        Ok(settled)
+        Ok(parts.into_ends())
     }
 
     /// The database deletes rows.
@@ -131,10 +124,17 @@ impl Queue {
         self.inner.refused_deletes.store(0, Ordering::Relaxed);
     }
 
-    async fn delete_part_once(&self, part: &[Delivery<'_>]) -> Result<Part, Failure> {
+    async fn delete_part(&self, part: &[Delivery<'_>], wait: LockWait) -> Result<Part, Error> {
+        match self.retrying_part(|| self.delete_part_once(part, wait)).await {
+            Err(Failure::Busy(words)) if self.dialect().locks_rows => Ok(Part::Locked(words)),
+            done => done.map_err(|failure| failure.into_error(self.name())),
+        }
+    }
+
+    async fn delete_part_once(&self, part: &[Delivery<'_>], wait: LockWait) -> Result<Part, Failure> {
         let mut connection = self.connection().await?;
         let schema = self.schema(&mut connection).await?;
-        connection.begin(self.dialect().begin).await?;
+        connection.begin_waiting(self.dialect(), wait).await?;
         let present = self.lock_records(&mut connection, part).await?;
         let rows = part.iter().filter(|delivery| present.contains(delivery.record));
         let rows: Vec<_> = rows.map(|delivery| (delivery.mid, delivery.content)).collect();
@@ -183,9 +183,23 @@ impl Queue {
     }
 
     /// Sets rows aside that the database refuses to delete.
-    async fn set_aside_once(&self, aside: &[Delivery<'_>], words: &str) -> Result<Vec<Settled>, Failure> {
+    async fn set_aside(&self, aside: &[Delivery<'_>], words: &str, wait: LockWait) -> Result<Vec<Settled>, Error> {
+        match self.retrying_part(|| self.set_aside_once(aside, words, wait)).await {
+            Err(Failure::Busy(detail)) if self.dialect().locks_rows => {
+                Ok(vec![Settled::Locked { detail }; aside.len()])
+            }
+            done => done.map_err(|failure| failure.into_error(self.name())),
+        }
+    }
+
+    async fn set_aside_once(
+        &self,
+        aside: &[Delivery<'_>],
+        words: &str,
+        wait: LockWait,
+    ) -> Result<Vec<Settled>, Failure> {
         let mut connection = self.connection().await?;
-        connection.begin(self.dialect().begin).await?;
+        connection.begin_waiting(self.dialect(), wait).await?;
         let present = self.lock_records(&mut connection, aside).await?;
         let there: Vec<_> = aside.iter().filter(|delivery| present.contains(delivery.record)).collect();
         self.mark_not_deleted(&mut connection, &there, words).await?;
@@ -289,7 +303,7 @@ impl Queue {
     /// Tries to delete rows again that are `held`, `not-deleted`. Nothing is sent.
     pub async fn delete_again(&self, rows: &[(Undeleted, DeleteRetry)]) -> Result<Vec<(MailId, Settled)>, Error> {
         let deliveries: Vec<_> = rows.iter().map(|(row, retry)| row.delivery(*retry)).collect();
-        let settled = self.delete_deliveries(&deliveries).await?;
+        let settled = self.delete_deliveries(&deliveries, LockWait::Usual).await?;
         let ids = rows.iter().map(|(row, _)| MailId::new(Arc::clone(self.name()), row.mid));
         Ok(ids.zip(settled).collect())
     }

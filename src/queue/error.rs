@@ -12,9 +12,12 @@ pub enum Error {
     /// Our tables are missing or older than this program.
     #[error("queue {queue}: {what}; run `mailqueue migrate`")]
     NotMigrated { queue: Arc<str>, what: String },
-    /// The server refused a statement: rights, a missing column, a lock that did not come free.
+    /// The server refused a statement: rights, a missing column, a value that it cannot hold.
     #[error("database of queue {queue}: {what}")]
     Refused { queue: Arc<str>, what: String },
+    /// A lock did not come free, or a conflict with another transaction went on. Nothing was done; try again later.
+    #[error("database of queue {queue}: {what}")]
+    Busy { queue: Arc<str>, what: String },
 }
 
 impl Failure {
@@ -26,7 +29,8 @@ impl Failure {
             }
             Self::NotMigrated(what) => Error::NotMigrated { queue, what },
             Self::Missing(what) if what.contains("mailqueue_") => Error::NotMigrated { queue, what },
-            Self::Busy(what) | Self::Missing(what) | Self::Refused(what) => Error::Refused { queue, what },
+            Self::Busy(what) => Error::Busy { queue, what },
+            Self::Missing(what) | Self::Refused(what) => Error::Refused { queue, what },
         }
     }
 }

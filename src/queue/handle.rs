@@ -11,10 +11,11 @@ use super::db::connection::{Connection, Value};
 use super::db::dialect::{Dialect, Engine};
 use super::db::error::{Failure, Retries};
 use super::db::pool::{Pool, Pools};
+use super::db::server::Urgent;
 use super::error::Error;
 use super::schema::Schema;
 use super::settings::Settings;
-use super::token::ClaimToken;
+use super::token::{ClaimToken, Tokens};
 use crate::mail::RecordId;
 
 /// Names this dispatcher in the database; durable, from `state_dir`.
@@ -34,6 +35,7 @@ pub(super) struct Inner {
     pub(super) dispatcher: DispatcherId,
     pub(super) pool: Pool,
     schema: RwLock<Option<Arc<Schema>>>,
+    pub(super) tokens: Tokens,
     pub(super) unconfirmed: Mutex<UnconfirmedClaims>,
     scan_start: StdMutex<Option<ScanStart>>,
     pub(super) cleanup: Mutex<CleanupPosition>,
@@ -67,7 +69,8 @@ impl Queue {
         Self::sharing(settings, dispatcher, &Pools::default())
     }
 
-    /// The same, with the connections of `pools`.
+    /// The same, with the connections of `pools`. All queues of a process with one dispatcher share them: so each knows the
+    /// claims of the others.
     pub fn sharing(settings: Settings, dispatcher: DispatcherId, pools: &Pools) -> Result<Self, Error> {
         let refused = |what| Error::Refused { queue: Arc::clone(&settings.name), what };
         let part = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
@@ -83,6 +86,7 @@ impl Queue {
                 dispatcher,
                 pool,
                 schema: RwLock::default(),
+                tokens: pools.tokens.clone(),
                 unconfirmed: Mutex::default(),
                 scan_start: StdMutex::default(),
                 cleanup: Mutex::default(),
@@ -148,25 +152,37 @@ impl Queue {
     }
 
     /// A connection that waits for no work of this queue or of another one.
-    pub(super) async fn urgent_connection(&self) -> Result<Connection, Failure> {
-        self.inner.pool.urgent_connection().await
+    pub(super) async fn urgent_connection(&self, urgent: Urgent) -> Result<Connection, Failure> {
+        self.inner.pool.urgent_connection(urgent).await
     }
 
     /// Runs an operation, and repeats it as long as [`Retries::next_pause`] allows. Everything that is repeated is harmless
     /// to repeat, even where the first try did all of its work and only its answer was lost.
-    pub(super) async fn retrying<T, Once>(&self, operation: impl FnMut() -> Once) -> Result<T, Error>
+    pub(super) async fn retrying<T, Once>(&self, mut operation: impl FnMut() -> Once) -> Result<T, Error>
     where
         Once: Future<Output = Result<T, Failure>>,
     {
-        self.trying(operation).await.map_err(|failure| failure.into_error(self.name()))
+        let done = self.retrying_while(Retries::default(), &mut operation).await;
+        done.map_err(|failure| failure.into_error(self.name()))
     }
 
-    /// The same, with the failure of the last try.
-    pub(super) async fn trying<T, Once>(&self, mut operation: impl FnMut() -> Once) -> Result<T, Failure>
+    /// The same for a part of a group: an operation that waited in vain for a lock is not repeated, because a smaller part
+    /// may not need that lock.
+    pub(super) async fn retrying_part<T, Once>(&self, mut operation: impl FnMut() -> Once) -> Result<T, Failure>
     where
         Once: Future<Output = Result<T, Failure>>,
     {
-        let mut retries = Retries::default();
+        self.retrying_while(Retries::with_one_lock_wait(), &mut operation).await
+    }
+
+    async fn retrying_while<T, Once>(
+        &self,
+        mut retries: Retries,
+        operation: &mut impl FnMut() -> Once,
+    ) -> Result<T, Failure>
+    where
+        Once: Future<Output = Result<T, Failure>>,
+    {
         loop {
             let failure = match operation().await {
                 Ok(value) => return Ok(value),

@@ -1,16 +1,22 @@
 //! Heartbeats, take-over, the emergency stop, and what each pass tidies up.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use super::claim::Claim;
 use super::db::connection::{Connection, Value};
 use super::db::dialect::GROUP;
 use super::db::error::Failure;
+use super::db::server::Urgent;
 use super::error::Error;
 use super::handle::{DispatcherId, Queue};
 use super::records::{RECORD, RECORD_COLUMNS, Record, borrowed, histories, keys_of};
-use super::token::ClaimToken;
+use super::token::{ClaimToken, is_taken_over};
+use crate::mail::RecordId;
 use crate::outcome::State;
+
+/// The owner of rows whose take-over got no answer. It has no heartbeat, so that they are taken over again after a lease.
+const NOBODY: &str = "nobody";
 
 /// The claims that recovery found: our own, or those of a dispatcher that shows no signs of life.
 #[derive(Debug, Default)]
@@ -48,19 +54,73 @@ impl Queue {
             "INSERT INTO mailqueue_dispatcher (kind, id, heartbeat) VALUES ('dispatcher', ?, 1) {}",
             self.dialect().same_dispatcher
         );
-        self.urgent_connection().await?.execute(&sql, vec![self.owner()]).await.map(drop)
+        self.urgent_connection(Urgent::Heartbeat).await?.execute(&sql, vec![self.owner()]).await.map(drop)
     }
 
     /// Takes back what this dispatcher had claimed before it was started again.
     pub async fn recover_own(&self) -> Result<Recovered, Error> {
-        let token = ClaimToken::new();
+        let token = self.inner.tokens.create();
         self.retrying(|| self.recover_once(&self.inner.dispatcher, None, None, &token)).await
     }
 
     /// As [`Queue::recover_own`], of these rows only.
     pub async fn recover_rows(&self, mids: &[i64]) -> Result<Recovered, Error> {
-        let token = ClaimToken::new();
+        let token = self.inner.tokens.create();
         self.retrying(|| self.recover_once(&self.inner.dispatcher, None, Some(mids), &token)).await
+    }
+
+    /// Gives claims back that are ours and in nobody's hands. A statement can arrive at the server after it was given up and
+    /// undone: a server that was frozen, or a link that was interrupted, delivers what was sent before. Of what is `sending`,
+    /// only rows that were taken over are left to a further take-over: our ledger knows nothing of them. The recovery asks
+    /// the ledger for the others.
+    pub(super) async fn release_unheld(&self) -> Result<(), Error> {
+        for ((token, state), keys) in self.retrying(|| self.unheld_once()).await? {
+            for keys in keys.chunks(GROUP) {
+                match state {
+                    State::Sending if is_taken_over(&token) => {
+                        self.retrying(|| self.abandon_once(&token, keys)).await?;
+                    }
+                    State::Sending => {}
+                    _ => self.retrying(|| self.undo_once(&token, keys)).await?,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the records that are claimed by us under tokens that are not in use, by token and state.
+    async fn unheld_once(&self) -> Result<HashMap<(String, State), Vec<(i64, RecordId)>>, Failure> {
+        let sql = format!(
+            "SELECT d.mid, d.id, d.claim, d.state FROM mailqueue_delivery d{} WHERE d.queue_table = ? \
+             AND d.state IN ('claimed', 'sending') AND d.owner = ? ORDER BY d.mid",
+            self.index_hint_due()
+        );
+        let lines = self.connection().await?.fetch(&sql, vec![self.key(), self.owner()]).await?;
+        // Read after the answer: a token that is not in use by now never is again.
+        let in_use = self.inner.tokens.in_use();
+        let mut unheld: HashMap<_, Vec<_>> = HashMap::new();
+        for line in lines {
+            let token = line.text(2)?.unwrap_or_default();
+            let state = State::parse(&line.required_text(3)?).unwrap_or(State::Sending);
+            if !in_use.contains(token.as_str()) {
+                unheld.entry((token, state)).or_default().extend(keys_of(vec![line])?);
+            }
+        }
+        Ok(unheld)
+    }
+
+    /// Leaves those of the records that are claimed under this token to whichever dispatcher takes them over.
+    async fn abandon_once(&self, token: &str, keys: &[(i64, RecordId)]) -> Result<(), Failure> {
+        let keys = borrowed(keys);
+        let (condition, which) = self.where_records("mailqueue_delivery", &keys);
+        let sql = format!(
+            "UPDATE mailqueue_delivery{} SET owner = ? WHERE {condition} AND state = 'sending' AND owner = ? AND claim = ?",
+            self.index_hint_primary()
+        );
+        let mut args = vec![NOBODY.into()];
+        args.extend(which);
+        args.extend([self.owner(), token.into()]);
+        self.connection().await?.execute(&sql, args).await.map(drop)
     }
 
     /// The other dispatchers that hold claims, with their heartbeat counters.
@@ -81,7 +141,7 @@ impl Queue {
 
     /// Takes over the claims of a dispatcher whose counter still stands at `counter`.
     pub async fn take_over(&self, other: &DispatcherId, counter: i64) -> Result<Recovered, Error> {
-        let token = ClaimToken::new();
+        let token = self.inner.tokens.create();
         self.retrying(|| self.recover_once(other, Some(counter), None, &token)).await
     }
 
@@ -116,7 +176,7 @@ impl Queue {
             self.index_hint_due()
         );
         // Whose they were must be known also after we died before settling them.
-        let foreign = token.taken_over();
+        let foreign = self.inner.tokens.taken_over(token);
         let whose: [Value; 4] = [owner.into(), self.owner(), token.as_str().into(), foreign.as_str().into()];
         let mut found =
             keys_of(connection.fetch(&sql, [self.key()].into_iter().chain(whose.clone()).collect()).await?)?;
@@ -133,8 +193,8 @@ impl Queue {
             args.extend(whose.clone());
             for line in connection.fetch(&sql, args).await? {
                 let record = Record::read(&line, 0)?;
-                let was_foreign = counter.is_some()
-                    || line.text(RECORD_COLUMNS)?.is_some_and(|claim| ClaimToken::from(claim).is_taken_over());
+                let was_foreign =
+                    counter.is_some() || line.text(RECORD_COLUMNS)?.is_some_and(|claim| is_taken_over(&claim));
                 let list = match record.state {
                     State::Sending if was_foreign => &mut taken,
                     State::Sending => &mut own,
@@ -183,7 +243,7 @@ impl Queue {
         let sql = "SELECT p.kind FROM mailqueue_dispatcher p \
                    WHERE (p.kind = 'queue' AND p.id = ?) OR (p.kind = 'relay' AND p.id = '')";
         let mut paused = Paused::default();
-        for line in self.urgent_connection().await?.fetch(sql, vec![self.key()]).await? {
+        for line in self.urgent_connection(Urgent::PauseFlags).await?.fetch(sql, vec![self.key()]).await? {
             match line.required_text(0)?.as_str() {
                 "queue" => paused.queue = true,
                 _ => paused.relay = true,

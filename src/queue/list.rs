@@ -228,9 +228,10 @@ impl Queue {
         // By number and not only counted, so that the age of each can be told.
         let sql = format!(
             "SELECT {} FROM {} q LEFT JOIN mailqueue_delivery d \
-             ON d.queue_table = ? AND d.mid = q.mid WHERE d.mid IS NULL ORDER BY q.mid LIMIT ?",
+             ON d.queue_table = ? AND d.mid = q.mid WHERE d.mid IS NULL{} ORDER BY q.mid LIMIT ?",
             self.dialect().mid,
-            schema.table
+            schema.table,
+            self.and_nameable()
         );
         let lines = connection.fetch(&sql, vec![self.key(), (EXACTLY + 1).into()]).await?;
         let mut waiting = lines.len() as i64;

@@ -87,12 +87,26 @@ impl Connection {
                 self.mark_clean();
                 Ok(())
             }
-            Err(MigrateError::Dirty(_)) => {
-                self.execute("DELETE FROM mailqueue_migrations WHERE NOT success", Vec::new()).await?;
-                Err(Failure::Busy("an earlier migration was stopped half-way".to_owned()))
-            }
-            Err(MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _)) => Err(no_right(error.into())),
-            Err(error) => Err(Failure::Refused(format!("our tables are not those of this version: {error}"))),
+            Err(MigrateError::Dirty(version)) => self.forget_half_done(version).await,
+            Err(MigrateError::ExecuteMigration(error, version)) => Err(in_migration(version, error.into())),
+            Err(MigrateError::Execute(error)) => Err(no_right(error.into())),
+            Err(error) => Err(Failure::Refused(format!(
+                "our tables are not those of this version: {error}; use the version of mailqueue that made them, or a newer one"
+            ))),
+        }
+    }
+
+    /// Removes the mark of a migration that was stopped half-way, so that it is tried again: each of its steps may be taken
+    /// twice.
+    async fn forget_half_done(&mut self, version: i64) -> Result<(), Failure> {
+        let words = format!("migration {version} of our tables was stopped half-way");
+        match self.execute("DELETE FROM mailqueue_migrations WHERE NOT success", Vec::new()).await {
+            Ok(_) => Err(Failure::Busy(format!("{words}; run `mailqueue migrate` again"))),
+            Err(Failure::Refused(what)) => Err(Failure::Refused(format!(
+                "{words}, and its mark cannot be removed: {what}; run `mailqueue migrate --database URL` with a user that \
+                 may CREATE tables there, and DELETE from mailqueue_migrations"
+            ))),
+            Err(failure) => Err(failure),
         }
     }
 }
@@ -113,6 +127,14 @@ async fn migrate_postgres(raw: &mut PgConnection) -> Result<(), MigrateError> {
 fn named(mut migrator: Migrator) -> Migrator {
     migrator.dangerous_set_table_name("mailqueue_migrations");
     migrator
+}
+
+/// The failure of a migration. What it did before stays; the next run takes it up.
+fn in_migration(version: i64, failure: Failure) -> Failure {
+    match no_right(failure) {
+        Failure::Refused(what) => Failure::Refused(format!("migration {version} of our tables failed: {what}")),
+        failure => failure,
+    }
 }
 
 fn no_right(failure: Failure) -> Failure {

@@ -2,33 +2,25 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::time::Instant;
 
-use super::db::connection::{Connection, Value};
+use super::db::connection::{Connection, LockWait, Value};
 use super::db::dialect::tuples;
 use super::db::error::Failure;
-use super::delete::{DeleteRetry, KEPT, Settled, Undeleted};
+use super::delete::{DeleteRetry, KEPT, Undeleted};
 use super::error::Error;
 use super::handle::Queue;
 use super::list::Listed;
+use super::parts::LOCKED_ENOUGH;
 use super::records::{RECORD, Record};
+use super::settled::Settled;
 use super::table::Deletion;
 use crate::mail::{Fingerprint, RecordId};
 use crate::outcome::{Reason, State};
 
-/// A try that takes longer has waited for a lock, which is not waited for a second time. A deadlock is told at once, and
-/// the same is tried again. The lock waits of sessions are 5 s.
-const LOCK_WAIT: Duration = Duration::from_secs(2);
-
 /// The most rows that one transaction of an operator changes.
 const GROUP: usize = 64;
-
-/// Rows in a row that another transaction keeps locked. From here on the whole table is taken to be locked, and the rest of
-/// the rows is not tried: each would take the seconds of a lock wait.
-const LOCKED_ENOUGH: u32 = 3;
 
 /// The reason for which a row is left alone that has another content than when it was chosen.
 const ANOTHER_MAIL: &str = "it changed meanwhile: there is another mail under its number";
@@ -100,8 +92,6 @@ enum Applied {
     Done { outcomes: Outcomes, undeleted: Vec<(Undeleted, DeleteRetry)> },
     /// Rolled back: the database does not delete a row, in these words.
     Refused(String),
-    /// Rolled back: another transaction keeps a row locked, in the database's words.
-    Locked(String),
 }
 
 /// The step that a transaction takes for one row.
@@ -206,10 +196,14 @@ impl Queue {
         outcomes: &mut HashMap<i64, Outcome>,
     ) -> Result<(), Error> {
         let mut parts = vec![group];
-        let mut locked_rows = 0;
+        let (mut wait, mut locked_rows) = (LockWait::Usual, 0);
         while let Some(part) = parts.pop() {
             let committing = Committing::default();
-            let rejected = match self.trying(|| self.apply_without_waiting(action, part, now, &committing)).await {
+            let applied = self.retrying_part(|| self.apply_once(action, part, now, &committing, wait)).await;
+            if let Err(Failure::Busy(_)) = applied {
+                wait = LockWait::Short;
+            }
+            let rejected = match applied {
                 Ok(Applied::Done { outcomes: ended, undeleted }) => {
                     outcomes.extend(ended);
                     self.delete_undeleted(undeleted, outcomes).await?;
@@ -224,7 +218,7 @@ impl Queue {
                     locked_rows = 0;
                     format!("the database does not delete it: {words}")
                 }
-                Ok(Applied::Locked(words)) | Err(Failure::Busy(words)) => {
+                Err(Failure::Busy(words)) => {
                     locked_rows += 1;
                     if locked_rows == LOCKED_ENOUGH {
                         return Err(Failure::Busy(words).into_error(self.name()));
@@ -238,46 +232,14 @@ impl Queue {
         Ok(())
     }
 
-    async fn apply_without_waiting(
-        &self,
-        action: &Action,
-        rows: &[&Selected],
-        now: Timestamp,
-        committing: &Committing,
-    ) -> Result<Applied, Failure> {
-        let begun = Instant::now();
-        match self.apply_once(action, rows, now, committing).await {
-            Err(Failure::Busy(words)) if begun.elapsed() >= LOCK_WAIT => Ok(Applied::Locked(words)),
-            applied => applied,
-        }
-    }
-
-    /// Tries to delete rows that are `not-deleted`, and goes on row by row where one of them keeps the others from it.
+    /// Tries to delete rows that are `not-deleted`.
     async fn delete_undeleted(
         &self,
         undeleted: Vec<(Undeleted, DeleteRetry)>,
         outcomes: &mut HashMap<i64, Outcome>,
     ) -> Result<(), Error> {
-        let mut parts = vec![&undeleted[..]];
-        let mut locked_rows = 0;
-        while let Some(part) = parts.pop() {
-            match self.delete_again(part).await {
-                Ok(settled) => {
-                    outcomes.extend(settled.into_iter().map(|(id, settled)| (id.mid, deleted_again(settled))));
-                    locked_rows = 0;
-                }
-                Err(Error::Refused { .. }) if part.len() > 1 => parts.extend(part.chunks(1).rev()),
-                Err(error @ Error::Refused { .. }) => {
-                    let why = format!("it is delivered, and its row cannot be deleted now: {error}");
-                    outcomes.extend(part.iter().map(|(row, _)| (row.mid, Outcome::Rejected(why.clone()))));
-                    locked_rows += 1;
-                    if locked_rows == LOCKED_ENOUGH {
-                        return Err(error);
-                    }
-                }
-                Err(error) => return Err(error),
-            }
-        }
+        let settled = self.delete_again(&undeleted).await?;
+        outcomes.extend(settled.into_iter().map(|(id, settled)| (id.mid, deleted_again(settled))));
         Ok(())
     }
 
@@ -287,12 +249,13 @@ impl Queue {
         rows: &[&Selected],
         now: Timestamp,
         committing: &Committing,
+        wait: LockWait,
     ) -> Result<Applied, Failure> {
         let mids: &[i64] = &rows.iter().map(|row| row.mid).collect::<Vec<_>>();
         let mut connection = self.connection().await?;
         // Before the transaction: hashing large rows takes its time.
         let contents = self.fingerprints(&mut connection, mids).await?;
-        connection.begin(self.dialect().begin).await?;
+        connection.begin_waiting(self.dialect(), wait).await?;
         let mut records = self.locked(&mut connection, mids).await?;
         let own = committing.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let is_own = |mid: i64| own.contains(&mid) && action.is_done(contents.get(&mid), records.get(&mid), now);
@@ -504,6 +467,9 @@ fn deleted_again(settled: Settled) -> Outcome {
     match settled {
         Settled::Done | Settled::ClaimLost => Outcome::Deleted,
         Settled::RowGone => Outcome::NotFound,
+        Settled::Locked { detail } => Outcome::Rejected(format!(
+            "it is delivered, and another transaction keeps its row locked ({detail}); try again"
+        )),
         Settled::NotDeleted { detail, .. } => {
             Outcome::Rejected(format!("it is delivered, and the database does not delete it: {detail}"))
         }

@@ -74,6 +74,9 @@ impl Schema {
                 )));
             }
         }
+        if column("mparams").is_none() {
+            hidden(connection, dialect, &quoted, table, "mparams").await?;
+        }
         let mut by_mid = String::new();
         if let Some(sql) = dialect.numbered_by
             && let Some(line) = connection.fetch(sql, vec![table.into()]).await?.first()
@@ -118,5 +121,27 @@ impl Schema {
             transactional,
             read: Instant::now(),
         })
+    }
+}
+
+/// Returns an error for a column that the table has and the catalogue does not show. MySQL and MariaDB show only columns on
+/// which there is a right. Without it a row would have another fingerprint, and be taken for another mail.
+async fn hidden(
+    connection: &mut Connection,
+    dialect: &Dialect,
+    quoted: &str,
+    table: &str,
+    column: &str,
+) -> Result<(), Failure> {
+    if dialect.engine != Engine::MySql {
+        return Ok(());
+    }
+    match connection.fetch(&format!("SELECT q.{column} FROM {quoted} q WHERE 1 = 0"), Vec::new()).await {
+        Err(Failure::Missing(_)) => Ok(()),
+        Err(Failure::Refused(what)) => Err(Failure::Refused(format!(
+            "the table {table} has a column {column} that is not ours to read: {what}; GRANT SELECT on it"
+        ))),
+        Err(failure) => Err(failure),
+        Ok(_) => Err(Failure::Busy(format!("the table {table} is being altered"))),
     }
 }

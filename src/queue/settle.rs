@@ -3,13 +3,15 @@
 use std::collections::{HashMap, HashSet};
 
 use super::claim::Claim;
-use super::db::connection::{Connection, Value};
+use super::db::connection::{Connection, LockWait, Value};
 use super::db::dialect::{GROUP, padded, placeholders, tuples};
 use super::db::error::Failure;
-use super::delete::{DeleteRetry, Delivery, Settled};
+use super::delete::{DeleteRetry, Delivery};
 use super::error::Error;
 use super::handle::Queue;
+use super::parts::Parts;
 use super::records::write_recipients;
+use super::settled::Settled;
 use super::table::Deletion;
 use crate::failpoint;
 use crate::mail::{Fingerprint, MailId, RecordId};
@@ -37,43 +39,79 @@ enum Standing {
 
 impl Queue {
     /// Carries out verdicts; the results are in the same order. Delivered rows are deleted in one transaction, and what a
-    /// row's record says is written in another. On an error everything comes back, and the caller tries again: to do it
-    /// twice is harmless. A database that refuses to delete a row makes no error, but [`Settled::NotDeleted`].
-    pub async fn settle(
-        &self,
-        group: Vec<Settlement>,
-        retry: DeleteRetry,
-    ) -> Result<Vec<(MailId, Settled)>, (Error, Vec<Settlement>)> {
-        match self.settle_group(&group, retry).await {
-            Ok(settled) => Ok(group.into_iter().map(|settlement| settlement.claim.id).zip(settled).collect()),
-            Err(error) => Err((error, group)),
-        }
+    /// row's record says is written in another. On an error the caller tries again: to do it twice is harmless. A database
+    /// that refuses to delete a row makes no error, but [`Settled::NotDeleted`], and a row that another session has locked
+    /// makes [`Settled::Locked`]: neither holds up the others of its group.
+    pub async fn settle(&self, group: &[Settlement], retry: DeleteRetry) -> Result<Vec<(MailId, Settled)>, Error> {
+        self.settle_waiting(group, retry, LockWait::Usual).await
     }
 
-    async fn settle_group(&self, group: &[Settlement], retry: DeleteRetry) -> Result<Vec<Settled>, Error> {
+    /// The same for rows that were [`Settled::Locked`] before: waits for their locks for a shorter time.
+    pub async fn settle_locked(
+        &self,
+        group: &[Settlement],
+        retry: DeleteRetry,
+    ) -> Result<Vec<(MailId, Settled)>, Error> {
+        self.settle_waiting(group, retry, LockWait::Short).await
+    }
+
+    async fn settle_waiting(
+        &self,
+        group: &[Settlement],
+        retry: DeleteRetry,
+        wait: LockWait,
+    ) -> Result<Vec<(MailId, Settled)>, Error> {
         let is_delivered = |settlement: &&Settlement| matches!(settlement.verdict.fate, Fate::Delivered);
         let (delivered, others): (Vec<_>, Vec<_>) = group.iter().partition(is_delivered);
-        let mut ends = self.settle_delivered(&delivered, retry).await?.into_iter();
-        let mut other_ends = match others.is_empty() {
-            true => Vec::new(),
-            false => self.retrying(|| self.settle_once(&others)).await?,
-        }
-        .into_iter();
-        let end = |settlement| if is_delivered(&settlement) { ends.next() } else { other_ends.next() };
-        Ok(group.iter().filter_map(end).collect())
+        let mut ends = self.settle_delivered(&delivered, retry, wait).await?.into_iter();
+        let mut other_ends = self.settle_others(&others, wait).await?.into_iter();
+        let mut end = |settlement| if is_delivered(&settlement) { ends.next() } else { other_ends.next() };
+        Ok(group.iter().filter_map(|settlement| Some((settlement.claim.id.clone(), end(settlement)?))).collect())
     }
 
-    async fn settle_delivered(&self, group: &[&Settlement], retry: DeleteRetry) -> Result<Vec<Settled>, Error> {
+    async fn settle_delivered(
+        &self,
+        group: &[&Settlement],
+        retry: DeleteRetry,
+        wait: LockWait,
+    ) -> Result<Vec<Settled>, Error> {
         if group.is_empty() {
             return Ok(Vec::new());
         }
         let deliveries: Result<Vec<_>, _> = group.iter().map(|settlement| settlement.delivery(retry)).collect();
         let deliveries = deliveries.map_err(|failure| failure.into_error(self.name()))?;
-        if self.retrying(|| self.delete_unchanged_once(group)).await? {
-            self.note_deletion();
-            return Ok(vec![Settled::Done; group.len()]);
+        if wait == LockWait::Short {
+            return self.delete_deliveries(&deliveries, wait).await;
         }
-        self.delete_deliveries(&deliveries).await
+        let wait = match self.retrying_part(|| self.delete_unchanged_once(group)).await {
+            Ok(true) => {
+                self.note_deletion();
+                return Ok(vec![Settled::Done; group.len()]);
+            }
+            Ok(false) => LockWait::Usual,
+            Err(Failure::Busy(_)) => LockWait::Short,
+            Err(failure) => return Err(failure.into_error(self.name())),
+        };
+        self.delete_deliveries(&deliveries, wait).await
+    }
+
+    /// Carries out verdicts after which the rows stay. A part in which another session has locked something is halved until
+    /// the row stands alone; that row is left for later.
+    async fn settle_others(&self, group: &[&Settlement], mut wait: LockWait) -> Result<Vec<Settled>, Error> {
+        let mut parts = Parts::of(group.len());
+        while let Some(part) = parts.next() {
+            match self.retrying_part(|| self.settle_once(&group[part.clone()], wait)).await {
+                Ok(ends) => parts.ended(part, ends),
+                Err(Failure::Busy(detail)) if self.dialect().locks_rows => {
+                    wait = LockWait::Short;
+                    if !parts.halve(&part) {
+                        parts.locked(part, detail);
+                    }
+                }
+                Err(failure) => return Err(failure.into_error(self.name())),
+            }
+        }
+        Ok(parts.into_ends())
     }
 
     /// The usual case in few statements: all claims are ours still, and each row is as it was when it was sent. Returns
@@ -118,10 +156,9 @@ impl Queue {
         }
     }
 
-    /// Carries out verdicts after which the rows stay.
-    async fn settle_once(&self, group: &[&Settlement]) -> Result<Vec<Settled>, Failure> {
+    async fn settle_once(&self, group: &[&Settlement], wait: LockWait) -> Result<Vec<Settled>, Failure> {
         let mut connection = self.connection().await?;
-        connection.begin(self.dialect().begin).await?;
+        connection.begin_waiting(self.dialect(), wait).await?;
         let standing = self.standing(&mut connection, group).await?;
         let mut recipients = Vec::new();
         let mut released = Vec::new();
@@ -224,8 +261,8 @@ impl Queue {
     }
 
     /// Records acceptances that the ledger knows and no claim is held for (replay at start). `complete`: they were the
-    /// last that the row was waiting for, so row and record are deleted; otherwise the recipients are marked and the row
-    /// is due now. Acts only where that very record is still there, and returns `None` where it is not.
+    /// last that the row was waiting for, so row and record are deleted; otherwise the recipients are marked, and the row is
+    /// due now if it was still claimed by us. Acts only where that very record is still there, and returns `None` where it is not.
     pub async fn replay(
         &self,
         mid: i64,
@@ -242,7 +279,10 @@ impl Queue {
             return Ok(None);
         }
         let delivery = Delivery { mid, record, content, recipients: accepted, known: &[], retry };
-        Ok(self.delete_deliveries(&[delivery]).await?.pop())
+        match self.delete_deliveries(&[delivery], LockWait::Usual).await?.pop() {
+            Some(Settled::Locked { detail }) => Err(Failure::Busy(detail).into_error(self.name())),
+            settled => Ok(settled),
+        }
     }
 
     async fn replay_part_once(
@@ -258,10 +298,10 @@ impl Queue {
         if is_there {
             let lines: Vec<_> = accepted.iter().enumerate().map(|(at, recipient)| (record, at, recipient)).collect();
             write_recipients(&mut connection, self.dialect(), &lines).await?;
-            // Due now, which a moment that is past says without a clock. A claim of another dispatcher stays its own.
+            // Due now, which a moment that is past says without a clock. A claim of another dispatcher stays its own, and a
+            // row that was deferred already keeps the time of its next attempt.
             let sql = "UPDATE mailqueue_delivery SET state = 'deferred', owner = NULL, next_attempt = created \
-                       WHERE queue_table = ? AND mid = ? \
-                       AND (state = 'deferred' OR (state IN ('claimed', 'sending') AND owner = ?))";
+                       WHERE queue_table = ? AND mid = ? AND state IN ('claimed', 'sending') AND owner = ?";
             connection.execute(sql, vec![self.key(), mid.into(), self.owner()]).await?;
         }
         connection.commit().await?;

@@ -24,7 +24,7 @@ END
 SET GLOBAL autocommit = 0, completion_type = 'CHAIN', tx_isolation = 'SERIALIZABLE';
 SET GLOBAL sql_safe_updates = 1, sql_select_limit = 1, sql_big_selects = 0, max_join_size = 1, sql_auto_is_null = 1;
 SET GLOBAL sql_mode = 'ANSI_QUOTES,NO_BACKSLASH_ESCAPES,PIPES_AS_CONCAT,NO_UNSIGNED_SUBTRACTION,IGNORE_SPACE';
-SET GLOBAL time_zone = '+05:30', default_storage_engine = 'MyISAM';
+SET GLOBAL time_zone = '+05:30', default_storage_engine = 'MyISAM', max_statement_time = 0.5;
 END
     mariadb_server "$home" MARIADB || return
     mariadb_server "$home-odd" MARIADB_ODD --character-set-server=utf16 || return

@@ -61,7 +61,7 @@ impl Bench {
 
     /// The mail that tries whether the pause is over is refused again: for how long the next one is.
     fn tried_in_vain(&mut self, name: &str, others: bool) -> Duration {
-        self.streak.goes_out(&sender(name));
+        self.streak.goes_out(&sender(name), self.now);
         let ruling = self.mail(name, no("550 no"), others);
         assert_eq!(ruling.excused.len(), 1);
         match ruling.consequences.as_slice() {
@@ -211,16 +211,35 @@ fn while_one_mail_is_tried_no_other_of_the_sender_goes_out() {
     let mut bench = Bench::new();
     bench.refused("a", 10, true);
     bench.pass(Duration::from_secs(1));
-    bench.streak.goes_out(&sender("a"));
+    bench.streak.goes_out(&sender("a"), bench.now);
     assert_eq!(bench.turn("a", 0), None);
     bench.streak.came_back(&sender("a"));
     assert_eq!(bench.turn("a", 0), Some(Turn::Last), "it was not offered");
-    bench.streak.goes_out(&sender("a"));
+    bench.streak.goes_out(&sender("a"), bench.now);
     bench.mail("a", Heard::Other, true);
     assert_eq!(bench.turn("a", 0), Some(Turn::Last), "it says nothing about rights");
-    bench.streak.goes_out(&sender("a"));
+    bench.streak.goes_out(&sender("a"), bench.now);
     bench.mail("a", Heard::Accepted, true);
     assert_eq!(bench.turn("a", 0), Some(Turn::Now));
+}
+
+#[test]
+fn a_trial_that_takes_long_is_a_pause_for_the_senders_other_mails() {
+    let mut bench = Bench::new();
+    bench.refused("a", 10, true);
+    bench.pass(Duration::from_secs(1));
+    bench.streak.goes_out(&sender("a"), bench.now);
+    let left = |bench: &Bench| bench.streak.paused(&sender("a"), bench.now).map(|(left, _)| left.as_secs());
+    bench.pass(Duration::from_millis(1999));
+    assert_eq!(left(&bench), None, "most are answered by now");
+    bench.pass(Duration::from_millis(1));
+    assert_eq!(left(&bench), Some(2));
+    bench.pass(Duration::from_secs(8));
+    assert_eq!(left(&bench), Some(10), "as long again as it has taken");
+    bench.pass(Duration::from_secs(600));
+    assert_eq!(left(&bench), Some(60));
+    bench.mail("a", Heard::Accepted, true);
+    assert_eq!(left(&bench), None);
 }
 
 #[test]

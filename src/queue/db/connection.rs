@@ -8,15 +8,26 @@ use sqlx::mysql::{MySql, MySqlRow};
 use sqlx::postgres::{PgRow, Postgres};
 use sqlx::sqlite::{Sqlite, SqliteRow};
 use sqlx::{AssertSqlSafe, Row};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
-use super::error::Failure;
+use super::dialect::Dialect;
+use super::error::{self, Failure};
 use super::native::Native;
-use super::postgres;
+use super::open::CONNECT_TIMEOUT;
 use super::server::{Opened, Place};
+use super::{mysql, postgres};
 
 /// The longest wait for a statement's answer, or for its next row. Longer than any lock wait.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The time that the statements of a transaction wait for each lock.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LockWait {
+    /// As the session has it, 5 s.
+    Usual,
+    /// At most 1 s. For parts of a group that waited before.
+    Short,
+}
 
 /// A value that a statement takes in place of a `?`. Texts are borrowed: a batch has thousands.
 #[derive(Clone, Debug)]
@@ -124,6 +135,19 @@ impl Connection {
         self.command(words).await
     }
 
+    /// Begins a transaction whose statements wait this long for locks. After short waits the connection is closed, because
+    /// its session may keep them.
+    pub(crate) async fn begin_waiting(&mut self, dialect: &Dialect, wait: LockWait) -> Result<(), Failure> {
+        self.begin(dialect.begin).await?;
+        if wait == LockWait::Short {
+            if let Some(opened) = &mut self.opened {
+                opened.until = Instant::now();
+            }
+            self.command(dialect.short_waits).await?;
+        }
+        Ok(())
+    }
+
     pub(crate) async fn commit(&mut self) -> Result<(), Failure> {
         self.command("COMMIT").await?;
         self.in_transaction = false;
@@ -154,7 +178,7 @@ impl Connection {
             }
         });
         let done = done.await;
-        self.judge(done)
+        self.judge(done).await
     }
 
     /// Returns the number of rows that the statement changed (on MySQL: found, changed or not).
@@ -219,7 +243,7 @@ impl Connection {
             }
         });
         let done = done.await;
-        self.judge(done)
+        self.judge(done).await
     }
 
     async fn fetch_here(&mut self, sql: &str, args: Vec<Value<'_>>) -> Result<Vec<DbRow>, Failure> {
@@ -246,18 +270,20 @@ impl Connection {
             }
             Native::Sqlite(raw) => rows!(query!(Sqlite, sql.to_owned(), &args), raw, DbRow::Sqlite),
         };
-        self.judge(done)
+        self.judge(done).await
     }
 
-    fn judge<T>(&mut self, done: Result<Result<T, sqlx::Error>, tokio::time::error::Elapsed>) -> Result<T, Failure> {
+    async fn judge<T>(
+        &mut self,
+        done: Result<Result<T, sqlx::Error>, tokio::time::error::Elapsed>,
+    ) -> Result<T, Failure> {
         match done {
             Ok(Ok(value)) => {
                 self.reusable = !self.in_transaction;
                 Ok(value)
             }
             Ok(Err(error)) => {
-                self.reusable = !self.in_transaction && matches!(error, sqlx::Error::Database(_));
-                let failure = Failure::from(error);
+                let failure = self.failure(error).await;
                 if failure.ends_connection() {
                     self.reusable = false;
                     self.place.discard_idle();
@@ -270,6 +296,42 @@ impl Connection {
                 Err(Failure::Stalled(format!("no answer within {} seconds", PATIENCE.as_secs())))
             }
         }
+    }
+
+    /// What an error of a statement means. A server that says that it is away or read-only, and afterwards answers that it
+    /// can be written, has spoken of another one: it refuses the statement.
+    async fn failure(&mut self, error: sqlx::Error) -> Failure {
+        let refused = match error::words_of_another_server(&error) {
+            Some(words) if self.can_be_written().await => Some(words),
+            _ => None,
+        };
+        self.reusable = !self.in_transaction && matches!(error, sqlx::Error::Database(_));
+        refused.map_or_else(|| Failure::from(error), Failure::Refused)
+    }
+
+    /// Asks the server, after an error, whether it and this session can be written. Ends a transaction of PostgreSQL, which
+    /// the error has made useless; the caller rolls it back as after every error.
+    async fn can_be_written(&mut self) -> bool {
+        self.reusable = false;
+        let is_aborted = self.in_transaction;
+        let asked = timeout(CONNECT_TIMEOUT, async {
+            let first = match self.native() {
+                Native::MySql(raw) => {
+                    let read_only = sqlx::raw_sql(mysql::READ_ONLY).fetch_optional(&mut **raw).await?;
+                    return Ok(read_only.is_none());
+                }
+                Native::Postgres(raw) | Native::Pooled(raw) => {
+                    if is_aborted {
+                        sqlx::raw_sql("ROLLBACK").execute(&mut **raw).await?;
+                    }
+                    sqlx::raw_sql(postgres::WRITABLE).fetch_one(&mut **raw).await?
+                }
+                Native::Sqlite(_) => return Ok(false),
+            };
+            // Such an answer comes as text.
+            first.try_get_unchecked::<&str, _>(0).map(|writable| writable == "t")
+        });
+        matches!(asked.await, Ok(Ok::<bool, sqlx::Error>(true)))
     }
 }
 

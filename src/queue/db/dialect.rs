@@ -17,6 +17,10 @@ pub(crate) struct Dialect {
     /// READ COMMITTED, lock waits of 5 s, UTC.
     pub session: &'static str,
     pub begin: &'static str,
+    /// Inside a transaction: short lock waits. The shortest on MySQL is 1 s.
+    pub short_waits: &'static str,
+    /// Transactions lock rows. Where they lock the whole database, one row is never locked by itself.
+    pub locks_rows: bool,
     /// Behind a SELECT on our tables whose rows are about to change.
     pub lock: &'static str,
     /// Behind a table's name in a statement that locks rows: the index to go by. MySQL locks, and waits for, each row

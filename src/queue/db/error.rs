@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use sqlx::mysql::MySqlDatabaseError;
+use tokio::time::Instant;
 
 use crate::open_files;
 
@@ -42,6 +43,21 @@ impl Failure {
     }
 }
 
+/// Returns the server's words where an error says that a server is away or read-only and may mean another server: one that
+/// a trigger asked, say by dblink or a foreign table. The same error of our own server ends the connection, or comes again
+/// as long as that server is read-only.
+pub(crate) fn words_of_another_server(error: &sqlx::Error) -> Option<String> {
+    let sqlx::Error::Database(refused) = error else { return None };
+    let may_be = match (refused.try_downcast_ref::<MySqlDatabaseError>(), refused.code()) {
+        (Some(refused), _) => is_read_only(refused.number()),
+        (None, Some(code)) if code.len() == 5 => {
+            matches!(postgres(&code, refused.message().to_owned()), Failure::Unavailable(_))
+        }
+        (None, _) => false,
+    };
+    may_be.then(|| refused.message().to_owned())
+}
+
 impl From<sqlx::Error> for Failure {
     fn from(error: sqlx::Error) -> Self {
         let sqlx::Error::Database(refused) = &error else {
@@ -78,11 +94,14 @@ fn plain(error: &sqlx::Error) -> String {
 fn mysql(number: u16, what: String) -> Failure {
     match number {
         // Too many connections, shutdown, killed, limits, aborted or read errors of the network, Galera not ready.
-        1040 | 1047 | 1053 | 1077 | 1079 | 1152..=1161 | 1184 | 1203 | 1226 | 1927 | 4031 => Failure::Unavailable(what),
-        // The server, or the session, is read-only: another one may not be.
-        1290 | 1792 | 1836 => Failure::Unavailable(read_only(&what)),
+        1040 | 1047 | 1053 | 1077 | 1079 | 1152..=1161 | 1184 | 1203 | 1226 | 1461 | 1927 | 4031 => {
+            Failure::Unavailable(what)
+        }
+        // Another server may not be read-only.
+        number if is_read_only(number) => Failure::Unavailable(read_only(&what)),
         // A conflict with another node of a cluster is told as a deadlock, as an interrupted statement, or at COMMIT.
-        1205 | 1213 | 1020 | 1180 | 1317 => Failure::Busy(what),
+        // So is a statement that took longer than a limit, or that the server wants prepared again.
+        1205 | 1213 | 1020 | 1180 | 1317 | 1615 | 1969 | 3024 | 3101 => Failure::Busy(what),
         1054 | 1146 => Failure::Missing(what),
         // Who one is, and where.
         1044 | 1045 | 1049 | 1698 => Failure::Refused(who_and_where(&what)),
@@ -90,12 +109,17 @@ fn mysql(number: u16, what: String) -> Failure {
     }
 }
 
+/// The server or the session is read-only. 1290 stands for other options of a server, too.
+fn is_read_only(number: u16) -> bool {
+    matches!(number, 1290 | 1792 | 1836)
+}
+
 /// SQLSTATE, PostgreSQL documentation, appendix A.
 fn postgres(code: &str, what: String) -> Failure {
     match code {
         "57P01" | "57P02" | "57P03" | "57P05" | "25P03" | "53300" => Failure::Unavailable(what),
         "25006" => Failure::Unavailable(read_only(&what)),
-        "40001" | "40P01" | "55P03" => Failure::Busy(what),
+        "40001" | "40P01" | "55P03" | "57014" => Failure::Busy(what),
         // CREATE TABLE IF NOT EXISTS, twice at the same moment.
         "23505" if what.contains("pg_") => Failure::Busy(what),
         "42P01" | "42703" => Failure::Missing(what),
@@ -150,22 +174,39 @@ fn sqlite(code: u32, what: String) -> Failure {
     }
 }
 
-/// Counts the tries of an operation. A lock that does not come free costs seconds each time, a deadlock nothing.
-#[derive(Default)]
+/// The tries of an operation, which begins when this is made. A lock that does not come free costs seconds each time, a
+/// deadlock nothing.
 pub(crate) struct Retries {
     broken: u32,
     missing: u32,
     busy: u32,
-    since: Option<tokio::time::Instant>,
+    since: Instant,
+    /// The time after which a lock is not waited for again.
+    patience: Duration,
 }
 
 const BUSY_TRIES: u32 = 8;
+
+/// Three lock waits of 5 s.
 const BUSY_TIME: Duration = Duration::from_secs(12);
 
+/// One lock wait of any length; a deadlock takes less.
+const ONE_LOCK_WAIT: Duration = Duration::from_millis(500);
+
+impl Default for Retries {
+    fn default() -> Self {
+        Self { broken: 0, missing: 0, busy: 0, since: Instant::now(), patience: BUSY_TIME }
+    }
+}
+
 impl Retries {
+    /// Waits for a lock once.
+    pub(crate) fn with_one_lock_wait() -> Self {
+        Self { patience: ONE_LOCK_WAIT, ..Self::default() }
+    }
+
     /// Returns the pause after which the same is worth another try; `None` where it is not.
     pub(crate) fn next_pause(&mut self, failure: &Failure) -> Option<Duration> {
-        let since = *self.since.get_or_insert_with(tokio::time::Instant::now);
         match failure {
             Failure::Broken(_) | Failure::Unavailable(_) if self.broken == 0 => {
                 self.broken += 1;
@@ -175,7 +216,7 @@ impl Retries {
                 self.missing += 1;
                 Some(Duration::ZERO)
             }
-            Failure::Busy(_) if self.busy < BUSY_TRIES && since.elapsed() < BUSY_TIME => {
+            Failure::Busy(_) if self.busy < BUSY_TRIES && self.since.elapsed() < self.patience => {
                 self.busy += 1;
                 Some(Duration::from_millis(rand::random_range(1..=10u64 << self.busy.min(5))))
             }

@@ -9,12 +9,15 @@ pub(crate) const DIALECT: Dialect = Dialect {
     // are. The metadata lock is what ALTER TABLE holds. Columns come
     // as they are stored, whatever their character set; and texts are compared byte by byte, which is what is meant and
     // costs least. MariaDB ends a transaction that a stopped process left open; MySQL cannot.
+    // The time of a statement is bounded by us: a server's own limit counts the wait for a lock.
     session: "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED; \
               SET SESSION autocommit = 1, completion_type = 0, sql_safe_updates = 0, sql_big_selects = 1, \
               sql_select_limit = 18446744073709551615, innodb_lock_wait_timeout = 5, lock_wait_timeout = 5, \
               character_set_results = NULL, collation_connection = utf8mb4_bin, \
-              sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION' /*M!100300 , idle_transaction_timeout = 30 */",
+              sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION' /*M!100300 , idle_transaction_timeout = 30, max_statement_time = 0 */ /*!80000 , max_execution_time = 0 */",
     begin: "START TRANSACTION",
+    short_waits: "SET SESSION innodb_lock_wait_timeout = 1, lock_wait_timeout = 1",
+    locks_rows: true,
     lock: " FOR UPDATE",
     by_index: |index| format!(" FORCE INDEX (`{index}`)"),
     delete: "DELETE q FROM",
@@ -93,4 +96,8 @@ pub(crate) const UNIQUE: &str = "SELECT COUNT(*) FROM (SELECT index_name FROM in
      HAVING COUNT(*) = 1 AND MIN(column_name) = 'mid') k";
 /// Milliseconds since 1970.
 pub(crate) const CLOCK: &str = "SELECT CAST(UNIX_TIMESTAMP(SYSDATE(3)) * 1000 AS SIGNED)";
+/// Returns a line where the server or the session is read-only. MariaDB has several values for the server, and MySQL 8
+/// another name for the session.
+pub(crate) const READ_ONLY: &str = "SHOW VARIABLES WHERE variable_name IN ('read_only', 'super_read_only', \
+     'innodb_read_only', 'tx_read_only', 'transaction_read_only') AND value NOT IN ('OFF', '0')";
 pub(crate) const LONGEST_PACKET: &str = "SELECT CAST(@@max_allowed_packet AS SIGNED)";

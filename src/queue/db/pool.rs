@@ -2,7 +2,7 @@
 //!
 //! A process has one [`Pools`]. Queues of one database and user share connections, and all queues of one server together
 //! have at most [`Limits::connections`] open. A queue uses half of them at most, so that a table that is locked never takes
-//! the last one. Some are kept for heartbeats and pause flags.
+//! the last one. Some are kept for heartbeats and pause flags, of which one database never takes the last either.
 //!
 //! sqlx's own pools are not used: they read the password once, hide why a connection failed behind a time-out, and wait
 //! without limit on a stalled connection that is given back.
@@ -17,8 +17,9 @@ use super::connection::Connection;
 use super::dialect::{Dialect, Engine};
 use super::error::Failure;
 use super::open::{self, CONNECT_TIMEOUT};
-use super::server::{Account, Limits, Opened, Place, Server, close, lock};
+use super::server::{Account, Limits, Opened, Place, Server, Urgent, lock, retire};
 use super::{Database, mysql, postgres, sqlite};
+use crate::queue::token::Tokens;
 
 /// A connection that was idle for longer is asked whether it is still there.
 const FRESH: Duration = Duration::from_secs(2);
@@ -27,6 +28,8 @@ const FRESH: Duration = Duration::from_secs(2);
 #[derive(Clone, Debug, Default)]
 pub struct Pools {
     limits: Limits,
+    /// The tokens of this process's claims, whichever queue they are of.
+    pub(in crate::queue) tokens: Tokens,
     servers: Arc<Mutex<Vec<Weak<Server>>>>,
 }
 
@@ -43,7 +46,7 @@ pub(crate) struct Pool {
 impl Pools {
     /// Pools with other limits than the default ones.
     pub fn new(limits: Limits) -> Self {
-        Self { limits, servers: Arc::default() }
+        Self { limits, ..Self::default() }
     }
 
     /// The connections for a table of a database. Opens nothing yet. The text says why the URL cannot be used.
@@ -83,17 +86,23 @@ impl Pool {
     }
 
     /// A connection for a heartbeat or a pause flag, which wait for no work.
-    pub(crate) async fn urgent_connection(&self) -> Result<Connection, Failure> {
-        self.connection_at(self.server.urgent_place(&self.account).await?).await
+    pub(crate) async fn urgent_connection(&self, urgent: Urgent) -> Result<Connection, Failure> {
+        self.connection_at(self.server.urgent_place(&self.account, urgent).await?).await
     }
 
     async fn connection_at(&self, place: Place) -> Result<Connection, Failure> {
         while let Some((mut opened, since)) = self.server.take(&self.account) {
-            if Instant::now() >= opened.until {
-                close(opened).await;
-            } else if since.elapsed() < FRESH || matches!(timeout(FRESH, opened.native.ping()).await, Ok(Ok(()))) {
+            let now = Instant::now();
+            if now >= opened.until {
+                retire(opened);
+                continue;
+            }
+            let is_fresh = now.duration_since(since) < FRESH;
+            if is_fresh || matches!(timeout(FRESH, opened.native.ping()).await, Ok(Ok(()))) {
                 return Ok(Connection::new(opened, place));
             }
+            // The others are as dead, and after an outage without a word each would be waited for.
+            place.discard_idle_since(now);
         }
         match timeout(CONNECT_TIMEOUT, self.open(place)).await {
             Ok(connection) => connection,

@@ -10,6 +10,8 @@ pub(crate) const DIALECT: Dialect = Dialect {
     // The startup message holds the settings: see `SETTINGS`.
     session: "",
     begin: "BEGIN",
+    short_waits: "SET LOCAL lock_timeout = '200ms'",
+    locks_rows: true,
     lock: " FOR UPDATE",
     by_index: |_| String::new(),
     delete: "DELETE FROM",
@@ -70,11 +72,13 @@ pub(crate) const DIALECT: Dialect = Dialect {
     last_number: None,
 };
 
-/// The settings of a session. A transaction that a stopped process left open ends by itself. A plan that knows nothing of
+/// The settings of a session. A transaction that a stopped process left open ends by itself. The time of a statement is
+/// bounded by us: a server's own limit counts the wait for a lock. A plan that knows nothing of
 /// the values takes a LIMIT for a tenth of the table, and reads all of it.
-const SETTINGS: [(&str, &str); 4] = [
+const SETTINGS: [(&str, &str); 5] = [
     ("default_transaction_isolation", "read committed"),
     ("lock_timeout", "5s"),
+    ("statement_timeout", "0"),
     ("idle_in_transaction_session_timeout", "30s"),
     ("plan_cache_mode", "force_custom_plan"),
 ];
@@ -82,7 +86,7 @@ const SETTINGS: [(&str, &str); 4] = [
 /// Begins a transaction behind a pooler, with the same settings for the transaction alone: the next transaction may be on
 /// another connection of the pooler's, and this connection's next transaction another client's.
 pub(crate) const POOLED_BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = '5s'; \
-     SET LOCAL idle_in_transaction_session_timeout = '30s'; SET LOCAL plan_cache_mode = 'force_custom_plan'";
+     SET LOCAL statement_timeout = 0;      SET LOCAL idle_in_transaction_session_timeout = '30s'; SET LOCAL plan_cache_mode = 'force_custom_plan'";
 
 /// A setting that no server has. Its value is another for each connection.
 const MARK: &str = "mailqueue.session";
@@ -113,6 +117,9 @@ fn refuses_startup(error: &sqlx::Error) -> bool {
         && ["startup", "options"].iter().any(|word| refused.message().contains(word))
 }
 
+/// Returns false on a standby, and where transactions of this session are read-only.
+pub(crate) const WRITABLE: &str =
+    "SELECT NOT pg_is_in_recovery() AND NOT current_setting('default_transaction_read_only')::boolean";
 pub(crate) const VERSION: &str = "SELECT 'PostgreSQL ' || current_setting('server_version')";
 /// Returns each right that we have on a table.
 pub(crate) const GRANTS: &str = "SELECT r.name FROM (VALUES ('SELECT'), ('INSERT'), ('UPDATE'), \

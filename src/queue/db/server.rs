@@ -15,8 +15,11 @@ use super::error::Failure;
 use super::native::Native;
 use super::open::CONNECT_TIMEOUT;
 
-/// Connections of each server that only heartbeats and pause flags use. Each is used for milliseconds at a time.
+/// Connections of each database that only heartbeats and pause flags use: one for each kind, so that a heartbeat that waits
+/// for a lock delays no pause flag. Each is used for milliseconds at a time.
 const URGENT: usize = 2;
+/// The same of each server: twice as many, so that a database whose tables are locked never takes those of another one.
+const URGENT_OF_SERVER: usize = 2 * URGENT;
 /// The least age of a connection that is closed because a statement was refused on it: at most one is opened again in
 /// this time, however many rows are refused.
 const REFUSED_AGE: Duration = Duration::from_secs(5);
@@ -64,8 +67,17 @@ pub(crate) struct Account {
     pub(crate) database: Database,
     /// A pooler was found before PostgreSQL. It is not looked for again.
     pub(crate) is_pooled: AtomicBool,
+    /// A permit for each kind of urgent use. All users of a database share them.
+    urgent: Arc<[Arc<Semaphore>; URGENT]>,
     /// The part of each table.
     parts: Mutex<HashMap<String, Weak<Semaphore>>>,
+}
+
+/// A use of a connection that waits for no work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Urgent {
+    Heartbeat,
+    PauseFlags,
 }
 
 /// An open connection.
@@ -94,7 +106,8 @@ impl fmt::Debug for Idle {
 pub(crate) struct Place {
     server: Arc<Server>,
     account: Arc<Account>,
-    _permits: (Option<OwnedSemaphorePermit>, OwnedSemaphorePermit),
+    /// That of the table or of the database, and that of the server.
+    _permits: (OwnedSemaphorePermit, OwnedSemaphorePermit),
 }
 
 impl Server {
@@ -102,8 +115,8 @@ impl Server {
         Self {
             address,
             limits,
-            work: Arc::new(Semaphore::new(limits.connections - URGENT)),
-            urgent: Arc::new(Semaphore::new(URGENT)),
+            work: Arc::new(Semaphore::new(limits.connections - URGENT_OF_SERVER)),
+            urgent: Arc::new(Semaphore::new(URGENT_OF_SERVER)),
             slots: Arc::new(Semaphore::new(limits.connections)),
             idle: Mutex::default(),
             accounts: Mutex::default(),
@@ -113,13 +126,17 @@ impl Server {
     pub(crate) fn account(&self, database: Database) -> Arc<Account> {
         let mut accounts = lock(&self.accounts);
         accounts.retain(|account| account.strong_count() > 0);
-        let known = accounts.iter().filter_map(Weak::upgrade).find(|account| account.database == database);
-        known.unwrap_or_else(|| {
-            let account = Account { database, is_pooled: AtomicBool::new(false), parts: Mutex::default() };
-            let account = Arc::new(account);
-            accounts.push(Arc::downgrade(&account));
-            account
-        })
+        let known: Vec<_> = accounts.iter().filter_map(Weak::upgrade).collect();
+        if let Some(same) = known.iter().find(|account| account.database == database) {
+            return Arc::clone(same);
+        }
+        let urgent = known.iter().find(|account| account.database.url.path() == database.url.path());
+        let urgent = urgent.map(|account| Arc::clone(&account.urgent));
+        let urgent = urgent.unwrap_or_else(|| Arc::new(std::array::from_fn(|_| Arc::new(Semaphore::new(1)))));
+        let account =
+            Arc::new(Account { database, is_pooled: AtomicBool::new(false), urgent, parts: Mutex::default() });
+        accounts.push(Arc::downgrade(&account));
+        account
     }
 
     /// The connections that a table may use for its work: half of all, less those for heartbeats and pause flags.
@@ -141,13 +158,19 @@ impl Server {
         part: &Arc<Semaphore>,
     ) -> Result<Place, Failure> {
         let part = permit(part).await?;
-        let permits = (Some(part), permit(&self.work).await?);
+        let permits = (part, permit(&self.work).await?);
         Ok(Place { server: Arc::clone(self), account: Arc::clone(account), _permits: permits })
     }
 
-    /// A place for a heartbeat or a pause flag.
-    pub(crate) async fn urgent_place(self: &Arc<Self>, account: &Arc<Account>) -> Result<Place, Failure> {
-        let permits = (None, permit(&self.urgent).await?);
+    /// A place for a heartbeat or a pause flag. The database's own permit comes first, so that those of the server are held
+    /// by as many of its uses as it may have at a time, and by none that wait.
+    pub(crate) async fn urgent_place(
+        self: &Arc<Self>,
+        account: &Arc<Account>,
+        urgent: Urgent,
+    ) -> Result<Place, Failure> {
+        let own = permit(&account.urgent[urgent as usize]).await?;
+        let permits = (own, permit(&self.urgent).await?);
         Ok(Place { server: Arc::clone(self), account: Arc::clone(account), _permits: permits })
     }
 
@@ -196,7 +219,12 @@ impl Place {
     /// Closes the idle connections of the same database and user. One connection broke: the server was restarted or is
     /// away, and they are as dead.
     pub(crate) fn discard_idle(&self) {
-        lock(&self.server.idle).retain(|idle| !Arc::ptr_eq(&idle.account, &self.account));
+        self.discard_idle_since(Instant::now());
+    }
+
+    /// The same, but for those that were used later than this: they worked then.
+    pub(crate) fn discard_idle_since(&self, since: Instant) {
+        lock(&self.server.idle).retain(|idle| !Arc::ptr_eq(&idle.account, &self.account) || idle.since > since);
     }
 }
 
@@ -208,14 +236,14 @@ async fn permit(semaphore: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Fail
 }
 
 /// Closes a connection, and says goodbye so that the server counts it no more.
-pub(crate) async fn close(opened: Opened) {
+async fn close(opened: Opened) {
     let Opened { native, _slot, .. } = opened;
     // One that is dead is closed without.
     let _ = timeout(GOODBYE, native.close()).await;
 }
 
 /// Closes a connection while others go on.
-fn retire(opened: Opened) {
+pub(super) fn retire(opened: Opened) {
     // Outside a runtime it is closed without a goodbye.
     if let Ok(runtime) = tokio::runtime::Handle::try_current() {
         runtime.spawn(close(opened));

@@ -8,6 +8,8 @@ pub(crate) const DIALECT: Dialect = Dialect {
     session: "PRAGMA synchronous = FULL",
     // The write lock at once: a transaction that reads first and then wants to write can be refused without a wait.
     begin: "BEGIN IMMEDIATE",
+    short_waits: "PRAGMA busy_timeout = 1000",
+    locks_rows: false,
     lock: "",
     by_index: |_| String::new(),
     delete: "DELETE FROM",

@@ -16,6 +16,8 @@ on_every_database!(
     delete_takes_what_a_dead_dispatcher_was_at_work_on,
     what_was_accepted_before_the_dispatcher_died_is_deleted_and_not_held,
     the_rows_of_a_dispatcher_that_runs_are_left_alone,
+    a_row_that_was_being_sent_is_held_as_of_unknown_outcome_under_another_name_of_its_queue_too,
+    a_row_that_was_being_sent_is_left_alone_where_the_ledger_is_a_new_one,
 );
 
 const ROWS: usize = 5;
@@ -45,6 +47,11 @@ async fn rows(house: &House) -> HashMap<(State, Option<Reason>), usize> {
 
 /// A further daemon has nothing to send but what comes in after it. The smarthost has taken the mail that was on the wire.
 async fn assert_nothing_more_is_sent(house: &House, catcher: &Catcher) {
+    assert_only_the_later_is_sent(house, catcher).await;
+    assert_eq!(house.ledger_open(), 0);
+}
+
+async fn assert_only_the_later_is_sent(house: &House, catcher: &Catcher) {
     catcher.open_gate();
     let before = catcher.wait_for(1).await.len();
     let daemon = house.start();
@@ -53,7 +60,6 @@ async fn assert_nothing_more_is_sent(house: &House, catcher: &Catcher) {
     stop(daemon).await;
     assert_eq!(received[before].recipients, ["later@example.org"]);
     assert_eq!(catcher.received().len(), before + 1);
-    assert_eq!(house.ledger_open(), 0);
 }
 
 async fn hold_sets_aside_what_a_dead_dispatcher_was_sending_and_had_claimed(database: TestDatabase) {
@@ -121,4 +127,41 @@ async fn the_rows_of_a_dispatcher_that_runs_are_left_alone(database: TestDatabas
     assert_eq!(catcher.wait_for(ROWS).await.len(), ROWS);
     stop(daemon).await;
     assert_eq!(rows(&house).await, HashMap::new());
+}
+
+async fn a_row_that_was_being_sent_is_held_as_of_unknown_outcome_under_another_name_of_its_queue_too(
+    database: TestDatabase,
+) {
+    let (catcher, house, daemon, _) = at_work(database).await;
+    kill(daemon).await;
+    let text = std::fs::read_to_string(house.installation.configuration()).unwrap();
+    std::fs::write(house.installation.configuration(), text.replace("\"newsletter\"", "\"rundbrief\"")).unwrap();
+    let held = house.run(&["hold", "--queue", "rundbrief"]).await;
+    assert_eq!(held.status.code(), Some(0), "{}", said(&held));
+    let rows = rows(&house).await;
+    assert_eq!(rows.get(&(State::Held, Some(Reason::OutcomeUnknown))), Some(&1), "{rows:?}");
+    assert_only_the_later_is_sent(&house, &catcher).await;
+}
+
+async fn a_row_that_was_being_sent_is_left_alone_where_the_ledger_is_a_new_one(database: TestDatabase) {
+    let (_catcher, house, daemon, _) = at_work(database).await;
+    kill(daemon).await;
+    let state = house.installation.path().join("state");
+    for entry in std::fs::read_dir(&state).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_name().to_string_lossy().starts_with("ledger") {
+            std::fs::remove_file(entry.path()).unwrap();
+        }
+    }
+    // Its first start makes a ledger, and refuses to send.
+    let refused = house.run(&["run"]).await;
+    assert_eq!(refused.status.code(), Some(1), "{}", said(&refused));
+    for command in [&["hold", "--queue", "newsletter"][..], &["delete", "--yes", "--queue", "newsletter"]] {
+        let output = house.run(command).await;
+        assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+        assert!(said(&output).contains("is missing"), "{}", said(&output));
+        let rows = rows(&house).await;
+        let sending: usize = rows.iter().filter(|((state, _), _)| *state == State::Sending).map(|(_, n)| n).sum();
+        assert!(sending >= 1, "{rows:?}");
+    }
 }

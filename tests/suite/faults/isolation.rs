@@ -1,6 +1,8 @@
 //! One row, one queue or one database in trouble holds up nothing else: memory is divided between the queues, large mails
 //! wait for each other only, and few mails are marked `sending` ahead.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use mailqueue::outcome::{Reason, State};
@@ -9,7 +11,7 @@ use tokio::time::Instant;
 use super::{OFTEN, SOON, kill, stop, until_empty, until_left};
 use crate::support::DEADLINE;
 use crate::support::binary::Running;
-use crate::support::catcher::{Catcher, Received};
+use crate::support::catcher::{Catcher, Hazard, Received, Step};
 use crate::support::database::{self, TestDatabase};
 use crate::support::house::{House, mail, row};
 use crate::support::mails::Mails;
@@ -294,4 +296,111 @@ async fn a_take_over_that_waits_for_a_lock_holds_up_neither_pause_nor_heartbeat(
     until_empty(&house.newsletter).await;
     lines.extend(stop(daemon).await);
     mails.audit(&catcher.received(), &lines);
+}
+
+/// A row of which two do not fit into the queue's part of [`SMALL_BUDGET`].
+fn large_row(name: &str) -> mailqueue::mail::Columns {
+    row(&format!("{name}@example.org"), "x", &"many words ".repeat(3000), "From: n@example.org\r\n")
+}
+
+/// Half for each queue. A row counts three times.
+const SMALL_BUDGET: &str = "max_in_flight_bytes = \"200KB\"";
+
+fn count(rows: &[mailqueue::queue::Listed], states: &[State]) -> usize {
+    rows.iter().filter(|row| states.contains(&row.state)).count()
+}
+
+async fn arrived(catcher: &Catcher, name: &str, daemon: &Running) {
+    let begun = Instant::now();
+    while !catcher.received().iter().any(|mail| mail.recipients[0].starts_with(name)) {
+        assert!(begun.elapsed() < DEADLINE, "{name}: {}", daemon.lines().join("\n"));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// The final dot of a mail for `large…@` is not answered while this is true.
+fn stalls(large: &Arc<AtomicBool>) -> impl Fn(Step<'_>) -> Hazard + Send + Sync + 'static {
+    let large = large.clone();
+    move |step| match step {
+        Step::FinalDot { mail } if mail.recipients[0].starts_with("large") && large.load(Ordering::SeqCst) => {
+            Hazard::Stall
+        }
+        _ => Hazard::None,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_many_large_rows_few_are_claimed_and_what_stands_behind_them_is_sent() {
+    let catcher = Catcher::with_hazards(|_| None, stalls(&Arc::new(AtomicBool::new(true)))).await;
+    let house = House::build(database::sqlite(), catcher.port(), &format!("{OFTEN}\n{SMALL_BUDGET}"), SOON).await;
+    for n in 0..100 {
+        house.newsletter.insert(&large_row(&format!("large{n}"))).await.expect("INSERT");
+    }
+    house.newsletter.insert(&mail("behind@example.org", "x")).await.expect("INSERT");
+    let daemon = house.start();
+    arrived(&catcher, "behind", &daemon).await;
+    // Looks at the table that find them all again.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    house.newsletter.insert(&mail("later@example.org", "x")).await.expect("INSERT");
+    arrived(&catcher, "later", &daemon).await;
+    let rows = house.rows(&house.newsletter).await;
+    let (taken, waiting) = (count(&rows, &[State::Claimed, State::Sending]), count(&rows, &[State::Waiting]));
+    assert!(taken <= 17 && waiting >= 83, "{taken} are claimed, {waiting} wait");
+    kill(daemon).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_of_many_large_rows_are_sent() {
+    let catcher = Catcher::start().await;
+    let house = House::build(database::sqlite(), catcher.port(), &format!("{OFTEN}\n{SMALL_BUDGET}"), SOON).await;
+    for n in 0..40 {
+        house.newsletter.insert(&large_row(&format!("large{n}"))).await.expect("INSERT");
+    }
+    let output = house.run(&["--log-level", "info", "once"]).await;
+    assert_eq!(output.status.code(), Some(0), "{}", crate::support::house::said(&output));
+    assert_eq!(catcher.received().len(), 40, "one pass takes them all");
+    for n in 0..40 {
+        house.newsletter.insert(&large_row(&format!("large{n}"))).await.expect("INSERT");
+    }
+    let daemon = house.start();
+    until_empty(&house.newsletter).await;
+    stop(daemon).await;
+    assert_eq!(catcher.received().len(), 80, "each once");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_many_large_rows_that_are_due_again_few_are_claimed_and_others_are_sent() {
+    let (defers, stalling) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicBool::new(false)));
+    let still = defers.clone();
+    let script = move |step: Step<'_>| match step {
+        Step::Rcpt { recipient } if recipient.starts_with("large") && still.load(Ordering::SeqCst) => {
+            Some("450 4.2.1 mailbox busy".to_owned())
+        }
+        _ => None,
+    };
+    let catcher = Catcher::with_hazards(script, stalls(&stalling)).await;
+    let retry = "\n[retry]\ninitial = \"5s\"\nmaximum = \"5s\"";
+    let house = House::build(database::sqlite(), catcher.port(), &format!("{OFTEN}\n{SMALL_BUDGET}"), retry).await;
+    for n in 0..40 {
+        house.newsletter.insert(&large_row(&format!("large{n}"))).await.expect("INSERT");
+    }
+    assert_eq!(house.once().await, 1, "all are deferred");
+    defers.store(false, Ordering::SeqCst);
+    stalling.store(true, Ordering::SeqCst);
+    house.let_time_pass(&house.newsletter).await;
+    house.newsletter.insert(&mail("behind@example.org", "x")).await.expect("INSERT");
+    let daemon = house.start();
+    arrived(&catcher, "large", &daemon).await;
+    arrived(&catcher, "behind", &daemon).await;
+    let begun = Instant::now();
+    loop {
+        let rows = house.rows(&house.newsletter).await;
+        let (taken, deferred) = (count(&rows, &[State::Claimed, State::Sending]), count(&rows, &[State::Deferred]));
+        if taken <= 17 && deferred >= 23 {
+            break;
+        }
+        assert!(begun.elapsed() < DEADLINE / 3, "{taken} are claimed, {deferred} deferred");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    kill(daemon).await;
 }

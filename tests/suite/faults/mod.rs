@@ -51,6 +51,7 @@ mod hosts;
 mod isolation;
 mod kill;
 mod link;
+mod locked;
 mod log_pipe;
 mod many;
 mod model;

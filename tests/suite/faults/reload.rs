@@ -262,6 +262,93 @@ async fn the_service_manager_is_told_of_a_reload_and_of_its_end() {
     stop(daemon).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shorter_lease_stops_nothing_until_the_next_heartbeat_of_the_lease_before() {
+    let catcher = Catcher::start().await;
+    let house = house(&catcher, "").await;
+    let daemon = started(&house).await;
+    insert(&house, "before").await;
+    catcher.wait_for(1).await;
+    // Heartbeats were 30 s apart, and are 0.1 s from now on.
+    change(&house, OFTEN, &format!("{OFTEN}\nlease = \"3s\""));
+    reload(&daemon, AGAIN).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    insert(&house, "after").await;
+    let begun = Instant::now();
+    catcher.wait_for(2).await;
+    assert!(begun.elapsed() < STANDSTILL + BUSY_MACHINE, "{:?}", begun.elapsed());
+    until_empty(&house.newsletter).await;
+    assert!(unknown(&stop(daemon).await).is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_trouble_of_a_lane_that_gave_up_ends_with_it() {
+    let catcher = Catcher::start().await;
+    let house = house(&catcher, "[monitor]\nlisten = \"127.0.0.1:0\"").await;
+    let daemon = started(&house).await;
+    let address = monitor(&daemon).await;
+    catcher.close_gate();
+    insert(&house, "slow").await;
+    catcher.wait_at_gate(1).await;
+    change(&house, "[log]", "[message]\nmax_size = \"30MB\"\n[log]");
+    reload(&daemon, AGAIN).await;
+    let mut session = Session::on(&house.database.url).await;
+    session.run("BEGIN EXCLUSIVE").await.unwrap();
+    catcher.open_gate();
+    let given_up = async {
+        while !daemon.lines().iter().any(|line| line.contains("not settled before the end")) {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    timeout(3 * DEADLINE, given_up).await.expect("the lane before gives up");
+    session.run("COMMIT").await.unwrap();
+    until_empty(&house.newsletter).await;
+    let healthy = async { while !ask(&address).await.starts_with("HTTP/1.1 200") {} };
+    timeout(DEADLINE, healthy).await.expect("nothing is wrong any more");
+    stop(daemon).await;
+    assert_eq!(catcher.received().len(), 1, "once");
+}
+
+mod server {
+    use super::*;
+
+    on_every_server!(a_take_over_that_has_begun_comes_to_its_end_after_its_queue_is_removed);
+}
+
+/// A dispatcher that died leaves a row behind, and another session has locked its record.
+async fn a_take_over_that_has_begun_comes_to_its_end_after_its_queue_is_removed(database: database::TestDatabase) {
+    let catcher = Catcher::start().await;
+    let house = House::build(database, catcher.port(), &format!("{OFTEN}\nlease = \"3s\""), SOON).await;
+    insert(&house, "taken").await;
+    catcher.close_gate();
+    let neighbour = house.neighbour();
+    let dead = neighbour.start(&["run"]);
+    catcher.wait_at_gate(1).await;
+    super::kill(dead).await;
+    catcher.open_gate();
+    let mut session = Session::on(&house.database.url).await;
+    session.run("BEGIN").await.unwrap();
+    session.run("UPDATE mailqueue_delivery SET attempts = attempts").await.unwrap();
+    let daemon = started(&house).await;
+    // The lease of the dead one ends, and the lock is waited for.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let text = std::fs::read_to_string(house.installation.configuration()).unwrap();
+    let (head, rest) = text.split_once("[[queue]]\nname = \"newsletter\"").unwrap();
+    configure(&house, &format!("{head}{}", &rest[rest.find("[[queue]]").unwrap()..]));
+    reload(&daemon, AGAIN).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    session.run("COMMIT").await.unwrap();
+    daemon.wait_for_line("took over").await;
+    // Its outcome is unknown, and that is written before the lane ends: nobody's claim is left.
+    let at_rest = async {
+        while house.rows(&house.newsletter).await[0].owner.is_some() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(DEADLINE, at_rest).await.expect("it is settled");
+    stop(daemon).await;
+}
+
 on_every_database!(twenty_reloads_under_load_send_every_mail_once);
 
 async fn twenty_reloads_under_load_send_every_mail_once(database: database::TestDatabase) {

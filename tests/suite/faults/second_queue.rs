@@ -21,6 +21,7 @@ on_every_database!(
     a_row_to_which_another_refers_ends_as_not_deleted_and_all_others_go,
     a_row_whose_deletion_a_trigger_refuses_ends_as_not_deleted_and_all_others_go,
     a_large_mail_waits_for_no_other_and_no_other_waits_for_it,
+    a_large_mail_that_cannot_be_settled_keeps_no_large_mail_of_another_queue_from_going_out,
 );
 
 mod server {
@@ -183,14 +184,19 @@ async fn become_user(house: &House, session: &mut Session, user: &str) {
     std::fs::write(house.installation.configuration(), text).unwrap();
 }
 
-async fn a_locked_table_holds_up_its_own_queue_only(database: TestDatabase) {
-    let mut scene = Scene::play(database).await;
-    let mut foreign = Session::on(&scene.house.database.url).await;
-    let (lock, unlock) = match foreign {
+/// The statements that lock the producers' table, and end that.
+fn lock_of(session: &Session) -> (&'static str, &'static str) {
+    match session {
         Session::MariaDb(_) => ("LOCK TABLES mail_queue WRITE", "UNLOCK TABLES"),
         Session::Postgres(_) => ("BEGIN; LOCK TABLE mail_queue IN ACCESS EXCLUSIVE MODE", "COMMIT"),
         Session::Sqlite(_) => ("BEGIN EXCLUSIVE", "COMMIT"),
-    };
+    }
+}
+
+async fn a_locked_table_holds_up_its_own_queue_only(database: TestDatabase) {
+    let mut scene = Scene::play(database).await;
+    let mut foreign = Session::on(&scene.house.database.url).await;
+    let (lock, unlock) = lock_of(&foreign);
     foreign.run(lock).await.unwrap();
     scene.the_second_goes_on().await;
     if !foreign.is_sqlite() {
@@ -407,4 +413,33 @@ async fn large(mails: &mut Mails, session: &mut Session, name: &str) {
     let body = "QUFB".repeat(LARGE / 4);
     session.run(&format!("UPDATE mail_queue SET mbody = '{body}' WHERE mid = {mid}")).await.unwrap();
     session.run("COMMIT").await.unwrap();
+}
+
+async fn a_large_mail_that_cannot_be_settled_keeps_no_large_mail_of_another_queue_from_going_out(
+    database: TestDatabase,
+) {
+    let catcher = Catcher::start().await;
+    let mut second = Second::new();
+    let top = format!("{OFTEN}\n{MEMORY}\n{}", second.section());
+    let house = House::build(database, catcher.port(), &top, &format!("connections = {CONNECTIONS}{SOON}")).await;
+    let mut session = Session::on(&house.database.url).await;
+    let mut mails = Mails::default();
+    catcher.close_gate();
+    let daemon = house.start();
+    large(&mut mails, &mut session, "large").await;
+    catcher.wait_at_gate(1).await;
+    let mut foreign = Session::on(&house.database.url).await;
+    let (lock, unlock) = lock_of(&foreign);
+    foreign.run(lock).await.unwrap();
+    catcher.open_gate();
+    catcher.wait_for(1).await;
+
+    large(&mut Mails::of(second::NAME), &mut Session::on(second.url()).await, "second-large").await;
+    let arrived = || catcher.received().iter().any(|mail| mail.recipients[0].starts_with("second-large")).then_some(());
+    eventually("the large mail of the second queue", arrived).await;
+    foreign.run(unlock).await.unwrap();
+    until_empty(&house.newsletter).await;
+    second.until_empty("the lock is gone").await;
+    stop(daemon).await;
+    assert_eq!(catcher.received().len(), 2, "each once");
 }

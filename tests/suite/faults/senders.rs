@@ -8,7 +8,7 @@ use mailqueue::outcome::{Reason, State};
 use mailqueue::queue::Listed;
 
 use super::{OFTEN, SOON, stop, until_empty, until_left};
-use crate::support::catcher::{Catcher, Received, Step};
+use crate::support::catcher::{Catcher, Hazard, Received, Step};
 use crate::support::database;
 use crate::support::house::{House, row, said};
 
@@ -154,6 +154,44 @@ async fn a_sender_whose_trial_was_set_aside_is_tried_with_its_next_mail() {
     catcher.wait_for(21).await;
     until_left(&house.newsletter, 12).await;
     stop(daemon).await;
+}
+
+/// The mail that tries whether a pause is over gets no answer to its final dot.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_trial_that_takes_long_holds_up_no_other_sender() {
+    let refuses = Arc::new(AtomicBool::new(true));
+    let still = refuses.clone();
+    let hazard = |step: Step<'_>| match step {
+        Step::FinalDot { mail } if mail.sender == BAD => Hazard::Stall,
+        _ => Hazard::None,
+    };
+    let catcher = Catcher::with_hazards(move |step| rights(step, &still), hazard).await;
+    let retry = "\n[retry]\ninitial = \"1m\"\nmaximum = \"1m\"";
+    let house = House::build(database::sqlite(), catcher.port(), OFTEN, retry).await;
+    // With a second sender refused mails are the sender's trouble, and not the relay's.
+    insert(&house, BAD, "bad", 60).await;
+    insert(&house, "good@example.org", "good", 5).await;
+    let daemon = house.start();
+    daemon.wait_for_line("sender paused").await;
+    seconds_until_good(&catcher, 5).await;
+    until_left(&house.newsletter, 60).await;
+    assert!(house.run(&["pause", "newsletter"]).await.status.success());
+    daemon.wait_for_line("queue paused").await;
+    refuses.store(false, Ordering::SeqCst);
+    // The sender's pause ends, and then all are due together: several are marked before the first of them goes out.
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    house.let_time_pass(&house.newsletter).await;
+    assert!(house.run(&["resume", "newsletter"]).await.status.success());
+    let begun = Instant::now();
+    while !catcher.received().iter().any(|mail| mail.sender == BAD) {
+        assert!(begun.elapsed() < Duration::from_secs(60), "no trial: {}", daemon.lines().join("\n"));
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    insert(&house, "good@example.org", "good-again", 40).await;
+    let took = seconds_until_good(&catcher, 45).await;
+    assert!(took < Duration::from_secs(10), "{took:?}: {}", daemon.lines().join("\n"));
+    assert_eq!(catcher.received().iter().filter(|mail| mail.sender == BAD).count(), 1, "one is tried");
+    daemon.signal(rustix::process::Signal::KILL);
 }
 
 /// SMTP is told the same for all: only the row's own sender tells them apart.

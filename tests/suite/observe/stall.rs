@@ -9,8 +9,9 @@ use super::daemon::{MONITOR, page_with, port};
 use crate::support::binary::Running;
 use crate::support::catcher::Catcher;
 use crate::support::database::{self, TestDatabase};
-use crate::support::house::{House, mail, said};
-use crate::support::within_deadline;
+use crate::support::house::{House, mail, row, said};
+use crate::support::session::Session;
+use crate::support::{eventually, within_deadline};
 
 /// Each test below, on each database.
 macro_rules! on_every_database {
@@ -25,6 +26,8 @@ on_every_database!(
     a_row_that_waits_is_as_old_as_the_first_poll_that_saw_it,
     a_rate_that_lets_nothing_through_is_a_stall,
     a_pass_that_is_under_way_is_shown_as_running,
+    memory_that_is_used_up_is_a_stall,
+    a_table_that_is_locked_is_a_stall,
 );
 
 /// A daemon for which a stall begins after 2 s in place of 5 minutes.
@@ -96,6 +99,72 @@ async fn a_rate_that_lets_nothing_through_is_a_stall(database: TestDatabase) {
     assert!(house.run(&["pause", "newsletter"]).await.status.success());
     status_when(&house, "no stall", |status| status["stalled"].is_null()).await;
     page_with(port, "/healthz", "200 OK").await;
+}
+
+/// Mails on the wire that get no answer hold all memory of the queue.
+async fn memory_that_is_used_up_is_a_stall(database: TestDatabase) {
+    let catcher = Catcher::start().await;
+    catcher.close_gate();
+    let top = "poll_interval = \"1s\"\nmax_in_flight_bytes = \"200KB\"\n";
+    let house = House::build(database, catcher.port(), top, MONITOR).await;
+    for n in 0..40 {
+        let columns = row(&format!("n{n}@example.org"), "x", &"y".repeat(6000), "From: n@example.org\r\n");
+        house.newsletter.insert(&columns).await.unwrap();
+    }
+    let daemon = start(&house);
+    let port = port(&daemon).await;
+    let status = status_when(&house, "a stall", |status| !status["stalled"].is_null()).await;
+    assert_eq!(status["stalled"]["reason"], "memory", "{status}");
+    let health = page_with(port, "/healthz", "503 ").await;
+    assert!(health.contains("max_in_flight_bytes is used up"), "{health}");
+    page_with(port, "/metrics", "mailqueue_stalled{reason=\"memory\"} 1").await;
+    catcher.open_gate();
+    status_when(&house, "no stall", |status| status["stalled"].is_null()).await;
+    page_with(port, "/healthz", "200 OK").await;
+}
+
+/// Rows wait, and another session locks the table. SQLite lets others read meanwhile, so that the rows are counted; a server
+/// does not, and the rows were counted before.
+async fn a_table_that_is_locked_is_a_stall(database: TestDatabase) {
+    let catcher = Catcher::start().await;
+    let rate = format!("rate = \"1/h\"\n{MONITOR}");
+    let house = House::build(database, catcher.port(), "poll_interval = \"1s\"\n", &rate).await;
+    for n in 0..3 {
+        house.newsletter.insert(&mail(&format!("n{n}@example.org"), "x")).await.unwrap();
+    }
+    let mut session = Session::on(&house.database.url).await;
+    let lock = match session {
+        Session::MariaDb(_) => "LOCK TABLES mail_queue WRITE, adm_mail_queue WRITE",
+        Session::Postgres(_) => "BEGIN; LOCK TABLE mail_queue, adm_mail_queue IN ACCESS EXCLUSIVE MODE",
+        Session::Sqlite(_) => "BEGIN EXCLUSIVE",
+    };
+    if session.is_sqlite() {
+        session.run(lock).await.unwrap();
+    }
+    let daemon = start(&house);
+    let port = port(&daemon).await;
+    if !session.is_sqlite() {
+        page_with(port, "/healthz", "relay.rate lets no more through").await;
+        session.run(lock).await.unwrap();
+    }
+    let health = page_with(port, "/healthz", "a database does not answer, or refuses").await;
+    assert!(health.contains("while mails wait"), "{health}");
+    page_with(port, "/metrics", "mailqueue_stalled{reason=\"database\"} 1").await;
+    let line = daemon.wait_for_line("\"reason\":\"database\"").await;
+    assert!(line.contains("while mails wait"), "{line}");
+    // `status` takes it from here, and would wait for the counts of a table that is locked.
+    let file = house.installation.path().join("state/status.json");
+    let said = || std::fs::read_to_string(&file).ok().filter(|text| text.contains("\"reason\":\"database\""));
+    eventually("the status file has the reason", said).await;
+    if session.is_sqlite() {
+        status_when(&house, "the reason", |status| status["stalled"]["reason"] == "database").await;
+    }
+    let unlock = if matches!(session, Session::MariaDb(_)) { "UNLOCK TABLES" } else { "COMMIT" };
+    session.run(unlock).await.unwrap();
+    daemon.wait_for_line("the database is back").await;
+    let status =
+        status_when(&house, "no trouble of a database", |status| status["stalled"]["reason"] != "database").await;
+    assert_eq!(status["daemon"], "running", "{status}");
 }
 
 async fn a_pass_that_is_under_way_is_shown_as_running(database: TestDatabase) {

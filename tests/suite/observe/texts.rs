@@ -205,6 +205,7 @@ fn the_file_of_a_dispatcher_tells_running_silent_stopped_and_dead_apart() {
         once: false,
         relay: Relay::default(),
         stalled: None,
+        databases: [].into(),
         waiting_since: [].into(),
         pace: None,
         capabilities: None,

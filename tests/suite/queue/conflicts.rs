@@ -44,8 +44,8 @@ async fn two_nodes_that_want_the_same_rows_never_both_get_one() {
         won = [won[0] + a.len(), won[1] + b.len()];
         let settle = async |queue: &Queue, claims| {
             let rows = queue.load(claims).await.unwrap();
-            let group = rows.into_iter().map(|row| settlement(row, delivered())).collect();
-            assert!(queue.settle(group, RETRY).await.unwrap().iter().all(|(_, settled)| *settled == Settled::Done));
+            let group: Vec<_> = rows.into_iter().map(|row| settlement(row, delivered())).collect();
+            assert!(queue.settle(&group, RETRY).await.unwrap().iter().all(|(_, settled)| *settled == Settled::Done));
         };
         tokio::join!(settle(&queues[0], a), settle(&queues[1], b));
         conflicts = told_apart(&mut sessions).await;

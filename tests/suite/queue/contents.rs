@@ -16,7 +16,7 @@ on_each_database! {
         assert_eq!(rows[1].columns.mto.as_deref(), Some(b"".as_slice()));
         assert_ne!(rows[0].fingerprint, rows[1].fingerprint);
         session.run(&format!("UPDATE {TABLE} SET mto = '' WHERE mid = 1")).await.unwrap();
-        let settled = queue.settle(rows.into_iter().map(|row| settlement(row, delivered())).collect(), RETRY).await.unwrap();
+        let settled = queue.settle(&rows.into_iter().map(|row| settlement(row, delivered())).collect::<Vec<_>>(), RETRY).await.unwrap();
         assert_eq!((&settled[0].1, &settled[1].1), (&Settled::RowGone, &Settled::Done));
         assert_eq!(place.state(1).await, "waiting");
     }
@@ -36,7 +36,7 @@ on_each_database! {
         let rows = take_all(&admidio).await;
         assert_eq!(rows.iter().map(|row| row.columns.clone()).collect::<Vec<_>>(), [with, without]);
         assert_eq!(take_all(&newsletter).await.len(), 1);
-        let settled = admidio.settle(rows.into_iter().map(|row| settlement(row, delivered())).collect(), RETRY).await.unwrap();
+        let settled = admidio.settle(&rows.into_iter().map(|row| settlement(row, delivered())).collect::<Vec<_>>(), RETRY).await.unwrap();
         assert!(settled.iter().all(|(_, settled)| *settled == Settled::Done));
         assert_eq!(place.state(other).await, "claimed");
     }
@@ -113,7 +113,7 @@ on_each_database! {
         for (mid, row) in mids.iter().zip(&rows) {
             assert_eq!(place.listed(*mid).await.unwrap().fingerprint, Some(row.fingerprint));
         }
-        let settled = queue.settle(rows.into_iter().map(|row| settlement(row, delivered())).collect(), RETRY).await.unwrap();
+        let settled = queue.settle(&rows.into_iter().map(|row| settlement(row, delivered())).collect::<Vec<_>>(), RETRY).await.unwrap();
         assert!(settled.iter().all(|(_, settled)| *settled == Settled::Done));
     }
 

@@ -146,8 +146,8 @@ async fn one_round(operator: &Queue, queue: &Queue, told: &str) {
     let rows = queue.load(claims).await.expect(told);
     assert_eq!(send(queue, &rows).await, [true, true], "{told}");
     let verdicts = [delivered(), deferred(at(10))];
-    let group = rows.into_iter().zip(verdicts).map(|(row, verdict)| settlement(row, verdict)).collect();
-    let settled = queue.settle(group, RETRY).await.expect(told);
+    let group: Vec<_> = rows.into_iter().zip(verdicts).map(|(row, verdict)| settlement(row, verdict)).collect();
+    let settled = queue.settle(&group, RETRY).await.expect(told);
     assert!(settled.iter().all(|(_, settled)| *settled == Settled::Done), "{told}: {settled:?}");
     assert_eq!((state(mids[0]).await, state(mids[1]).await), (None, Some(State::Deferred)), "{told}");
 
@@ -158,7 +158,7 @@ async fn one_round(operator: &Queue, queue: &Queue, told: &str) {
     assert_eq!(send(queue, &rows).await, [true], "{told}");
     queue.beat().await.expect(told);
     let group = vec![settlement(rows.remove(0), delivered())];
-    assert_eq!(queue.settle(group, RETRY).await.expect(told)[0].1, Settled::Done, "{told}");
+    assert_eq!(queue.settle(&group, RETRY).await.expect(told)[0].1, Settled::Done, "{told}");
     assert_eq!(state(mids[1]).await, None, "{told}");
     assert_eq!(operator.counts(at(10)).await.unwrap().records, [], "{told}");
 }

@@ -18,6 +18,7 @@ mod reads;
 mod recovery;
 mod settling;
 mod setup;
+mod triggers;
 mod undeleted;
 
 /// Makes of each function a test on every database, in modules that are named after them. `pgbouncer` is PostgreSQL by way of

@@ -129,8 +129,10 @@ mod mariadb {
         place.mails(3).await;
         let rows = take_all(&queue).await;
         send(&queue, &rows).await;
-        let settled =
-            queue.settle(rows.into_iter().map(|row| settlement(row, delivered())).collect(), RETRY).await.unwrap();
+        let settled = queue
+            .settle(&rows.into_iter().map(|row| settlement(row, delivered())).collect::<Vec<_>>(), RETRY)
+            .await
+            .unwrap();
         assert!(settled.iter().all(|(_, settled)| *settled == Settled::Done));
         assert_eq!(place.records().await, 0);
     }

@@ -243,7 +243,7 @@ pub async fn send(queue: &Queue, rows: &[Row]) -> Vec<bool> {
 }
 
 pub async fn settle(queue: &Queue, row: Row, verdict: Verdict) -> Settled {
-    queue.settle(vec![settlement(row, verdict)], RETRY).await.unwrap().remove(0).1
+    queue.settle(&[settlement(row, verdict)], RETRY).await.unwrap().remove(0).1
 }
 
 /// Claims everything that is due.

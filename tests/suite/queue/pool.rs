@@ -8,6 +8,7 @@ use mailqueue::queue::{Error, Limits, Pools};
 use super::on_each_server;
 use super::place::*;
 use crate::support::DEADLINE;
+use crate::support::proxy::Proxy;
 
 /// The connections to one server that queues have together, as README says.
 const MOST: usize = 16;
@@ -92,6 +93,86 @@ on_each_server! {
         for stuck in stuck {
             stuck.await.unwrap();
         }
+    }
+
+    async fn a_database_whose_tables_are_locked_delays_no_heartbeat_of_another_one(place: Place) {
+        let other = Place::on(place.another().await).await;
+        let (as_user, _) = place.account(&[], true).await;
+        let pools = Pools::default();
+        let free = other.sharing(&pools, other.database.url.clone(), TABLE, "a");
+        free.beat().await.unwrap();
+        free.paused().await.unwrap();
+        let mut foreign = place.session().await;
+        let (lock, unlock) = match foreign {
+            Session::MariaDb(_) => ("LOCK TABLES mailqueue_dispatcher WRITE", "UNLOCK TABLES"),
+            _ => ("BEGIN; LOCK TABLE mailqueue_dispatcher", "COMMIT"),
+        };
+        foreign.run(lock).await.unwrap();
+        let mut stuck = Vec::new();
+        for url in [place.database.url.clone(), as_user].iter().cycle().take(6) {
+            let locked = place.sharing(&pools, url.clone(), TABLE, "a");
+            stuck.push(tokio::spawn(async move { drop(tokio::join!(locked.beat(), locked.paused())) }));
+        }
+        let mut session = place.session().await;
+        let waiting = Instant::now();
+        while waiters(&mut session, &place).await < 2 {
+            assert!(waiting.elapsed() < DEADLINE, "nothing waits for the lock");
+        }
+        let begun = Instant::now();
+        for _ in 0..3 {
+            free.beat().await.unwrap();
+            free.paused().await.unwrap();
+        }
+        assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+        assert!(waiters(&mut session, &place).await > 0, "the table is still locked");
+        foreign.run(unlock).await.unwrap();
+        for stuck in stuck {
+            stuck.await.unwrap();
+        }
+    }
+
+    async fn a_heartbeat_that_waits_for_a_lock_delays_no_pause_flag(place: Place) {
+        let pools = Pools::default();
+        let queues = [TABLE; 4].map(|table| place.sharing(&pools, place.database.url.clone(), table, "a"));
+        queues[0].beat().await.unwrap();
+        queues[0].paused().await.unwrap();
+        let mut foreign = place.session().await;
+        foreign.run("BEGIN").await.unwrap();
+        foreign.run("UPDATE mailqueue_dispatcher SET heartbeat = heartbeat + 1").await.unwrap();
+        let stuck = queues.clone().map(|queue| tokio::spawn(async move { drop(queue.beat().await) }));
+        let mut session = place.session().await;
+        let waiting = Instant::now();
+        while row_waiters(&mut session, &place).await == 0 {
+            assert!(waiting.elapsed() < DEADLINE, "nothing waits for the lock");
+        }
+        let begun = Instant::now();
+        for queue in &queues {
+            queue.paused().await.unwrap();
+        }
+        assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+        assert!(row_waiters(&mut session, &place).await > 0, "the row is still locked");
+        foreign.run("COMMIT").await.unwrap();
+        for stuck in stuck {
+            stuck.await.unwrap();
+        }
+    }
+
+    async fn of_connections_that_died_without_a_word_only_one_is_waited_for(place: Place) {
+        let link = Proxy::to(&place.database.url).await;
+        let mut url = place.database.url.clone();
+        url.set_host(Some("127.0.0.1")).unwrap();
+        url.set_port(Some(link.port())).unwrap();
+        let queue = place.queue_on(url, TABLE, "a");
+        find(&queue, 0, 1).await;
+        futures_util::future::join_all((0..6).map(|_| find(&queue, 0, 1))).await;
+        let open = connections(&mut place.session().await, &place).await.len();
+        assert!(open >= 4, "{open} connections");
+        // One that was used just now would not be asked whether it is there.
+        tokio::time::sleep(Duration::from_millis(2100)).await;
+        link.forget();
+        let begun = Instant::now();
+        find(&queue, 0, 1).await;
+        assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
     }
 
     async fn a_right_that_is_granted_later_is_seen_and_refusals_do_not_reconnect_all_the_time(place: Place) {
@@ -232,6 +313,19 @@ async fn waiters(session: &mut Session, place: &Place) -> i64 {
         }
         _ => format!("SELECT COUNT(*) FROM pg_stat_activity WHERE datname = '{name}' AND wait_event_type = 'Lock'"),
     };
+    session.number(&sql).await
+}
+
+/// The number of connections that wait for a lock on a row.
+async fn row_waiters(session: &mut Session, place: &Place) -> i64 {
+    if !matches!(session, Session::MariaDb(_)) {
+        return waiters(session, place).await;
+    }
+    let (all, name) = (session.processes().await, place.database.url.path().trim_start_matches('/'));
+    let sql = format!(
+        "SELECT COUNT(*) FROM information_schema.innodb_trx t JOIN {all} p ON p.id = t.trx_mysql_thread_id \
+         WHERE p.db = '{name}' AND t.trx_state = 'LOCK WAIT'"
+    );
     session.number(&sql).await
 }
 

@@ -56,7 +56,8 @@ on_each_database! {
         send(&queue, &rows).await;
         let mut producer = place.producer().await;
         producer.run(&format!("DELETE FROM {TABLE} WHERE mid = {}", mids[1])).await.unwrap();
-        let settle = queue.settle(rows.into_iter().map(|row| settlement(row, delivered())).collect(), RETRY);
+        let group: Vec<_> = rows.into_iter().map(|row| settlement(row, delivered())).collect();
+        let settle = queue.settle(&group, RETRY);
         let inserts = async {
             for _ in 0..20 {
                 let begin = Instant::now();
@@ -84,8 +85,8 @@ async fn deliver_all(queue: Queue, stop: Arc<AtomicBool>) -> usize {
             return delivered_rows;
         }
         assert!(send(&queue, &rows).await.into_iter().all(|ours| ours));
-        let group = rows.into_iter().map(|row| settlement(row, delivered())).collect();
-        for (_, settled) in queue.settle(group, RETRY).await.unwrap() {
+        let group: Vec<_> = rows.into_iter().map(|row| settlement(row, delivered())).collect();
+        for (_, settled) in queue.settle(&group, RETRY).await.unwrap() {
             assert_eq!(settled, mailqueue::queue::Settled::Done);
             delivered_rows += 1;
         }

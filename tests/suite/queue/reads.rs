@@ -92,8 +92,8 @@ async fn walk(place: &Place, counter: &mut Counter, analyzed: bool) {
         let claims = claim(&queue, &found, at(0)).await.unwrap();
         let rows = queue.load(claims).await.unwrap();
         assert!(send(&queue, &rows).await.into_iter().all(|ours| ours));
-        let group = rows.into_iter().map(|row| settlement(row, delivered())).collect();
-        assert_eq!(queue.settle(group, RETRY).await.unwrap().len(), BATCH);
+        let group: Vec<_> = rows.into_iter().map(|row| settlement(row, delivered())).collect();
+        assert_eq!(queue.settle(&group, RETRY).await.unwrap().len(), BATCH);
     });
     // The content, and the row as it is deleted.
     reads.await.within("claim, load and settle", 2 * batch + 2, 12 * batch);
@@ -102,8 +102,8 @@ async fn walk(place: &Place, counter: &mut Counter, analyzed: bool) {
         let claims = queue.claim_due(Timestamp::now(), 128).await.unwrap();
         assert_eq!(claims.len(), 128);
         let rows = queue.load(claims).await.unwrap();
-        let group = rows.into_iter().map(|row| settlement(row, deferred(Timestamp::now()))).collect();
-        queue.settle(group, RETRY).await.unwrap();
+        let group: Vec<_> = rows.into_iter().map(|row| settlement(row, deferred(Timestamp::now()))).collect();
+        queue.settle(&group, RETRY).await.unwrap();
     });
     reads.await.within("due, and put off again", 2 * 128 + 10, 12 * 128);
 

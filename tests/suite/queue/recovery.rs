@@ -1,7 +1,7 @@
 //! Dispatchers that die, stall and come back.
 
 use mailqueue::outcome::{Fate, Reason, RecipientState};
-use mailqueue::queue::{Settled, Settlement};
+use mailqueue::queue::{Pools, Settled, Settlement};
 
 use super::on_each_database;
 use super::place::*;
@@ -39,6 +39,70 @@ on_each_database! {
             let recovered = place.dispatcher("a").recover_own().await.unwrap();
             assert_eq!((recovered.released, recovered.unknown.len()), (0, 1));
         }
+    }
+
+    async fn a_claim_that_reaches_the_server_after_it_was_undone_is_given_back_and_no_other(place: Place) {
+        let mids = place.mails(5).await;
+        let pools = Pools::default();
+        let [queue, beside] = [(); 2].map(|()| place.sharing(&pools, place.database.url.clone(), TABLE, "a"));
+        let mut rows = take_all(&queue).await;
+        settle(&queue, rows.remove(0), deferred(at(10))).await;
+        let released = mailqueue::outcome::Verdict::released;
+        for at in [0, 1, 1] {
+            settle(&queue, rows.remove(at), released()).await;
+        }
+        let mut session = place.session().await;
+        let lost = claim(&queue, &mids[1..2], at(0)).await.unwrap();
+        session.run(&format!("CREATE TABLE late AS SELECT * FROM mailqueue_delivery WHERE mid = {}", mids[1])).await.unwrap();
+        settle(&queue, queue.load(lost).await.unwrap().remove(0), released()).await;
+        // The INSERT and the UPDATE of claims of which the dispatcher knows nothing any more.
+        session.run("INSERT INTO mailqueue_delivery SELECT * FROM late").await.unwrap();
+        drop(queue.claim_due(at(10), 10).await.unwrap());
+        let besides = claim(&beside, &mids[3..4], at(0)).await.unwrap();
+        let others = claim(&place.dispatcher("b"), &mids[4..], at(0)).await.unwrap();
+        assert_eq!((besides.len(), others.len(), rows.len()), (1, 1, 1));
+
+        queue.sweep().await.unwrap();
+        let listed = place.listed(mids[0]).await.unwrap();
+        assert_eq!((listed.state.as_str(), listed.next_attempt, listed.owner), ("deferred", Some(at(10)), None));
+        assert_eq!(place.state(mids[1]).await, "waiting");
+        assert_eq!(send(&queue, &rows).await, [true]);
+        let besides = beside.load(besides).await.unwrap();
+        assert_eq!(send(&beside, &besides).await, [true]);
+        assert_eq!(place.listed(mids[4]).await.unwrap().owner.as_deref(), Some("b"));
+        assert_eq!(find(&queue, i64::MIN, 10).await, [mids[1]]);
+        assert_eq!(queue.claim_due(at(10), 10).await.unwrap().len(), 1);
+    }
+
+    async fn a_row_that_was_sending_and_is_in_nobodys_hands_is_left_to_the_recovery(place: Place) {
+        let mids = place.mails(1).await;
+        let queue = place.dispatcher("a");
+        let rows = take_all(&queue).await;
+        send(&queue, &rows).await;
+        drop(rows);
+        queue.sweep().await.unwrap();
+        assert_eq!(place.state(mids[0]).await, "sending");
+        assert_eq!(queue.recover_own().await.unwrap().unknown.len(), 1);
+    }
+
+    async fn a_row_whose_take_over_got_no_answer_is_taken_over_again(place: Place) {
+        let mids = place.mails(2).await;
+        let (a, b) = (place.dispatcher("a"), place.dispatcher("b"));
+        let rows = take_all(&a).await;
+        send(&a, &rows).await;
+        let mut taken = b.take_over(&"a".to_owned(), 0).await.unwrap().unknown;
+        // One of them is in hands; of the other one nobody has heard.
+        let held = taken.pop().unwrap();
+        b.sweep().await.unwrap();
+        assert!(b.others().await.unwrap().is_empty(), "both have one token");
+        drop((taken, held));
+        b.sweep().await.unwrap();
+        for queue in [&b, &a] {
+            let others = queue.others().await.unwrap();
+            assert_eq!(others, [("nobody".to_owned(), 0)]);
+        }
+        let taken = b.take_over(&"nobody".to_owned(), 0).await.unwrap().unknown;
+        assert_eq!(taken.iter().filter(|claim| claim.was_taken_over()).count(), mids.len());
     }
 
     async fn a_silent_dispatcher_is_taken_over_and_a_beating_one_is_not(place: Place) {
@@ -169,7 +233,7 @@ on_each_database! {
         let group: Vec<_> = taken.into_iter().map(|claim| {
             Settlement { fingerprint: claim.fingerprint(), claim, message_id: None, verdict: held() }
         }).collect();
-        let settled: Vec<_> = b.settle(group, RETRY).await.unwrap().into_iter().collect();
+        let settled: Vec<_> = b.settle(&group, RETRY).await.unwrap().into_iter().collect();
         let of = |mid| settled.iter().find(|(id, _)| id.mid == mid).unwrap().1.clone();
         assert_eq!((of(mids[0]), of(mids[1])), (Settled::ClaimLost, Settled::Done));
         assert_eq!(place.records().await, 1);

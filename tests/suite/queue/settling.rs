@@ -12,8 +12,8 @@ on_each_database! {
         let queue = place.dispatcher("a");
         let rows = take_all(&queue).await;
         assert_eq!(send(&queue, &rows).await, [true, true, true]);
-        let group = rows.into_iter().take(2).map(|row| settlement(row, delivered())).collect();
-        let settled = queue.settle(group, RETRY).await.unwrap();
+        let group: Vec<_> = rows.into_iter().take(2).map(|row| settlement(row, delivered())).collect();
+        let settled = queue.settle(&group, RETRY).await.unwrap();
         assert!(settled.iter().zip(&mids).all(|((id, settled), mid)| id.mid == *mid && *settled == Settled::Done));
         assert_eq!((place.state(mids[0]).await.as_str(), place.state(mids[2]).await.as_str()), ("gone", "sending"));
         assert_eq!(place.records().await, 1);
@@ -30,8 +30,8 @@ on_each_database! {
             Fate::Unreadable { reason: Reason::Base64Invalid, detail },
         ];
         let rows = take_all(&queue).await.into_iter();
-        let group = rows.zip(fates).map(|(row, fate)| settlement(row, verdict(fate, &[]))).collect();
-        assert!(queue.settle(group, RETRY).await.unwrap().iter().all(|(_, settled)| *settled == Settled::Done));
+        let group: Vec<_> = rows.zip(fates).map(|(row, fate)| settlement(row, verdict(fate, &[]))).collect();
+        assert!(queue.settle(&group, RETRY).await.unwrap().iter().all(|(_, settled)| *settled == Settled::Done));
         let expected = [
             (State::Deferred, Reason::Throttled, Some(at(60))),
             (State::Failed, Reason::Expired, None),
@@ -86,7 +86,7 @@ on_each_database! {
         let again = queue.recover_own().await.unwrap().unknown.remove(0);
         assert_eq!(settle(&queue, row, delivered()).await, Settled::Done);
         let again = Settlement { claim: again, fingerprint: Some(content), message_id: None, verdict: delivered() };
-        assert_eq!(queue.settle(vec![again], RETRY).await.unwrap()[0].1, Settled::Done);
+        assert_eq!(queue.settle(&[again], RETRY).await.unwrap()[0].1, Settled::Done);
         assert_eq!(place.records().await, 0);
     }
 
@@ -98,7 +98,7 @@ on_each_database! {
         let mut session = place.session().await;
         session.run(&format!("UPDATE {TABLE} SET mbody = 'TmV3' WHERE mid = {}", mids[1])).await.unwrap();
         session.run(&format!("DELETE FROM {TABLE} WHERE mid = {}", mids[2])).await.unwrap();
-        let settled = queue.settle(rows.into_iter().map(|row| settlement(row, delivered())).collect(), RETRY).await.unwrap();
+        let settled = queue.settle(&rows.into_iter().map(|row| settlement(row, delivered())).collect::<Vec<_>>(), RETRY).await.unwrap();
         let settled: Vec<_> = settled.into_iter().map(|(_, settled)| settled).collect();
         assert_eq!(settled, [Settled::Done, Settled::RowGone, Settled::RowGone]);
         assert_eq!(place.state(mids[0]).await, "gone");
@@ -148,8 +148,8 @@ on_each_database! {
         let rows = take_all(&queue).await;
         assert_eq!(send(&queue, &rows).await, vec![true; 300]);
         let verdicts = [delivered(), deferred(at(60)), failed()];
-        let group = rows.into_iter().enumerate().map(|(n, row)| settlement(row, verdicts[n % 3].clone())).collect();
-        assert!(queue.settle(group, RETRY).await.unwrap().iter().all(|(_, settled)| *settled == Settled::Done));
+        let group: Vec<_> = rows.into_iter().enumerate().map(|(n, row)| settlement(row, verdicts[n % 3].clone())).collect();
+        assert!(queue.settle(&group, RETRY).await.unwrap().iter().all(|(_, settled)| *settled == Settled::Done));
         let counts = queue.counts(at(60)).await.unwrap();
         assert_eq!(counts.records, [(State::Deferred, 100), (State::Failed, 100)]);
         assert_eq!((counts.waiting, counts.oldest_deferred), (0, Some(at(60))));

@@ -70,8 +70,8 @@ async fn deliver(place: &Place, queue: &Queue) -> Vec<Settled> {
     let rows = take_all(queue).await;
     assert!(send(queue, &rows).await.iter().all(|ours| *ours), "{}", place.database.url);
     let accepted = [recipient("a@example.org", RecipientState::Accepted)];
-    let group = rows.into_iter().map(|row| settlement(row, verdict(Fate::Delivered, &accepted))).collect();
-    queue.settle(group, RETRY).await.unwrap().into_iter().map(|(_, settled)| settled).collect()
+    let group: Vec<_> = rows.into_iter().map(|row| settlement(row, verdict(Fate::Delivered, &accepted))).collect();
+    queue.settle(&group, RETRY).await.unwrap().into_iter().map(|(_, settled)| settled).collect()
 }
 
 fn detail(settled: &Settled) -> &str {
@@ -132,8 +132,8 @@ on_each_database! {
         send(&queue, &rows).await;
         let accepted = [recipient("a@example.org", RecipientState::Accepted)];
         let verdicts = [verdict(Fate::Delivered, &accepted), deferred(at(60)), verdict(Fate::Delivered, &accepted), failed()];
-        let group = rows.into_iter().zip(verdicts).map(|(row, verdict)| settlement(row, verdict)).collect();
-        let settled: Vec<_> = queue.settle(group, RETRY).await.unwrap().into_iter().map(|(_, settled)| settled).collect();
+        let group: Vec<_> = rows.into_iter().zip(verdicts).map(|(row, verdict)| settlement(row, verdict)).collect();
+        let settled: Vec<_> = queue.settle(&group, RETRY).await.unwrap().into_iter().map(|(_, settled)| settled).collect();
         assert!(!detail(&settled[0]).is_empty() && !detail(&settled[2]).is_empty());
         assert_eq!((&settled[1], &settled[3]), (&Settled::Done, &Settled::Done));
         assert_eq!((place.state(mids[1]).await.as_str(), place.state(mids[3]).await.as_str()), ("deferred", "failed"));
@@ -196,8 +196,8 @@ on_each_database! {
         let rows = take_all(&queue).await;
         send(&queue, &rows).await;
         place.session().await.run(&format!("UPDATE {TABLE} SET mbody = 'TmV3' WHERE mid = {}", mids[1])).await.unwrap();
-        let group = rows.into_iter().map(|row| settlement(row, delivered())).collect();
-        let settled = queue.settle(group, RETRY).await.unwrap();
+        let group: Vec<_> = rows.into_iter().map(|row| settlement(row, delivered())).collect();
+        let settled = queue.settle(&group, RETRY).await.unwrap();
         assert_eq!(settled[1].1, Settled::RowGone);
         assert!(detail(&settled[0].1).contains(WORDS) && detail(&settled[2].1).contains(WORDS));
         assert_eq!(find(&queue, i64::MIN, 10).await, [mids[1]]);
@@ -220,8 +220,8 @@ on_each_database! {
         let mut session = place.session().await;
         session.run(&format!("UPDATE {TABLE} SET mbody = 'TmV3' WHERE mid = {}", mids[2])).await.unwrap();
         let accepted = [recipient("a@example.org", RecipientState::Accepted)];
-        let group = rows.into_iter().map(|row| settlement(row, verdict(Fate::Delivered, &accepted))).collect();
-        let settled = queue.settle(group, RETRY).await.unwrap();
+        let group: Vec<_> = rows.into_iter().map(|row| settlement(row, verdict(Fate::Delivered, &accepted))).collect();
+        let settled = queue.settle(&group, RETRY).await.unwrap();
         assert_eq!(settled[2].1, Settled::RowGone);
         for at in [0, 1, 3] {
             assert!(detail(&settled[at].1).contains("trigger"), "{settled:?}");
@@ -241,7 +241,7 @@ on_each_database! {
         for row in rows {
             settle(&queue, row, failed()).await;
         }
-        queue.settle(vec![settlement(waiting, mailqueue::outcome::Verdict::released())], RETRY).await.unwrap();
+        queue.settle(&[settlement(waiting, mailqueue::outcome::Verdict::released())], RETRY).await.unwrap();
         tie(&place, &[mids[1], mids[3]]).await;
         let selected: Vec<_> = mids.iter().map(|&mid| mid.into()).collect();
         let outcomes = place.dispatcher("").apply(&Action::Delete, &selected, at(5)).await.unwrap();
@@ -336,8 +336,8 @@ on_each_database! {
         let mut rows = rows.into_iter();
         let mut before = 0;
         for most in [100, 40, 40] {
-            let group = rows.by_ref().take(256).map(|row| settlement(row, delivered())).collect();
-            for (_, settled) in queue.settle(group, RETRY).await.unwrap() {
+            let group: Vec<_> = rows.by_ref().take(256).map(|row| settlement(row, delivered())).collect();
+            for (_, settled) in queue.settle(&group, RETRY).await.unwrap() {
                 assert!(detail(&settled).contains(WORDS), "{settled:?}");
             }
             let tries = match place.session().await {
@@ -382,8 +382,8 @@ mod myisam {
                 message_id: None,
                 verdict: delivered(),
             };
-            let group = unknown.into_iter().zip(content).map(settlement).collect();
-            let settled: Vec<_> = queue.settle(group, RETRY).await.unwrap().into_iter().map(|(_, settled)| settled).collect();
+            let group: Vec<_> = unknown.into_iter().zip(content).map(settlement).collect();
+            let settled: Vec<_> = queue.settle(&group, RETRY).await.unwrap().into_iter().map(|(_, settled)| settled).collect();
             assert_eq!(settled, [Settled::Done, Settled::RowGone, Settled::Done]);
             assert_eq!(find(&queue, i64::MIN, 10).await, [mids[1]]);
         }

@@ -35,6 +35,8 @@ struct State {
     generation: u64,
     refuses: bool,
     stalls: bool,
+    /// Nothing passes on connections of an earlier one of these, and they do not end.
+    silenced: u64,
 }
 
 impl Proxy {
@@ -97,6 +99,12 @@ impl Proxy {
         self.state.send_modify(|state| state.stalls = true);
     }
 
+    /// Nothing passes any more on the connections that are there, and none of them ends; new ones pass everything. A
+    /// firewall that has forgotten its connections does this.
+    pub fn forget(&self) {
+        self.state.send_modify(|state| state.silenced += 1);
+    }
+
     /// As at the beginning.
     pub fn open(&self) {
         self.state.send_modify(|state| (state.refuses, state.stalls) = (false, false));
@@ -114,14 +122,15 @@ async fn pass(
     mut states: watch::Receiver<State>,
 ) {
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
-    let born = states.borrow().generation;
+    let born = *states.borrow();
     let (mut question, mut answer) = (vec![0; 65_536], vec![0; 65_536]);
     let mut deaf = None;
     loop {
         let state = *states.borrow_and_update();
-        if state.generation != born {
+        if state.generation != born.generation {
             return;
         }
+        let stalls = state.stalls || state.silenced != born.silenced;
         tokio::select! {
             changed = states.changed() => {
                 if changed.is_err() {
@@ -130,7 +139,7 @@ async fn pass(
             }
             () = async { tokio::time::sleep_until(deaf.unwrap_or_else(tokio::time::Instant::now)).await },
                 if deaf.is_some() => return,
-            read = client.read(&mut question), if !state.stalls && deaf.is_none() => {
+            read = client.read(&mut question), if !stalls && deaf.is_none() => {
                 let Ok(length @ 1..) = read else { return };
                 let packet = &question[..length];
                 match hit(armed, packet) {
@@ -149,7 +158,7 @@ async fn pass(
                     return;
                 }
             }
-            read = server.read(&mut answer), if !state.stalls && deaf.is_none() => {
+            read = server.read(&mut answer), if !stalls && deaf.is_none() => {
                 let Ok(length @ 1..) = read else { return };
                 if client.write_all(&answer[..length]).await.is_err() {
                     return;

@@ -32,6 +32,10 @@ impl Second {
         format!("\n[[queue]]\nname = \"{NAME}\"\ndatabase = \"{}\"\ntable = \"mail_queue\"\n", self.database.url)
     }
 
+    pub fn url(&self) -> &url::Url {
+        &self.database.url
+    }
+
     /// A producer that goes on inserting until it is stopped.
     pub fn all_the_while(&self, pause: Duration) -> Producer {
         Mails::of(NAME).keep_filling(&self.database.url, "presse-during", pause)
