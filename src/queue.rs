@@ -33,6 +33,7 @@ mod settle;
 mod settled;
 mod table;
 mod token;
+mod unconfirmed;
 
 pub use self::check::{Finding, Level, clock_ahead};
 pub use self::claim::{Claim, Found, Row, Unread};

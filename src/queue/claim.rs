@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::sync::MutexGuard;
 use tokio::time::Instant;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
@@ -13,7 +12,7 @@ use super::db::connection::{Connection, DbRow, LockWait};
 use super::db::dialect::{Engine, GROUP, padded, tuples};
 use super::db::error::Failure;
 use super::error::Error;
-use super::handle::{Queue, ScanStart, UnconfirmedClaims};
+use super::handle::{Queue, ScanStart};
 use super::parts::LOCKED_ENOUGH;
 use super::records::{Key, RECORD, RECORD_COLUMNS, Record, borrowed, histories, keys_of};
 use super::table::{Lengths, Oversize, fingerprinted};
@@ -337,15 +336,6 @@ impl Queue {
         Ok(claims)
     }
 
-    /// Gives those of the records back that are claimed under this token. Waits for no lock unless there are some.
-    async fn undo_unlocked_once(&self, token: &str, keys: &[(i64, RecordId)]) -> Result<(), Failure> {
-        let (condition, mut args) = self.where_records("d", &borrowed(keys));
-        let sql = format!("SELECT d.mid, d.id FROM mailqueue_delivery d WHERE {condition} AND d.claim = ?");
-        args.push(token.into());
-        let claimed = keys_of(self.connection().await?.fetch(&sql, args).await?)?;
-        if claimed.is_empty() { Ok(()) } else { self.undo_once(token, &claimed).await }
-    }
-
     /// Returns the due records, at least one, that together have no more than [`MOST_RECIPIENTS`]: their histories are
     /// read with the claim.
     async fn due_once(&self, now: Timestamp, limit: u32) -> Result<Vec<(i64, RecordId)>, Failure> {
@@ -570,33 +560,6 @@ impl Queue {
         );
         let marked = ids_of(connection.fetch(&sql, here_args).await?)?;
         Ok(rows.iter().map(|(claim, _)| marked.contains(&claim.record)).collect())
-    }
-
-    /// Acts of claiming whose answer was lost, after they have been undone; no other task claims while this is held.
-    pub(super) async fn unconfirmed(&self) -> Result<MutexGuard<'_, UnconfirmedClaims>, Error> {
-        let mut unconfirmed = self.inner.unconfirmed.lock().await;
-        while let Some((token, keys)) = unconfirmed.last() {
-            self.retrying(|| self.undo_once(token.as_str(), keys)).await?;
-            unconfirmed.pop();
-        }
-        Ok(unconfirmed)
-    }
-
-    /// Gives those of the records back that are claimed under this token.
-    pub(super) async fn undo_once(&self, token: &str, keys: &[(i64, RecordId)]) -> Result<(), Failure> {
-        let mut connection = self.connection().await?;
-        connection.begin(self.dialect().begin).await?;
-        let (condition, mut args) = self.where_records("d", &borrowed(keys));
-        let sql = format!(
-            "SELECT d.mid, d.id FROM mailqueue_delivery d{} WHERE {condition} AND d.claim = ? AND d.owner = ? \
-             AND d.state = 'claimed' ORDER BY d.mid{}",
-            self.index_hint_primary(),
-            self.dialect().lock
-        );
-        args.extend([token.into(), self.owner()]);
-        let ours = keys_of(connection.fetch(&sql, args).await?)?;
-        self.give_back(&mut connection, &borrowed(&ours)).await?;
-        connection.commit().await
     }
 }
 

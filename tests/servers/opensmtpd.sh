@@ -25,6 +25,8 @@ start_opensmtpd() {
         mkdir -p -m 711 /var/spool/smtpd /var/lib/opensmtpd/empty"
     background "$home" "${system[@]}" /usr/sbin/smtpd -d -f "$home/smtpd.conf"
     wait_for_line "$home" 'OpenSMTPD .* starting' || return
+    # It says so before it has its port.
+    wait_for_port "$home" "$port" || return
     export_variable MAILQUEUE_TEST_OPENSMTPD_PORT "$port"
     export_variable MAILQUEUE_TEST_OPENSMTPD_MAILDIR "$(exported MAILQUEUE_TEST_POSTFIX_MAILDIR)"
     export_variable MAILQUEUE_TEST_OPENSMTPD_LOG "$home/log"

@@ -113,6 +113,24 @@ wait_for_line() {
     done
 }
 
+# wait_for_port DIRECTORY PORT: until the server in DIRECTORY listens.
+wait_for_port() {
+    local deadline=$((SECONDS + 60)) pid
+    pid=$(<"$1/pid")
+    until listens "$2"; do
+        if [[ ! -d /proc/$pid ]] || ((SECONDS > deadline)); then
+            not_ready "$1" "$pid" "$1/log" >&2
+            return 1
+        fi
+        sleep 0.05
+    done
+}
+
+# listens PORT: a process listens on this port.
+listens() {
+    grep -qiE ":$(printf %04X "$1") [0-9A-F]+:0000 0A" /proc/net/tcp /proc/net/tcp6
+}
+
 # not_ready DIRECTORY PID LOG: what is known of a server that did not become ready. Postfix says nothing at all when
 # another process has its port, so the ports are listed too.
 not_ready() {
@@ -181,7 +199,7 @@ free_port() {
     local port
     while :; do
         port=$((20000 + RANDOM % 10000))
-        grep -qiE ":$(printf %04X "$port") [0-9A-F]+:0000 0A" /proc/net/tcp /proc/net/tcp6 && continue
+        ! listens "$port" || continue
         # mkdir takes the port: of two calls at the same time it fails for one.
         mkdir "$directory/ports/$port" 2>/dev/null && break
         [[ -d $directory/ports/$port ]] || fail "could not note port $port in $directory/ports"
