@@ -27,6 +27,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use jiff::Timestamp;
 use prometheus::core::Collector;
 use tokio::sync::{Mutex, watch};
@@ -120,7 +121,16 @@ impl<S: Observed> Observers<S> {
     /// [`Observers::change`].
     pub async fn open(&self, settings: &Settings) -> anyhow::Result<Opened> {
         let server = match settings.listen {
-            Some(address) if settings.listen != self.settings.listen => Some(http::Server::bind(address).await?),
+            Some(address) if settings.listen != self.settings.listen => {
+                let in_use = self.settings.listen.map(|address| address.port());
+                let bound = http::Server::bind(address).await;
+                let is_own = bound.is_err() && in_use == Some(address.port());
+                Some(if is_own {
+                    bound.context("the port is in use by this process, which can leave it by a restart only")?
+                } else {
+                    bound?
+                })
+            }
             _ => None,
         };
         Ok(Opened { server })

@@ -18,7 +18,11 @@ const ONE_SHRINK: Duration = Duration::from_secs(1);
 /// peers of other connections close them, within seconds.
 const FIRST_FILES_PROBE: Duration = Duration::from_secs(2);
 
-/// Each further time doubles it, up to this: a limit that is too low stays so until somebody raises it.
+/// A limit of open files that was not met again for this long after the time of a probe is taken to be over, once a
+/// connection could be opened. Ten times the longest wait for a probe.
+const FILES_FORGOTTEN: Duration = Duration::from_secs(600);
+
+/// Each further time doubles the pause before a probe, up to this: a limit that is too low stays so until it is raised.
 const LONGEST_FILES_PROBE: Duration = Duration::from_secs(60);
 
 /// The connections of all workers, which are counted from 0.
@@ -181,6 +185,11 @@ impl Connections {
                     self.files = None;
                 }
                 self.files.is_none()
+            }
+            // Where little is sent, there are never as many connections at the same time.
+            Some(files) if now >= files.probe_at + FILES_FORGOTTEN => {
+                self.files = None;
+                true
             }
             _ => false,
         }

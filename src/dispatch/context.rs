@@ -198,9 +198,7 @@ impl Context {
                 self.check_files();
                 self.events.database_failed(lane, Work::Fetching, error);
             }
-            PassError::Ledger(error) => {
-                tracing::error!(target: events::MAIL, queue = %lane.name(), %error, "nothing is sent");
-            }
+            PassError::Ledger(error) => self.ledger_failed(error),
             PassError::Start(error) => {
                 tracing::error!(target: events::MAIL, queue = %lane.name(), %error, "nothing of this queue is sent");
             }
@@ -442,8 +440,8 @@ impl Context {
 
     /// Settles the refused mails that wait, and ends all streaks: they say nothing about the relay as it is set now.
     fn forget_refusals(&self) {
-        self.flush_refusals();
-        *self.refusals() = RefusalStreak::default();
+        let mut ended = std::mem::take(&mut *self.refusals());
+        ended.flush().into_iter().for_each(|finished| self.conclude(finished));
     }
 
     // --- the configuration ---

@@ -18,7 +18,7 @@ pub struct Counters {
 }
 
 const OUTCOMES: [&str; 4] = ["accepted", "deferred", "refused", "unknown"];
-const FATES: [&str; 6] = ["delivered", "deferred", "failed", "held", "unreadable", "released"];
+const FATES: [&str; 7] = ["delivered", "deferred", "failed", "held", "not-deleted", "unreadable", "released"];
 
 /// In seconds: from a reply at once to the ten minutes that a final dot may take (RFC 5321 §4.5.3.2.6).
 const ATTEMPT_BUCKETS: [f64; 13] = [0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 120.0, 600.0];

@@ -188,8 +188,9 @@ impl Events {
         });
     }
 
-    /// The DELETE of a row that is held as `not-deleted` was tried again.
-    pub fn deleted_again(&self, id: &MailId, settled: &Settled) {
+    /// The DELETE of a row that is held as `not-deleted` was tried again. Its row is counted where that is the work of a
+    /// single pass; a daemon has counted it at the first refusal.
+    pub fn deleted_again(&self, id: &MailId, settled: &Settled, is_single_pass: bool) {
         match settled {
             Settled::Done | Settled::ClaimLost => {
                 self.progress.note_settled(&id.queue, &Fate::Delivered);
@@ -201,7 +202,9 @@ impl Events {
             }
             // The event of the first refusal has said it.
             Settled::NotDeleted { detail, next_attempt } => {
-                self.progress.note_not_deleted(&id.queue);
+                if is_single_pass {
+                    self.progress.note_not_deleted(&id.queue);
+                }
                 debug!(target: MAIL, queue = %id.queue, mid = id.mid, %id, detail = self.redact(detail), %next_attempt,
                     "not deleted again");
             }

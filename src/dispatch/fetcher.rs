@@ -219,6 +219,17 @@ impl Fetcher {
         let mut outcome = Ok(());
         while outcome.is_ok() {
             let limits = pass.limits;
+            let mut wanted = pin!(self.wait(self.context.wait_wanted(&self.lane)));
+            let wanted = loop {
+                tokio::select! {
+                    Some(done) = preparing.next(), if outcome.is_ok() => outcome = outcome.and(done),
+                    wanted = &mut wanted, if outcome.is_ok() => break wanted.unwrap_or(false),
+                    else => break false,
+                }
+            };
+            if !wanted {
+                break;
+            }
             let mut next = pin!(self.next_claims(&mut pass, search));
             let next = loop {
                 tokio::select! {
@@ -268,7 +279,8 @@ impl Fetcher {
                 if self.wait(self.lane.predecessors_settled()).await.is_none() {
                     return Ok(None);
                 }
-                self.recovery.run().await?;
+                let recovery = self.recovery.run();
+                self.liveness().touch_while(self.lane.index, recovery).await?;
             }
             *recovered = true;
         }
@@ -285,12 +297,9 @@ impl Fetcher {
         }))
     }
 
-    /// Claims the next batch, as soon as it is wanted. Returns `None` if there is no more, or none is wanted in this pass.
+    /// Claims the next batch. Returns `None` if there is no more.
     /// A batch can be empty, where other dispatchers were quicker.
     async fn next_claims(&self, pass: &mut Pass, search: &mut Search) -> Result<Option<Vec<Claim>>, PassError> {
-        if !self.wait(self.context.wait_wanted(&self.lane)).await.unwrap_or(false) {
-            return Ok(None);
-        }
         self.liveness().touch(self.lane.index, Loop::Fetcher);
         if self.context.outage.is_owed_by(self.lane.index) {
             // Before a claim sees how long its mail has been deferred.
@@ -315,6 +324,7 @@ impl Fetcher {
             }
         };
         self.context.events.progress.note_poll(Timestamp::now());
+        self.context.events.database_works(&self.lane, Work::Fetching);
         if due.is_empty() && found == 0 {
             if self.context.once && self.lane.large.has_known() {
                 // They belong to this pass.

@@ -120,6 +120,12 @@ pub struct Finished {
     pub closing: Closing,
 }
 
+/// The shortest interval of heartbeats: 20 fit into the shortest lease, which is 1 s.
+const SHORTEST_BEAT: Duration = Duration::from_millis(50);
+
+/// The longest interval of heartbeats: a fifth of [`STALLED`](crate::telemetry::STALLED).
+const LONGEST_BEAT: Duration = Duration::from_secs(60);
+
 impl Lane {
     /// Returns the lane, and the verdicts that are to be carried out.
     pub fn new(
@@ -256,9 +262,10 @@ impl Lane {
         self.lease().length
     }
 
-    /// Returns the interval of heartbeats: 30 fit into a lease, so that a few may fail.
+    /// Returns the interval of heartbeats: 30 fit into a lease, so that a few may fail. At most a minute, because they are
+    /// signs of life too.
     pub fn beat_interval(&self) -> Duration {
-        (self.lease_length() / 30).max(Duration::from_millis(50))
+        (self.lease_length() / 30).clamp(SHORTEST_BEAT, LONGEST_BEAT)
     }
 
     /// Writes a heartbeat, which renews the lease.

@@ -54,6 +54,10 @@ impl LargeFetcher {
                 if let PassError::Database(error) = error {
                     lane.note_marking(Err(error));
                 }
+                // The next one would hold the slot while the database does not answer, and other queues' rows wait for it.
+                while let Some(claim) = lane.large.next() {
+                    lane.release(claim);
+                }
                 over.run_until_cancelled(tokio::time::sleep(WAIT)).await;
             }
         }

@@ -110,6 +110,7 @@ impl Preparer {
             Err((error, claims)) => {
                 self.events.database_failed(&lane, Work::Fetching, &error);
                 claims.into_iter().for_each(|claim| lane.release(claim));
+                lane.note_marking(Err(error));
                 return None;
             }
         };

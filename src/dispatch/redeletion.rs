@@ -53,7 +53,7 @@ impl Redeletion {
             let rows: Vec<_> = due.into_iter().map(|row| (row.clone(), retry(row.since))).collect();
             let mut locked = false;
             for (id, settled) in self.lane.queue.delete_again(&rows).await? {
-                self.context.events.deleted_again(&id, &settled);
+                self.context.events.deleted_again(&id, &settled, self.context.once);
                 // It stays due, so that the next look finds it again.
                 locked |= matches!(settled, Settled::Locked { .. });
             }

@@ -502,13 +502,18 @@ impl Queue {
     /// Drops the records of claims whose row is gone or another. Ours only: a record that was taken over is the other's
     /// to drop.
     pub(super) async fn drop_void(&self, connection: &mut Connection, void: &[&Claim]) -> Result<(), Failure> {
+        if void.is_empty() {
+            return Ok(());
+        }
+        connection.begin(self.dialect().begin).await?;
         for claim in void {
             let sql = "DELETE FROM mailqueue_delivery WHERE queue_table = ? AND mid = ? AND claim = ?";
             if connection.execute(sql, vec![self.key(), claim.id.mid.into(), claim.token.as_str().into()]).await? > 0 {
                 self.drop_recipients(connection, &[claim.key()]).await?;
-                self.set_scan_start(None);
             }
         }
+        connection.commit().await?;
+        self.set_scan_start(None);
         Ok(())
     }
 

@@ -10,6 +10,7 @@ use tokio_util::task::TaskTracker;
 use super::db::connection::{Connection, Value};
 use super::db::dialect::{Dialect, Engine};
 use super::db::error::{Failure, Retries};
+use super::db::open::address;
 use super::db::pool::{Pool, Pools};
 use super::db::server::Urgent;
 use super::error::Error;
@@ -112,9 +113,9 @@ impl Queue {
 
     /// Returns true if the other has the same table, as far as the settings tell: one database can have several names.
     pub fn has_same_table_as(&self, other: &Self) -> bool {
-        fn place(queue: &Queue) -> (&str, Option<&str>, Option<u16>, &str, &str) {
+        fn place(queue: &Queue) -> (Engine, String, &str, &str) {
             let url = &queue.settings().database.url;
-            (url.scheme(), url.host_str(), url.port(), url.path(), queue.unqualified_table())
+            (queue.engine(), address(url), url.path(), queue.unqualified_table())
         }
         place(self) == place(other)
     }

@@ -231,7 +231,12 @@ impl Place {
 async fn permit(semaphore: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Failure> {
     timeout(CONNECT_TIMEOUT, Arc::clone(semaphore).acquire_owned())
         .await
-        .map_err(|_| Failure::Stalled("all connections are busy and none came free".to_owned()))?
+        .map_err(|_| {
+            Failure::Stalled(format!(
+                "our own connections to this server are all in use, and none came free within {} s",
+                CONNECT_TIMEOUT.as_secs()
+            ))
+        })?
         .map_err(|closed| Failure::Broken(closed.to_string()))
 }
 
