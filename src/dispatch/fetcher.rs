@@ -379,7 +379,7 @@ impl Fetcher {
     /// Lets a large row that is claimed wait for its slot. Where enough others do, it is put off, so that those behind it
     /// have their turn; a single pass has no later turn, and waits.
     async fn keep_large(&self, mut claim: Claim) {
-        while let Err(back) = self.lane.large.push(claim) {
+        while let Some(back) = self.lane.large.push(claim) {
             claim = back;
             if !self.context.once {
                 return self.put_off(claim);

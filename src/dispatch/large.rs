@@ -42,13 +42,13 @@ struct Inner {
 
 impl LargeRows {
     /// Lets a claimed row wait for the slot. Returns it if enough others do.
-    pub fn push(&self, claim: Claim) -> Result<(), Claim> {
+    pub fn push(&self, claim: Claim) -> Option<Claim> {
         let mut inner = self.lock();
         if inner.claimed.len() >= MOST_CLAIMED {
-            return Err(claim);
+            return Some(claim);
         }
         inner.claimed.push_back(claim);
-        Ok(())
+        None
     }
 
     /// Takes the claimed row that has waited longest.

@@ -70,7 +70,7 @@ impl LargeFetcher {
         claims.iter().for_each(|claim| context.events.claimed(claim));
         for claim in prepare::set_too_large_aside(lane, claims).await? {
             // Due rows of the fetcher's may have taken the room meanwhile; the next search finds this one again.
-            if let Err(claim) = lane.large.push(claim) {
+            if let Some(claim) = lane.large.push(claim) {
                 lane.release(claim);
             }
         }

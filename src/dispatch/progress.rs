@@ -25,6 +25,9 @@ pub enum Work {
     Locked,
 }
 
+/// The queue's name and its database's last words, by the number of the lane and the work.
+type Troubles = BTreeMap<(usize, Work), (Arc<str>, String)>;
+
 /// The counts grow while a dispatcher runs.
 #[derive(Debug, Default)]
 pub struct Progress {
@@ -42,7 +45,7 @@ pub struct Progress {
     attempts: Mutex<BTreeMap<Arc<str>, Instant>>,
     /// The work that a lane's database does not do, with the queue and the database's last words. By the lane and not by
     /// the queue: after a reload two lanes can have one queue, one of which ends.
-    databases: Mutex<BTreeMap<(usize, Work), (Arc<str>, String)>>,
+    databases: Mutex<Troubles>,
     /// Rows that failed or became unreadable since the last [`Progress::take_failures`].
     failures: Mutex<FailureReport>,
     /// Counters and histograms for monitoring.

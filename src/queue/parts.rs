@@ -20,7 +20,10 @@ pub(super) struct Parts {
 impl Parts {
     /// A group of this many rows, in one part.
     pub(super) fn of(rows: usize) -> Self {
-        let left = if rows == 0 { Vec::new() } else { Vec::from([0..rows]) };
+        let mut left = Vec::new();
+        if rows > 0 {
+            left.push(0..rows);
+        }
         Self { left, ends: vec![None; rows], locked: 0 }
     }
 
