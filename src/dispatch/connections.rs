@@ -509,6 +509,25 @@ mod tests {
     }
 
     #[test]
+    fn a_limit_of_files_is_over_after_a_while_where_few_connections_are_needed() {
+        let at = clock();
+        let mut connections = Connections::new(4);
+        for worker in 0..2 {
+            assert!(connections.enter(worker, at(0)));
+            connections.connecting(worker);
+        }
+        connections.connected(0, at(0));
+        assert_eq!(connections.out_of_files(Some(1), at(0)), Some(1));
+        connections.enter(0, at(500));
+        connections.connecting(0);
+        assert_eq!(connections.connected(0, at(500)), Learned::Nothing);
+        assert!(connections.is_short_of_files());
+        connections.connecting(0);
+        assert_eq!(connections.connected(0, at(700)), Learned::Files);
+        assert_eq!((connections.cap(), connections.is_short_of_files()), (4, false));
+    }
+
+    #[test]
     fn a_file_that_something_else_needs_is_that_of_a_connection() {
         let at = clock();
         let mut connections = Connections::new(2);

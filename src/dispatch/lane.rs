@@ -528,6 +528,30 @@ mod tests {
     }
 
     #[test]
+    fn heartbeats_are_signs_of_life_however_long_the_lease_is() {
+        let lane = lane();
+        assert_eq!(lane.beat_interval(), Duration::from_secs(30));
+        lane.set_lease(Duration::from_secs(24 * 3600));
+        assert_eq!(lane.beat_interval(), Duration::from_secs(60));
+        lane.set_lease(Duration::from_secs(1));
+        assert_eq!(lane.beat_interval(), Duration::from_millis(50));
+    }
+
+    #[test]
+    fn a_table_is_the_same_by_whatever_name_its_server_goes() {
+        let queue = |url: &str| {
+            let database = queue::Database { url: url.parse().expect("URL"), password: None };
+            let table = "mail_queue".to_owned();
+            let settings = queue::Settings { name: "newsletter".into(), database, table, max_size: 1 };
+            Queue::new(settings, String::new()).expect("queue")
+        };
+        let here = queue("mysql://a@localhost/web");
+        assert!(here.has_same_table_as(&queue("mariadb://b@127.0.0.1:3306/web")));
+        assert!(!here.has_same_table_as(&queue("mysql://a@localhost/other")));
+        assert!(!here.has_same_table_as(&queue("mysql://a@localhost/web?socket=/run/other.sock")));
+    }
+
+    #[test]
     fn an_error_of_marking_stays_until_it_is_taken() {
         let lane = lane();
         assert!(lane.take_marking().is_none());
