@@ -1,4 +1,5 @@
-//! What it costs to make a mail of a row: a newsletter of 3 kB, a press release of 100 kB in two parts, and a file of 25 MB.
+//! What it costs to make a mail of a row: a newsletter of 3 kB, a press release of 100 kB in two parts, and a file of
+//! 25 MB.
 
 use std::hint::black_box;
 

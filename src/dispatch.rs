@@ -7,7 +7,8 @@
 //! 2. The *context* puts those together that all tasks share, and decides whether a mail may go.
 //! 3. *Tasks* do the work. For each queue: a fetcher (claims rows and has mails made of them), one for large rows, a marker
 //!    (marks mails `sending` shortly before they go out), a settler (carries verdicts out), and maintenance (heartbeat,
-//!    operators' pause, take-over). For each connection: a sender. For all: the relay's probe.
+//!    operators' pause, take-over). For each connection: a sender, with a final-dot guard for each mail. For all: the
+//!    relay's probe.
 
 pub mod abandoned;
 pub mod breaker;
@@ -17,6 +18,7 @@ mod counters;
 mod error;
 mod events;
 mod fetcher;
+mod final_dot_guard;
 mod handle;
 mod lane;
 mod large;
@@ -24,6 +26,7 @@ mod large_fetcher;
 mod lease;
 mod maintenance;
 mod memory;
+mod notice;
 mod outage;
 mod prepare;
 mod progress;

@@ -3,11 +3,12 @@
 //! [`Queue`] is the handle; its functions stand in the files that do the work:
 //!
 //! - `claim`: finds rows, claims them, loads their content, marks them `sending`;
-//! - `settle`: carries verdicts out, and acceptances that only the ledger knows;
-//! - `delete`: ends delivered rows, and sets aside those that the database does not delete;
+//! - `settle`: carries verdicts out, which deletes delivered rows, and acceptances that only the ledger knows;
+//! - `delete`: deletes delivered rows where something is not as expected, in `parts`, and sets aside those that the
+//!   database does not delete;
 //! - `leases`: heartbeat, recovery of claims, take-over, pause flags;
 //! - `list`, `operate`: show rows to operators, and change them;
-//! - `cleanup`: drops records that stand for nothing any more;
+//! - `cleanup`: drops records that stand for nothing any more; `unconfirmed`: undoes claims whose answer was lost;
 //! - `check`, `migrate`: a database's fitness, and our tables in it.
 //!
 //! Below these are `table` (the producers' table), `records` (ours), `schema` (a table's columns) and `db`, which knows

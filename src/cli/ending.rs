@@ -4,7 +4,8 @@ use super::output::{self, safe};
 use crate::config::Invalid;
 use crate::{ledger, queue};
 
-/// Exit statuses beside 0, 1 and [`crate::panics::EXIT_STATUS`]; the last two are EX_UNAVAILABLE and EX_TEMPFAIL of sysexits.h.
+/// Exit statuses beside 0, 1 and [`crate::panics::EXIT_STATUS`]; the last two are EX_UNAVAILABLE and EX_TEMPFAIL of
+/// sysexits.h.
 pub const USAGE: u8 = 2;
 pub const UNAVAILABLE: u8 = 69;
 pub const BUSY: u8 = 75;

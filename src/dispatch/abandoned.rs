@@ -30,8 +30,9 @@ pub enum AbandonedError {
 ///
 /// Only while that dispatcher is known to be dead and cannot start. The entries stay open: its next start finds that
 /// these rows are settled, and closes them. `entries` may be of any queue, because this one may have had another name.
-/// `is_known`: the ledger was there for all that was sent of the queue, see [`Ledger::knows`](crate::ledger::Ledger::knows).
-/// Where it was not, and has no entry of the rows, those that were being sent stay as they are.
+/// `is_known`: the ledger was there for all that was sent of the queue, see
+/// [`Ledger::knows`](crate::ledger::Ledger::knows). If it was not, and has no entry of the rows, those that were
+/// being sent stay as they are.
 pub async fn settle(
     queue: &Queue,
     entries: Vec<OpenEntry>,

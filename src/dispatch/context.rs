@@ -121,8 +121,8 @@ impl Context {
         wait_until(&lane.calls.fetcher, || lane.large.has_room() || !self.may_send(lane)).await;
     }
 
-    /// Waits until the lane has mails to be marked `sending`, and fewer marked ones than will be offered in the next second.
-    /// Takes up to the number of two seconds, those that may go first before others.
+    /// Waits until the lane has mails to be marked `sending`, and less than a second's worth of marked ones. Takes as many
+    /// as make two seconds' worth, those that may go first before others.
     pub async fn next_to_mark(&self, lane: &Lane) -> Vec<Prepared> {
         let mut mails = Vec::new();
         wait_until(&lane.calls.marker, || {
@@ -136,8 +136,8 @@ impl Context {
         mails
     }
 
-    /// Returns the number of mails that are to be marked; 0 while there are marked ones for another second. Those of a
-    /// sender that waits for a trial to end do not count: nothing of them goes out, and others' mails may.
+    /// Returns the number of mails that are to be marked; 0 while there are marked ones for another second. Mails of a
+    /// paused sender are not counted, or they would keep those of other senders from being marked.
     fn missing_marks(&self, lane: &Lane) -> usize {
         let now = Instant::now();
         let streak = self.refusals();

@@ -310,7 +310,8 @@ impl Fetcher {
         if Instant::now() >= pass.due_from {
             let begun = Instant::now();
             due = self.lane.queue.claim_due(now, pass.batch / 2).await?;
-            // Where another session has locked records that are due, each look waits for it, and new rows wait for the look.
+            // Where another session has locked records that are due, each look waits for it, and new rows wait for the
+            // look.
             let pause = (begun.elapsed() * DUE_DUTY).min(self.poll_interval());
             if due.is_empty() || pause > NONE_DUE {
                 pass.due_from = Instant::now() + pause.max(NONE_DUE);

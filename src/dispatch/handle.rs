@@ -8,9 +8,9 @@ use tokio::time::{Instant, timeout};
 
 use super::context::Context;
 use super::lane::Lane;
+use super::notice;
 use super::progress::Progress;
 use super::rate::Bucket;
-use super::sender;
 use super::settings::Change;
 use crate::ledger::Ledger;
 use crate::mail::Mail;
@@ -152,7 +152,7 @@ impl Observed for Handle {
         if !self.context.breaker.is_up() {
             return Err(SendError::Temporary("the relay is down or paused".to_owned()));
         }
-        sender::send_notice(&self.context.live.get().relay, &self.bucket, mail).await.map_err(|error| match error {
+        notice::send(&self.context.live.get().relay, &self.bucket, mail).await.map_err(|error| match error {
             SendError::Temporary(reason) => SendError::Temporary(self.redact(&reason)),
             SendError::Permanent(reason) => SendError::Permanent(self.redact(&reason)),
         })

@@ -332,7 +332,8 @@ impl Lane {
         Ok((jobs, lost))
     }
 
-    /// Keeps the result of marking mails, or the error of claiming large rows, for the fetcher. An error stays until it is taken.
+    /// Keeps the result of marking mails, or the error of claiming large rows, for the fetcher. An error stays until it
+    /// is taken.
     pub fn note_marking(&self, result: Result<(), queue::Error>) {
         let mut noted = self.marking.lock().unwrap_or_else(PoisonError::into_inner);
         if !matches!(*noted, Some(Err(_))) {

@@ -41,7 +41,8 @@ pub struct Preparer {
 }
 
 impl Preparer {
-    /// Loads claimed rows and makes mails of them. Each claim comes with its part of `memory`. Rows that become no mail are settled; after an error all are released.
+    /// Loads claimed rows and makes mails of them. Each claim comes with its part of `memory`. Rows that become no mail
+    /// are settled; after an error all are released.
     pub async fn prepare(
         &self,
         lane: &Arc<Lane>,

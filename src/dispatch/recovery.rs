@@ -80,8 +80,8 @@ impl Recovery {
         Ok(())
     }
 
-    /// Carries verdicts out; returns the entries that can be closed. Rows that another session has locked go to the settler,
-    /// so that they do not hold up the start.
+    /// Carries verdicts out; returns the entries that can be closed. Rows that another session has locked go to the
+    /// settler, so that they do not hold up the start.
     async fn settle(&self, settlements: Vec<Settlement>, closings: Vec<Closing>) -> Result<Closing, PassError> {
         // What cannot be settled now is found again: the claims are still ours.
         let results = self.lane.queue.settle(&settlements, self.context.delete_retry()).await?;

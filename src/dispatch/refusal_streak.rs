@@ -374,8 +374,8 @@ fn can_be_about_rights(stage: Stage, reply: &Reply) -> bool {
     match (reply.code, reply.enhanced) {
         (_, Some((5, 7, _) | (5, 4, 5) | (5, 2, 0) | (5, 1, 7 | 8))) => true,
         (504, Some((5, 5, 2))) => true,
-        // "Over quota", of the account or of a mailbox; of a mailbox it says 5.2.2. Behind accepted recipients it would mean "enough", and
-        // then the mail would not have been refused as a whole.
+        // "Over quota", of the account or of a mailbox; of a mailbox it says 5.2.2. Behind accepted recipients it would
+        // mean "enough", and then the mail would not have been refused as a whole.
         (552, enhanced) => !matches!(enhanced, Some((5, 1 | 2, _))),
         _ => false,
     }

@@ -1,27 +1,22 @@
-//! A sender is one connection's work: takes the next mail, offers it, and passes the outcome on. The final-dot guard and
-//! notices, which are mails without a row, are here too.
+//! A sender is one connection's work: takes the next mail, offers it, and passes the outcome on.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::connections::Learned;
 use super::context::Context;
 use super::events;
+use super::final_dot_guard::{FinalDotGuard, Stopped};
 use super::lane::{Finished, Job};
 use super::prepare::Preparer;
-use super::progress::Progress;
 use super::rate::Bucket;
 use super::refusal_streak::{PATIENCE, refusal};
-use crate::failpoint;
-use crate::ledger::{self, Closing, EntryId, Ledger, Transmission};
-use crate::mail::{Address, Mail};
-use crate::outcome::{Attempt, Cause, Reason, RecipientOutcome, Reply, Scope, Stage, Trouble};
-use crate::relay::{Offer, Relay, TransactionHook, Worker};
-use crate::telemetry::SendError;
+use crate::ledger::Ledger;
+use crate::outcome::{Attempt, Cause, RecipientOutcome, Reply, Scope, Stage, Trouble};
+use crate::relay::{Offer, Worker};
 
 /// A connection that had nothing to do for this long is closed politely; smarthosts dislike idlers.
 const IDLE: Duration = Duration::from_secs(30);
@@ -298,131 +293,4 @@ fn was_answered(attempt: &Attempt) -> bool {
         }
         RecipientOutcome::Unknown(_) | RecipientOutcome::Untried => false,
     })
-}
-
-/// Guards the transactions of one mail: no final dot without an entry in the ledger and a lease that lasts.
-struct FinalDotGuard<'a> {
-    ledger: &'a Ledger,
-    progress: &'a Progress,
-    job: &'a Job,
-    /// The time that the reply may take.
-    final_dot: Duration,
-    closing: Closing,
-    /// The entry of the transaction under way, and the number of its recipients.
-    current: Option<(EntryId, usize)>,
-    /// The number of recipients that are accepted.
-    accepted: usize,
-    stopped: Option<Stopped>,
-}
-
-/// The reason for which a final dot was stopped: neither mail nor smarthost is to blame.
-#[derive(Debug)]
-enum Stopped {
-    /// Our heartbeat is overdue: another dispatcher may take the claim over.
-    Overdue,
-    /// The ledger cannot be written.
-    Ledger(ledger::Error),
-}
-
-impl<'a> FinalDotGuard<'a> {
-    fn new(ledger: &'a Ledger, progress: &'a Progress, job: &'a Job, final_dot: Duration) -> Self {
-        let accepted = job.prepared.history.accepted_of(&job.mail().envelope.recipients);
-        Self { ledger, progress, job, final_dot, closing: Closing::default(), current: None, accepted, stopped: None }
-    }
-
-    /// Returns the entries that can be closed once the row is settled, and the reason for which a dot was stopped.
-    fn end(mut self) -> (Closing, Option<Stopped>) {
-        // A transaction that was cut off between the two calls has an unknown outcome.
-        self.closing.other.extend(self.current.take().map(|(entry, _)| entry));
-        (self.closing, self.stopped)
-    }
-
-    fn transmission(&self, recipients: &[Address]) -> Transmission {
-        let (job, mail) = (self.job, self.job.mail());
-        let complete = mail.invalid.is_empty() && self.accepted + recipients.len() == mail.envelope.recipients.len();
-        Transmission {
-            id: job.id().clone(),
-            record: *job.prepared.claim.record(),
-            fingerprint: job.prepared.fingerprint,
-            message_id: mail.message_id.clone(),
-            recipients: recipients.iter().map(Address::to_string).collect(),
-            complete,
-            repairs: mail.repair_labels(),
-            begun: Timestamp::now(),
-        }
-    }
-}
-
-fn stop(why: String) -> Trouble {
-    Trouble { stage: Stage::FinalDot, scope: Scope::Relay, cause: Cause::Local(Reason::RelayUnavailable, why) }
-}
-
-impl TransactionHook for FinalDotGuard<'_> {
-    async fn before_final_dot(&mut self, recipients: &[Address]) -> Result<(), Trouble> {
-        match self.ledger.transmitting(self.transmission(recipients)).await {
-            Ok(entry) => self.current = Some((entry, recipients.len())),
-            Err(error) => {
-                let why = error.to_string();
-                self.stopped = Some(Stopped::Ledger(error));
-                return Err(stop(why));
-            }
-        }
-        // Last of all, and after everything that can take time: the process may have been stopped for an hour.
-        if !self.job.is_covered(self.final_dot, Instant::now()) {
-            self.stopped = Some(Stopped::Overdue);
-            if let Some((entry, _)) = self.current.take() {
-                self.ledger.refused(entry);
-            }
-            return Err(stop("our heartbeat could not be written for too long".to_owned()));
-        }
-        failpoint::hit("before-dot");
-        Ok(())
-    }
-
-    async fn after_final_dot(&mut self, answer: Result<&Reply, &Trouble>) {
-        let Some((entry, recipients)) = self.current.take() else { return };
-        self.progress.counters.dot(answer.err());
-        match answer {
-            Ok(reply) => {
-                failpoint::hit("after-250");
-                self.ledger.accepted(entry, reply.to_string(), Timestamp::now());
-                self.closing.accepted.push(entry);
-                self.accepted += recipients;
-            }
-            Err(Trouble { cause: Cause::Reply(_), .. }) => self.ledger.refused(entry),
-            Err(_) => self.closing.other.push(entry),
-        }
-    }
-}
-
-/// Offers a mail of our own, which has no row, on a connection of its own. Trouble with it does not take the relay down.
-pub async fn send_notice(relay: &Arc<Relay>, bucket: &Bucket, mail: &Mail) -> Result<(), SendError> {
-    bucket.take().await;
-    let mut client = relay.worker();
-    client.ready().await.map_err(|trouble| SendError::Temporary(trouble.to_string()))?;
-    let attempt = client.send(mail, &mail.envelope.recipients, &mut Unguarded).await;
-    client.quit().await;
-    let relay = attempt.relay.as_ref().map(Trouble::to_string).unwrap_or_default();
-    for (_, outcome) in attempt.outcomes {
-        match outcome {
-            RecipientOutcome::Accepted(_) => {}
-            RecipientOutcome::Deferred(trouble) => return Err(SendError::Temporary(trouble.to_string())),
-            RecipientOutcome::Untried => return Err(SendError::Temporary(relay)),
-            RecipientOutcome::Refused(trouble) | RecipientOutcome::Unknown(trouble) => {
-                return Err(SendError::Permanent(trouble.to_string()));
-            }
-        }
-    }
-    Ok(())
-}
-
-/// A notice may be lost or sent twice.
-struct Unguarded;
-
-impl TransactionHook for Unguarded {
-    async fn before_final_dot(&mut self, _: &[Address]) -> Result<(), Trouble> {
-        Ok(())
-    }
-
-    async fn after_final_dot(&mut self, _: Result<&Reply, &Trouble>) {}
 }

@@ -218,7 +218,8 @@ fn write_entries(entries: VecDeque<Entry>) {
     write_blocking(&lines);
 }
 
-/// Writes to standard error without waiting, whatever it is and whatever process shares it. Returns what is left to be written.
+/// Writes to standard error without waiting, whatever it is and whatever process shares it. Returns what is left to be
+/// written.
 ///
 /// Standard error cannot be made non-blocking: that would be so for every process that has it too.
 fn write_now(entry: Entry) -> Option<Entry> {

@@ -12,8 +12,8 @@ pub struct Relay {
     /// The time at which a relay in trouble is tried again.
     pub until: Option<Timestamp>,
     pub reason: Option<String>,
-    /// The number of connections that may be in use: fewer than configured where the smarthost takes no more, or throttles. `None`
-    /// where no dispatcher runs.
+    /// The number of connections that may be in use: fewer than configured where the smarthost takes no more, or
+    /// throttles. `None` where no dispatcher runs.
     #[serde(default)]
     pub connections_cap: Option<usize>,
     /// The reason for fewer connections where it is our own limit of open files.

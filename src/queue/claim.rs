@@ -50,7 +50,8 @@ pub struct Found {
     pub fingerprint: Option<Fingerprint>,
 }
 
-/// The right to handle one row, from [`Queue::claim`](super::Queue::claim) until [`Queue::settle`](super::Queue::settle). Made only here; settling consumes it.
+/// The right to handle one row, from [`Queue::claim`](super::Queue::claim) until
+/// [`Queue::settle`](super::Queue::settle). Made only here; settling consumes it.
 #[must_use = "a claim that is dropped stays claimed until the next pass, or, once it is `sending`, until the next recovery"]
 #[derive(Debug)]
 pub struct Claim {
@@ -181,8 +182,8 @@ impl Queue {
         Ok(found)
     }
 
-    /// The condition that a row's number can be named by us. Only MySQL has higher numbers, and PostgreSQL would look through
-    /// the whole table.
+    /// The condition that a row's number can be named by us. Only MySQL has higher numbers, and PostgreSQL would look
+    /// through the whole table.
     pub(super) fn and_nameable(&self) -> String {
         match self.engine() {
             Engine::MySql => format!(" AND q.mid <= {HIGHEST_NUMBER}"),

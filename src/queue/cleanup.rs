@@ -12,12 +12,12 @@ use super::records::{borrowed, keys_of};
 use crate::mail::RecordId;
 
 /// A walk over many records goes on for about this long at each pass, so that it costs little however many there are.
-/// Nothing unsound is sent meanwhile: loading a row compares as well.
+/// Nothing wrong is sent meanwhile: loading a row compares as well.
 const WALK: Duration = Duration::from_millis(300);
 
 impl Queue {
-    /// Drops records without a row and records whose row has another content; answers how many. Gives claims of ours back
-    /// that are in nobody's hands.
+    /// Drops records without a row and records whose row has another content; returns their number. Gives claims of ours
+    /// back that no task of this process holds.
     pub async fn sweep(&self) -> Result<u64, Error> {
         drop(self.unconfirmed().await?);
         self.release_unheld().await?;

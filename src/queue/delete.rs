@@ -1,6 +1,7 @@
-//! The end of delivered rows: row and record are deleted in one transaction. A row that the database does not let us
-//! delete is set aside as `held`, `not-deleted`, so that it is never sent again and holds up no other, and its DELETE is
-//! tried again later.
+//! The end of delivered rows where something is not as expected: a claim that is not ours any more, a row that is gone or
+//! changed, a lock, a database that refuses. The usual case is `settle`'s. Row and record are deleted in one transaction.
+//! A row that the database does not let us delete is set aside as `held`, `not-deleted`, so that it is never sent again
+//! and holds up no other, and its DELETE is tried again later.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -79,9 +80,9 @@ enum Part {
 }
 
 impl Queue {
-    /// Deletes rows and records, also where another dispatcher holds the claims. A part that the database refuses, or whose lock does
-    /// not come free, is halved until the row stands alone; that row is set aside, or left for later. A broken connection halves
-    /// nothing: it is an error here.
+    /// Deletes rows and records, also where another dispatcher holds the claims. A part that the database refuses, or
+    /// whose lock does not come free, is halved until the row stands alone; that row is set aside, or left for later. A
+    /// broken connection halves nothing: it is an error here.
     pub(super) async fn delete_deliveries(
         &self,
         deliveries: &[Delivery<'_>],

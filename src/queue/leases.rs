@@ -16,7 +16,7 @@ use crate::mail::RecordId;
 use crate::outcome::State;
 
 /// The owner of rows whose take-over got no answer. It has no heartbeat, so that they are taken over again after a lease.
-const NOBODY: &str = "nobody";
+const NO_DISPATCHER: &str = "none";
 
 /// The claims that recovery found: our own, or those of a dispatcher that shows no signs of life.
 #[derive(Debug, Default)]
@@ -69,10 +69,10 @@ impl Queue {
         self.retrying(|| self.recover_once(&self.inner.dispatcher, None, Some(mids), &token)).await
     }
 
-    /// Gives claims back that are ours and in nobody's hands. A statement can arrive at the server after it was given up and
-    /// undone: a server that was frozen, or a link that was interrupted, delivers what was sent before. Of what is `sending`,
-    /// only rows that were taken over are left to a further take-over: our ledger knows nothing of them. The recovery asks
-    /// the ledger for the others.
+    /// Gives claims back that are ours and that no task of this process holds. A statement can arrive at the server
+    /// after it was given up and undone: a server that was frozen, or a link that was interrupted, delivers what was
+    /// sent before. Of what is `sending`, only rows that were taken over are left to a further take-over: our ledger
+    /// knows nothing of them. The recovery asks the ledger for the others.
     pub(super) async fn release_unheld(&self) -> Result<(), Error> {
         for ((token, state), keys) in self.retrying(|| self.unheld_once()).await? {
             for keys in keys.chunks(GROUP) {
@@ -117,7 +117,7 @@ impl Queue {
             "UPDATE mailqueue_delivery{} SET owner = ? WHERE {condition} AND state = 'sending' AND owner = ? AND claim = ?",
             self.index_hint_primary()
         );
-        let mut args = vec![NOBODY.into()];
+        let mut args = vec![NO_DISPATCHER.into()];
         args.extend(which);
         args.extend([self.owner(), token.into()]);
         self.connection().await?.execute(&sql, args).await.map(drop)

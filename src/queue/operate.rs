@@ -165,8 +165,8 @@ impl Queue {
         }
     }
 
-    /// Returns the outcomes that [`Queue::apply`] would have now, and changes nothing: [`Outcome::Deleted`] for a row that is
-    /// `not-deleted`, as if the database deleted it now.
+    /// Returns the outcomes that [`Queue::apply`] would have now, and changes nothing: [`Outcome::Deleted`] for a row
+    /// that is `not-deleted`, as if the database deleted it now.
     pub async fn foresee(&self, action: &Action, rows: &[Selected]) -> Result<Outcomes, Error> {
         let mut outcomes = Vec::with_capacity(rows.len());
         for row in rows {

@@ -261,8 +261,9 @@ impl Queue {
     }
 
     /// Records acceptances that the ledger knows and no claim is held for (replay at start). `complete`: they were the
-    /// last that the row was waiting for, so row and record are deleted; otherwise the recipients are marked, and the row is
-    /// due now if it was still claimed by us. Acts only where that very record is still there, and returns `None` where it is not.
+    /// last that the row was waiting for, so row and record are deleted; otherwise the recipients are marked, and the
+    /// row is due now if it was still claimed by us. Acts only where that very record is still there, and returns
+    /// `None` where it is not.
     pub async fn replay(
         &self,
         mid: i64,

@@ -97,8 +97,8 @@ impl Queue {
         Ok(schema.columns.iter().any(|(name, _)| *name == "mparams"))
     }
 
-    /// Returns true where the table gives numbers out again at once (SQLite without AUTOINCREMENT), so that number and content of
-    /// a mail sent earlier do not prove a restored dump.
+    /// Returns true where the table gives numbers out again at once (SQLite without AUTOINCREMENT), so that number and
+    /// content of a mail sent earlier do not prove a restored dump.
     pub async fn reuses_numbers(&self) -> Result<bool, Error> {
         if self.engine() != Engine::Sqlite {
             return Ok(false);
@@ -113,8 +113,8 @@ impl Queue {
         Ok(lines.is_empty())
     }
 
-    /// Not tried again when the answer is lost: a mail twice is worse than an error.
-    /// Inserts a row as a producer would, and answers its number.
+    /// Inserts a row as a producer would, and returns its number. It is not tried again when the answer is lost: a mail
+    /// twice is worse than an error.
     pub async fn insert(&self, columns: &Columns) -> Result<i64, Error> {
         self.insert_once(columns).await.map_err(|failure| failure.into_error(self.name()))
     }
@@ -168,7 +168,7 @@ impl Queue {
         let (mid, bytes, table) = (self.dialect().mid, schema.bytes.join(", "), &schema.table);
         let sql = format!("SELECT {mid}, {bytes} FROM {table} q WHERE {numbers}{bound}");
         let lines = connection.fetch(&sql, mids.into_iter().map(Value::from).collect()).await?;
-        // DbRow by line, so that few bodies are in memory twice.
+        // Row by row, so that few bodies are in memory twice.
         lines.into_iter().map(|line| Ok((line.required_i64(0)?, columns(&line, 1)?))).collect()
     }
 
@@ -187,7 +187,7 @@ impl Queue {
             }
             return Ok(found);
         };
-        for group in mids.chunks(super::db::dialect::GROUP) {
+        for group in mids.chunks(GROUP) {
             let args: Vec<Value> = padded(group.iter().map(|&mid| mid.into()).collect());
             let sql = format!(
                 "SELECT {}, {fingerprint} FROM {} q WHERE q.mid IN ({})",

@@ -29,7 +29,7 @@ pub(super) fn is_taken_over(token: &str) -> bool {
 }
 
 /// Makes tokens, and knows which of them are in use: that of an act under way, or of a claim that exists. A claim in the
-/// database under another token is in nobody's hands, and can come into nobody's. All queues of a process share one.
+/// database under another token is held by no task of this process, and never will be. All queues of a process share one.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Tokens(Arc<Mutex<HashMap<Box<str>, Weak<str>>>>);
 

@@ -52,7 +52,8 @@ impl Worker {
     /// Offers `mail` to `recipients`, in as many transactions as the limits want.
     ///
     /// Dropping the future drops the connection. What became of the mail then is what the hook knows: nothing has
-    /// happened before [`TransactionHook::before_final_dot`], and the outcome is unknown between it and [`TransactionHook::after_final_dot`].
+    /// happened before [`TransactionHook::before_final_dot`], and the outcome is unknown between it and
+    /// [`TransactionHook::after_final_dot`].
     pub async fn send(&mut self, mail: &Mail, recipients: &[Address], hook: &mut impl TransactionHook) -> Attempt {
         self.send_ahead(Offer { mail, recipients }, None, hook).await
     }

@@ -13,7 +13,8 @@ const KNOWN_FOR: Duration = Duration::from_secs(3_600);
 pub(super) struct RecipientLimit(Mutex<Option<(usize, Instant)>>);
 
 impl RecipientLimit {
-    /// A transaction was told "enough" behind this number of recipients, and the next one began with the first of the others.
+    /// A transaction was told "enough" behind this number of recipients, and the next one began with the first of the
+    /// others.
     pub fn learn(&self, recipients: usize, now: Instant) {
         let least = self.at(now).map_or(recipients, |known| known.min(recipients)).max(1);
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((least, now + KNOWN_FOR));

@@ -13,8 +13,9 @@ pub trait TransactionHook: Send {
     /// been written. An error stops the transaction here: no dot goes out, and the connection is dropped.
     fn before_final_dot(&mut self, recipients: &[Address]) -> impl Future<Output = Result<(), Trouble>> + Send;
 
-    /// The end of a transaction for which `before_final_dot` returned `Ok`; runs before the next final dot on this connection.
-    /// `Ok` is a 2yz reply. In an error the stage says whether the final dot may have left ([`Stage::FinalDot`]) or has
-    /// not ([`Stage::Data`]), and a cause other than a reply at [`Stage::FinalDot`] means that the outcome is unknown.
+    /// The end of a transaction for which `before_final_dot` returned `Ok`; runs before the next final dot on this
+    /// connection. `Ok` is a 2yz reply. In an error the stage says whether the final dot may have left
+    /// ([`Stage::FinalDot`]) or has not ([`Stage::Data`]), and a cause other than a reply at [`Stage::FinalDot`] means
+    /// that the outcome is unknown.
     fn after_final_dot(&mut self, answer: Result<&Reply, &Trouble>) -> impl Future<Output = ()> + Send;
 }

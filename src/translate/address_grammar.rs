@@ -1,7 +1,8 @@
 //! The grammar of address lists: RFC 5322 §3.4 with the obsolete forms of §4.4, and the letters of RFC 6532.
 //!
-//! This reader accepts what is valid and nothing else. What it does not accept, `address_list` reads with patience. Both use
-//! the functions at the end of this file, so that a quotation, a comment and an encoded word are the same to both.
+//! This reader accepts what is valid and nothing else. What it does not accept, `address_list` reads with patience.
+//! Both use the functions at the end of this file, so that a quotation, a comment and an encoded word are the same to
+//! both.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -11,8 +12,8 @@ use super::words;
 /// A mailbox as it is written, not yet checked for use in an envelope.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Written<'a> {
-    /// The display name as it stands before the bracket, with its quotation marks and comments; else the last comment, without
-    /// its brackets. Empty where there is neither.
+    /// The display name as it stands before the bracket, with its quotation marks and comments; else the last comment,
+    /// without its brackets. Empty where there is neither.
     pub name: &'a str,
     pub spec: Spec<'a>,
 }
@@ -347,8 +348,8 @@ pub fn quotation_end(bytes: &[u8], open: usize) -> Option<usize> {
     Some(at + 1)
 }
 
-/// Returns the offset behind the comment (RFC 5322 §3.2.2) that begins at `open`, nested ones included; `None` if it does not
-/// close.
+/// Returns the offset behind the comment (RFC 5322 §3.2.2) that begins at `open`, nested ones included; `None` if it
+/// does not close.
 pub fn comment_end(bytes: &[u8], open: usize) -> Option<usize> {
     let mut depth = 0_usize;
     let mut at = open;
@@ -366,8 +367,8 @@ pub fn comment_end(bytes: &[u8], open: usize) -> Option<usize> {
     }
 }
 
-/// Returns the offset behind the encoded word (RFC 2047 §2) at `start`; `None` if a letter or digit follows its `?=`. Such a word
-/// is none by RFC 2047 §5, and its author may have meant the `?=` as text: [`loose_word_end`].
+/// Returns the offset behind the encoded word (RFC 2047 §2) at `start`; `None` if a letter or digit follows its `?=`.
+/// Such a word is none by RFC 2047 §5, and its author may have meant the `?=` as text: [`loose_word_end`].
 pub fn encoded_word_end(text: &str, start: usize) -> Option<usize> {
     let rest = text.get(start..)?;
     let content = content_of_word(rest)?;
@@ -377,9 +378,9 @@ pub fn encoded_word_end(text: &str, start: usize) -> Option<usize> {
     is_end.then(|| text.len() - behind.len())
 }
 
-/// As [`encoded_word_end`] for words as programs write them that do not know the rules: with blanks, commas and question marks
-/// inside. A `?=` with text behind it is no end, since such programs write `=3D` for an `=` of the text. A word ends before
-/// the next one begins.
+/// As [`encoded_word_end`] for words as programs write them that do not know the rules: with blanks, commas and
+/// question marks inside. A `?=` with text behind it is no end, since such programs write `=3D` for an `=` of the text.
+/// A word ends before the next one begins.
 pub fn loose_word_end(text: &str, start: usize) -> Option<usize> {
     let content = content_of_word(text.get(start..)?)?;
     let offset = text.len() - content.len();

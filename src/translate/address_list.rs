@@ -1,8 +1,9 @@
 //! Address lists as people and programs write them.
 //!
-//! A list that is valid is read by its grammar. Any other is read with patience: quotation marks stand in the middle of names,
-//! commas outside of quotations, semicolons between entries. The text before `<…>` is then a name, and an address outside
-//! of a quotation, a comment and an encoded word is an entry: sent to where it stands alone, invalid where it does not.
+//! A list that is valid is read by its grammar. Any other is read with patience: quotation marks stand in the middle of
+//! names, commas outside of quotations, semicolons between entries. The text before `<…>` is then a name, and an
+//! address outside of a quotation, a comment and an encoded word is an entry: sent to where it stands alone, invalid
+//! where it does not.
 
 use super::repairs::for_people;
 use std::collections::HashMap;
@@ -324,8 +325,8 @@ fn comments(bytes: &[u8]) -> HashMap<usize, usize> {
     closed
 }
 
-/// Returns the offset behind the quotation that begins at `open`; `None` if either mark touches a word, and so is a letter like
-/// any other: `Max 27" <a@x>`.
+/// Returns the offset behind the quotation that begins at `open`; `None` if either mark touches a word, and so is a
+/// letter like any other: `Max 27" <a@x>`.
 fn fair_quotation_end(bytes: &[u8], open: usize) -> Option<usize> {
     let before = open.checked_sub(1).map(|at| bytes[at]);
     if !matches!(before, None | Some(b' ' | b',' | b';' | b':' | b'<' | b'(')) {

@@ -1,5 +1,5 @@
-//! Boundaries of multiparts (RFC 2046 §5.1.1): which may stay, which is put in place of a bad one, and which a body has that
-//! nobody names.
+//! Boundaries of multiparts (RFC 2046 §5.1.1): which may stay, which is put in place of a bad one, and which a body has
+//! that nobody names.
 
 use std::fmt::Write;
 
@@ -29,8 +29,8 @@ fn travels(boundary: &str) -> bool {
     !boundary.is_empty() && !boundary.ends_with(' ') && boundary.bytes().all(fits)
 }
 
-/// A boundary that occurs nowhere in `body`, and is the same for the same body. `part` is the number of the part, so that no
-/// two parts of a mail get the same one.
+/// A boundary that occurs nowhere in `body`, and is the same for the same body. `part` is the number of the part, so
+/// that no two parts of a mail get the same one.
 pub fn fresh(body: &[u8], part: &str) -> String {
     let digest = Sha256::digest(body);
     let number = part.trim_start_matches(|c: char| !c.is_ascii_digit());

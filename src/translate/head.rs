@@ -46,8 +46,8 @@ const LEFT_OUT: [&str; 5] = ["Bcc", "Resent-Bcc", "Return-Path", "Content-Length
 /// Headers of which there is one (RFC 5322 §3.6), and that hold nothing but ASCII.
 const SINGLE: [&str; 4] = ["Date", "Message-ID", "In-Reply-To", "References"];
 
-/// Signatures over the mail as the producer wrote it (RFC 6376, RFC 8617, RFC 4870). They hold for no mail that goes out: To
-/// and Subject are always written here, the other headers are folded again, and text gets another encoding.
+/// Signatures over the mail as the producer wrote it (RFC 6376, RFC 8617, RFC 4870). They hold for no mail that goes
+/// out: To and Subject are always written here, the other headers are folded again, and text gets another encoding.
 fn is_signature(name: &str) -> bool {
     let name = words::lower_case(name);
     name.ends_with("dkim-signature") || name == "domainkey-signature" || name.starts_with("arc-")
@@ -134,8 +134,8 @@ fn decoded<'a>(place: &str, text: &'a str, repairs: &mut Repairs) -> Cow<'a, str
     decoded
 }
 
-/// The Date is one that readers understand (RFC 5322 §3.3, with the obsolete forms of §4.3). A day of the week that does not
-/// fit is no error.
+/// The Date is one that readers understand (RFC 5322 §3.3, with the obsolete forms of §4.3). A day of the week that
+/// does not fit is no error.
 fn is_date(value: &str) -> bool {
     static PARSER: DateTimeParser = DateTimeParser::new().relaxed_weekday(true);
     PARSER.parse_timestamp(value).is_ok()

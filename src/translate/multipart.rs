@@ -102,8 +102,8 @@ pub fn write_sealed(out: &mut Out, part: &[u8], binary: bool, place: &Place) -> 
     }
 }
 
-/// The content of a multipart or a mail in base64 or quoted-printable, which neither may be (RFC 2045 §6.4, RFC 2046 §5.2.1).
-/// `None` if it is not encoded: producers often copy the label of a part to what stands around it.
+/// The content of a multipart or a mail in base64 or quoted-printable, which neither may be (RFC 2045 §6.4, RFC 2046
+/// §5.2.1). `None` if it is not encoded: producers often copy the label of a part to what stands around it.
 pub fn without_encoding(body: &[u8], kind: &Value<'_>, encoding: Encoding) -> Option<Vec<u8>> {
     let decoded = match encoding {
         Encoding::Base64 if decode::is_mostly_base64(body) => decode::loose_base64(body),

@@ -3,8 +3,8 @@
 use super::unreadable::Unreadable;
 use crate::outcome::Reason;
 
-/// Bytes that are written, up to a limit. Behind the limit they are only counted, so that a row whose parts grow when they are
-/// encoded takes no more memory than a mail that may go out.
+/// Bytes that are written, up to a limit. Behind the limit they are only counted, so that a row whose parts grow when
+/// they are encoded takes no more memory than a mail that may go out.
 #[derive(Debug, Default)]
 pub struct Out {
     bytes: Vec<u8>,

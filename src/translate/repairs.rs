@@ -12,8 +12,8 @@ pub(super) struct Repairs {
 }
 
 impl Repairs {
-    /// The most repairs that are kept for one row: a damaged list of addresses may have thousands. The first of each code is
-    /// kept besides, since the log and `trace` tell of it.
+    /// The most repairs that are kept for one row: a damaged list of addresses may have thousands. The first of each
+    /// code is kept besides, since the log and `trace` tell of it.
     const MOST: usize = 100;
 
     pub fn add(&mut self, code: RepairCode, place: &str, text: impl Into<String>) {

@@ -25,7 +25,8 @@ impl<'a> Split<'a> {
                 return split;
             }
         }
-        // A boundary that is none may stand in the body in another form than in the header, and without the blanks at its end.
+        // A boundary that is none may stand in the body in another form than in the header, and without the blanks at
+        // its end.
         let meant = words::decode(named);
         [named, &meant].into_iter().filter(|name| !name.trim_end().is_empty()).find_map(|name| {
             let forms = [name, name.trim_end()];

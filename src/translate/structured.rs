@@ -1,5 +1,5 @@
-//! Headers whose values are made of ids, URLs or tokens. No encoded word may stand there (RFC 2047 §5): 8-bit text in a URL is
-//! percent-encoded, and elsewhere the header cannot be sent.
+//! Headers whose values are made of ids, URLs or tokens. No encoded word may stand there (RFC 2047 §5): 8-bit text in a
+//! URL is percent-encoded, and elsewhere the header cannot be sent.
 
 use std::borrow::Cow;
 

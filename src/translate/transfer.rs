@@ -17,8 +17,8 @@ pub enum Encoding {
     EightBit,
     QuotedPrintable,
     Base64,
-    /// A private token (RFC 2045 §6.3) such as `x-uuencode`, or `uuencode` itself, which some readers know. The body stays as
-    /// it is, and so does the label.
+    /// A private token (RFC 2045 §6.3) such as `x-uuencode`, or `uuencode` itself, which some readers know. The body
+    /// stays as it is, and so does the label.
     Token,
     /// None of RFC 2045's names, so that readers take the body as it stands.
     Unknown,
@@ -63,8 +63,8 @@ impl Encoding {
 
 /// Longest line of an encoded body, without its CRLF.
 const LINE: usize = 76;
-/// From this size on, in bytes, the room for what is encoded is counted beforehand. Smaller texts fit into the room that there
-/// is.
+/// From this size on, in bytes, the room for what is encoded is counted beforehand. Smaller texts fit into the room
+/// that there is.
 const LARGE: usize = 65_536;
 const HEX: &[u8; 16] = b"0123456789ABCDEF";
 

@@ -122,8 +122,8 @@ pub fn decode_noting<'a>(text: &'a str, guessed: &mut Option<&'a str>) -> Cow<'a
     decoded.into()
 }
 
-/// The word returns to ASCII at its end and the next leaves it again, as words in ISO-2022-JP have to (RFC 1468, RFC 2047 §3).
-/// Joined, two escape sequences would follow each other, which is an error to the decoder.
+/// The word returns to ASCII at its end and the next leaves it again, as words in ISO-2022-JP have to (RFC 1468, RFC
+/// 2047 §3). Joined, two escape sequences would follow each other, which is an error to the decoder.
 fn shifts_anew(before: &[u8], next: &[u8]) -> bool {
     next.first() == Some(&0x1b) && (before.ends_with(b"\x1b(B") || before.ends_with(b"\x1b(J"))
 }
@@ -231,8 +231,8 @@ fn is_label(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-_.:+*".contains(&byte)
 }
 
-/// The Q encoding (RFC 2047 §4.2). An `=` that no two digits follow stands for itself, and one at the end of a line is a soft
-/// line break: some producers use a quoted-printable encoder.
+/// The Q encoding (RFC 2047 §4.2). An `=` that no two digits follow stands for itself, and one at the end of a line is
+/// a soft line break: some producers use a quoted-printable encoder.
 fn unquote(text: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text;

@@ -1,5 +1,5 @@
-//! Rows of the corpus, damaged at random: no panic, and what is sent still fits the wire. `MAILQUEUE_TEST_MUTATIONS` says how
-//! many, for long runs; tests/fuzz does the same with an eye on the code that is reached.
+//! Rows of the corpus, damaged at random: no panic, and what is sent still fits the wire. `MAILQUEUE_TEST_MUTATIONS`
+//! says how many, for long runs; tests/fuzz does the same with an eye on the code that is reached.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;

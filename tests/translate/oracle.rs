@@ -1,5 +1,5 @@
-//! Random mails as producers write them, and an oracle: what a second reader sees of the mail is what was meant, and what it
-//! sees of the row.
+//! Random mails as producers write them, and an oracle: what a second reader sees of the mail is what was meant, and
+//! what it sees of the row.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;

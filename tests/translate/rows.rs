@@ -73,8 +73,8 @@ pub fn columns(mto: &[u8], msubject: &[u8], mheaders: &[u8], mbody: &[u8]) -> Co
     }
 }
 
-/// Settings of a random test with `ordinary` cases. They come from a fixed seed, so that the result of a run depends on the code
-/// alone. `MAILQUEUE_TEST_CASES=n` makes `n` cases from a new seed, to look for input that fails.
+/// Settings of a random test with `ordinary` cases. They come from a fixed seed, so that the result of a run depends on
+/// the code alone. `MAILQUEUE_TEST_CASES=n` makes `n` cases from a new seed, to look for input that fails.
 pub fn config(ordinary: u32) -> ProptestConfig {
     let wanted = std::env::var("MAILQUEUE_TEST_CASES").ok().map(|count| count.parse().unwrap());
     let rng_seed = if wanted.is_some() { RngSeed::Random } else { RngSeed::Fixed(2047) };

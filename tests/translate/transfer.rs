@@ -208,7 +208,8 @@ proptest! {
     }
 }
 
-/// Returns the meaning of quoted-printable, where `=` that is no escape stands for itself: slow, and simple enough to be right.
+/// Returns the meaning of quoted-printable, where `=` that is no escape stands for itself: slow, and simple enough to
+/// be right.
 fn lenient(text: &str) -> Vec<u8> {
     let mut bytes = Vec::new();
     for line in text.split_inclusive("\r\n") {

@@ -298,7 +298,7 @@ impl Connection {
         }
     }
 
-    /// What an error of a statement means. A server that says that it is away or read-only, and afterwards answers that it
+    /// The meaning of a statement's error. A server that says that it is away or read-only, and afterwards answers that it
     /// can be written, has spoken of another one: it refuses the statement.
     async fn failure(&mut self, error: sqlx::Error) -> Failure {
         let refused = match error::words_of_another_server(&error) {
@@ -335,7 +335,8 @@ impl Connection {
     }
 }
 
-/// The statement with `$1`, `$2` and so on for each `?`, as PostgreSQL wants it. No text of ours has a question mark for anything else.
+/// The statement with `$1`, `$2` and so on for each `?`, as PostgreSQL wants it. No text of ours has a question mark
+/// for anything else.
 fn dollar_placeholders(sql: &str) -> String {
     let mut out = String::with_capacity(sql.len() + 32);
     let mut number = 0;

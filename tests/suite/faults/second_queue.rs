@@ -37,7 +37,7 @@ mod server {
 /// Rows of the first queue at the moment of a fault. Far more than memory has room for.
 const ROWS: usize = 300;
 
-/// Of these 200 KB a row counts at least one.
+/// 200 KB, of which a row counts at least one.
 const MEMORY: &str = "max_in_flight_bytes = \"200KB\"";
 
 /// Rows of the first queue that are in memory at the moment of the fault. A third of the memory has room for them.
@@ -361,7 +361,7 @@ async fn not_deleted(scene: &Scene, mid: i64) -> mailqueue::queue::Listed {
     }
 }
 
-/// Of the columns, in bytes: three times as much is more than all of the memory.
+/// Bytes of the columns: three times as much is more than all of the memory.
 const LARGE: usize = 100_000;
 
 async fn a_large_mail_waits_for_no_other_and_no_other_waits_for_it(database: TestDatabase) {

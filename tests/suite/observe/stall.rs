@@ -123,8 +123,8 @@ async fn memory_that_is_used_up_is_a_stall(database: TestDatabase) {
     page_with(port, "/healthz", "200 OK").await;
 }
 
-/// Rows wait, and another session locks the table. SQLite lets others read meanwhile, so that the rows are counted; a server
-/// does not, and the rows were counted before.
+/// Rows wait, and another session locks the table. SQLite lets others read meanwhile, so that the rows are counted; a
+/// server does not, and the rows were counted before.
 async fn a_table_that_is_locked_is_a_stall(database: TestDatabase) {
     let catcher = Catcher::start().await;
     let rate = format!("rate = \"1/h\"\n{MONITOR}");

@@ -1,4 +1,4 @@
-//! What is said of a database that cannot be used.
+//! Errors of a database that cannot be used.
 
 use mailqueue::queue::Level;
 

@@ -90,7 +90,7 @@ on_each_server! {
         }
     }
 
-    async fn a_claim_of_which_nobody_heard_is_given_back_when_the_database_is(place: Place) {
+    async fn a_claim_whose_answer_was_lost_is_given_back_when_the_database_is(place: Place) {
         let mids = place.mails(2).await;
         let queue = place.dispatcher("a");
         let row = take_all(&queue).await.remove(1);

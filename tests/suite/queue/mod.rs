@@ -21,8 +21,8 @@ mod setup;
 mod triggers;
 mod undeleted;
 
-/// Makes of each function a test on every database, in modules that are named after them. `pgbouncer` is PostgreSQL by way of
-/// a PgBouncer that pools transactions.
+/// Makes of each function a test on every database, in modules that are named after them. `pgbouncer` is PostgreSQL by
+/// way of a PgBouncer that pools transactions.
 macro_rules! on_each_database {
     ($(async fn $name:ident($place:ident: Place) $body:block)+) => {
         $(async fn $name($place: Place) $body)+

@@ -1,4 +1,4 @@
-//! What MariaDB and MySQL alone have: character sets of a column, and ways to log in.
+//! Peculiarities of MariaDB and MySQL: character sets of a column, and ways to log in.
 
 use mailqueue::mail::Columns;
 use mailqueue::outcome::{Fate, Reason, RecipientState, State};

@@ -98,7 +98,7 @@ mod postgres {
 
     use crate::queue::place::*;
 
-    /// What `check` finds of a pooler.
+    /// Returns true if `check` finds a pooler.
     async fn pooler(queue: &Queue) -> bool {
         queue.check().await.iter().any(|finding| finding.what == "pooler")
     }

@@ -74,7 +74,7 @@ on_each_database! {
         assert_eq!(queue.claim_due(at(10), 10).await.unwrap().len(), 1);
     }
 
-    async fn a_row_that_was_sending_and_is_in_nobodys_hands_is_left_to_the_recovery(place: Place) {
+    async fn a_row_that_was_sending_and_is_held_by_no_task_is_left_to_the_recovery(place: Place) {
         let mids = place.mails(1).await;
         let queue = place.dispatcher("a");
         let rows = take_all(&queue).await;
@@ -91,7 +91,7 @@ on_each_database! {
         let rows = take_all(&a).await;
         send(&a, &rows).await;
         let mut taken = b.take_over(&"a".to_owned(), 0).await.unwrap().unknown;
-        // One of them is in hands; of the other one nobody has heard.
+        // One of them is in hands; the answer about the other one was lost.
         let held = taken.pop().unwrap();
         b.sweep().await.unwrap();
         assert!(b.others().await.unwrap().is_empty(), "both have one token");
@@ -99,9 +99,9 @@ on_each_database! {
         b.sweep().await.unwrap();
         for queue in [&b, &a] {
             let others = queue.others().await.unwrap();
-            assert_eq!(others, [("nobody".to_owned(), 0)]);
+            assert_eq!(others, [("none".to_owned(), 0)]);
         }
-        let taken = b.take_over(&"nobody".to_owned(), 0).await.unwrap().unknown;
+        let taken = b.take_over(&"none".to_owned(), 0).await.unwrap().unknown;
         assert_eq!(taken.iter().filter(|claim| claim.was_taken_over()).count(), mids.len());
     }
 

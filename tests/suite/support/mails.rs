@@ -25,14 +25,14 @@ pub struct Mails {
 }
 
 impl Default for Mails {
-    /// Of the queue `newsletter`.
+    /// Mails of the queue `newsletter`.
     fn default() -> Self {
         Self::of("newsletter")
     }
 }
 
 impl Mails {
-    /// Of this queue, whose table is `mail_queue` too.
+    /// Mails of this queue, whose table is `mail_queue` too.
     pub fn of(queue: &'static str) -> Self {
         Self { queue, rows: Vec::new(), slowest: Duration::ZERO }
     }

@@ -1,11 +1,12 @@
 //! What tests stand on: databases, smarthosts, and the program itself.
 //!
 //! Servers are started by `tests/run`, which names them to the tests in environment variables; [`variable`] reads them.
-//! A test that needs a server stands in a module that is named after it, `mariadb`, `mysql`, `postgres`, `pgbouncer`, `postfix`, `exim`, `dovecot`,
-//! `chasquid` or `opensmtpd`, one that gives a name several addresses in `nss_wrapper`, one that needs a cluster in `galera`, one that needs Prometheus' own tool in `promtool`, and one that needs Debian's
+//! A test that needs a server stands in a module that is named after it, `mariadb`, `mysql`, `postgres`, `pgbouncer`,
+//! `postfix`, `exim`, `dovecot`, `chasquid` or `opensmtpd`, one that gives a name several addresses in `nss_wrapper`,
+//! one that needs a cluster in `galera`, one that needs Prometheus' own tool in `promtool`, and one that needs Debian's
 //! tools or a machine with systemd in `debian`, because `tests/run --embedded-only` chooses by these names
-//! (`.config/nextest.toml`). Started without its server, such a test fails and says what to do; it never passes by doing
-//! nothing.
+//! (`.config/nextest.toml`). Started without its server, such a test fails and says what to do; it never passes by
+//! doing nothing.
 //!
 //! | variable | holds |
 //! | --- | --- |

@@ -2,7 +2,7 @@
 
 use super::session::Session;
 
-/// How the database keeps a row of `mail_queue`.
+/// The way in which the database keeps a row of `mail_queue`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Keeper {
     /// A row of another table refers to it.
