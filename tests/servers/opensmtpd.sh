@@ -3,7 +3,8 @@
 # 550 5.1.1, `deferred…@` gets 450 4.2.1. What it accepts it hands on to Postfix, in whose Maildir it lands. A message may have
 # 1 MiB.
 #
-# It wants root, users and directories of its own: it sees a machine that has them.
+# It wants root, users and directories of its own: it sees a machine that has them. Its control socket is below /run, where
+# a second OpenSMTPD of the same machine would find it.
 
 start_opensmtpd() {
     local home=$1 port
@@ -22,6 +23,7 @@ start_opensmtpd() {
         mount --bind '$home/group' /etc/group
         mount -t tmpfs -o mode=755 tmpfs /var/spool
         mount -t tmpfs -o mode=755 tmpfs /var/lib
+        mount -t tmpfs -o mode=755 tmpfs /run
         mkdir -p -m 711 /var/spool/smtpd /var/lib/opensmtpd/empty"
     background "$home" "${system[@]}" /usr/sbin/smtpd -d -f "$home/smtpd.conf"
     wait_for_line "$home" 'OpenSMTPD .* starting' || return
