@@ -208,6 +208,10 @@ impl Context {
     /// Looks up whether an operator has paused the queue or the relay, and obeys.
     pub async fn obey_operator(&self, lane: &Lane) -> Result<(), queue::Error> {
         let paused = lane.queue.paused().await?;
+        if lane.ended.is_cancelled() {
+            // What it says of the relay is another lane's to say now.
+            return Ok(());
+        }
         if lane.set_paused(paused.queue) {
             let word = if paused.queue { "queue paused by an operator" } else { "queue resumed by an operator" };
             tracing::info!(target: events::DATABASE, queue = %lane.name(), "{word}");

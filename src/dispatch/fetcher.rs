@@ -137,7 +137,7 @@ impl Fetcher {
                 Err(error) => {
                     context.fetching_failed(&self.lane, &error);
                     if context.once {
-                        self.all_settled().await;
+                        self.end_of_pass().await;
                         return Ended::OutOfReach(self.lane.name().clone(), error.to_string());
                     }
                     // Mails in hand go on. Claims whose making got no answer are given back by a later pass.
@@ -147,7 +147,7 @@ impl Fetcher {
                 }
             }
             if context.once {
-                self.all_settled().await;
+                self.end_of_pass().await;
                 if let Err(error) = self.marking(&mut wait) {
                     context.fetching_failed(&self.lane, &error);
                     return Ended::OutOfReach(self.lane.name().clone(), error.to_string());
@@ -183,6 +183,15 @@ impl Fetcher {
     async fn wait<T>(&self, what: impl Future<Output = T>) -> Option<T> {
         let what = self.lane.stop.run_until_cancelled(what);
         self.liveness().touch_while(self.lane.index, what).await
+    }
+
+    /// Waits at the end of a single pass until no mail of the lane is under way, and none can come any more.
+    async fn end_of_pass(&self) {
+        self.all_settled().await;
+        // A claim of large rows may have been on its way.
+        self.lane.large.forget().await;
+        self.context.return_ready(&self.lane);
+        self.all_settled().await;
     }
 
     /// Waits until no mail of the lane is under way. If the relay is in trouble, none is waited for: they are given back.
@@ -309,11 +318,16 @@ impl Fetcher {
         let mut due = Vec::new();
         if Instant::now() >= pass.due_from {
             let begun = Instant::now();
-            due = self.lane.queue.claim_due(now, pass.batch / 2).await?;
+            due = match self.lane.queue.claim_due(now, pass.batch / 2).await {
+                // All that are due are locked. A single pass has no later look at them.
+                Err(queue::Error::Busy { .. }) if !self.context.once => Vec::new(),
+                claimed => claimed?,
+            };
             // Where another session has locked records that are due, each look waits for it, and new rows wait for the
             // look.
             let pause = (begun.elapsed() * DUE_DUTY).min(self.poll_interval());
-            if due.is_empty() || pause > NONE_DUE {
+            let is_short = due.len() < pass.batch as usize / 2;
+            if due.is_empty() || is_short && pause > NONE_DUE && !self.context.once {
                 pass.due_from = Instant::now() + pause.max(NONE_DUE);
             }
         }

@@ -51,6 +51,12 @@ impl LargeRows {
         None
     }
 
+    /// Lets a row wait that was claimed because there was room. Due rows may have taken the room meanwhile, so that there are
+    /// at most twice as many.
+    pub fn push_claimed(&self, claim: Claim) {
+        self.lock().claimed.push_back(claim);
+    }
+
     /// Takes the claimed row that has waited longest.
     pub fn next(&self) -> Option<Claim> {
         self.lock().claimed.pop_front()

@@ -69,10 +69,7 @@ impl LargeFetcher {
         let claims = lane.queue.claim(rows, Timestamp::now()).await?;
         claims.iter().for_each(|claim| context.events.claimed(claim));
         for claim in prepare::set_too_large_aside(lane, claims).await? {
-            // Due rows of the fetcher's may have taken the room meanwhile; the next search finds this one again.
-            if let Some(claim) = lane.large.push(claim) {
-                lane.release(claim);
-            }
+            lane.large.push_claimed(claim);
         }
         if !context.may_send(lane) {
             context.return_ready(lane);

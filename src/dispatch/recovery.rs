@@ -53,7 +53,7 @@ impl Recovery {
             closings.push(closing);
             settlements.push(self.settlement(claim, entries, now));
         }
-        let mut closing = self.settle(settlements, closings).await?;
+        let (mut closing, locked) = self.settle(settlements, closings).await?;
         for entry in entries.into_values().flatten() {
             close(&mut closing, &entry);
             self.replay(entry).await?;
@@ -63,6 +63,8 @@ impl Recovery {
             ledger.know(lane.name()).await?;
         }
         lane.set_recovered();
+        // Not before: a recovery that fails finds these claims again.
+        locked.into_iter().for_each(|done| lane.send(done));
         if self.context.once {
             let (context, lane) = (self.context.clone(), lane.clone());
             Redeletion { context, lane }.delete_due().await?;
@@ -80,21 +82,25 @@ impl Recovery {
         Ok(())
     }
 
-    /// Carries verdicts out; returns the entries that can be closed. Rows that another session has locked go to the
-    /// settler, so that they do not hold up the start.
-    async fn settle(&self, settlements: Vec<Settlement>, closings: Vec<Closing>) -> Result<Closing, PassError> {
+    /// Carries verdicts out. Returns the entries that can be closed, and what is to go to the settler because another
+    /// session has locked its row, so that it does not hold up the start.
+    async fn settle(
+        &self,
+        settlements: Vec<Settlement>,
+        closings: Vec<Closing>,
+    ) -> Result<(Closing, Vec<Done>), PassError> {
         // What cannot be settled now is found again: the claims are still ours.
         let results = self.lane.queue.settle(&settlements, self.context.delete_retry()).await?;
-        let mut closed = Closing::default();
+        let (mut closed, mut locked) = (Closing::default(), Vec::new());
         for ((settlement, closing), (_, settled)) in settlements.into_iter().zip(closings).zip(results) {
             if let Settled::Locked { .. } = settled {
-                self.lane.send(Done { settlement, closing, memory: None });
+                locked.push(Done { settlement, closing, memory: None });
                 continue;
             }
             self.context.events.settled(self.context.events.story(&settlement), &settled);
             closed.append(closing);
         }
-        Ok(closed)
+        Ok((closed, locked))
     }
 
     /// Decides on a row that we were sending, by what the ledger knows of it.

@@ -29,6 +29,9 @@ const LAST_TRIES: Duration = Duration::from_secs(10);
 /// The pause between two tries of rows that another session has locked. Each try waits for locks for seconds.
 const LOCKED_PAUSE: Duration = Duration::from_secs(2);
 
+/// Locked rows that come last at the next try, as many as are tried one by one before all are taken to be locked.
+const FIRST_TRIED: usize = 3;
+
 /// The queue, and the last error because of which verdicts were given up at the end.
 pub type Ended = (Arc<str>, Option<String>);
 
@@ -110,8 +113,8 @@ impl Settler {
         let mut unsettled = None;
         while let Some(mut waiting) = inbox.recv().await {
             let mut deadline = None;
-            while let Some(first) = waiting.settlements.first() {
-                self.context.events.rows_locked(&self.lane, first.claim.id());
+            while let Some(first) = waiting.settlements.iter().map(|one| one.claim.id()).min_by_key(|id| id.mid) {
+                self.context.events.rows_locked(&self.lane, first);
                 tokio::time::sleep(LOCKED_PAUSE).await;
                 while let Ok(more) = inbox.try_recv() {
                     waiting.append(more);
@@ -124,8 +127,9 @@ impl Settler {
                 waiting = others;
                 match tried {
                     Ok((locked, words)) => {
-                        // Those that were not tried for longest come first.
+                        // Those that were not tried for longest come first, and others than now are asked first.
                         waiting.append(locked);
+                        waiting.rotate();
                         if deadline.is_some_and(|deadline| Instant::now() >= deadline)
                             && !waiting.settlements.is_empty()
                         {
@@ -248,6 +252,13 @@ impl Group {
     fn append(&mut self, mut more: Self) {
         self.settlements.append(&mut more.settlements);
         self.after.append(&mut more.after);
+    }
+
+    /// Moves the first verdicts to the end: as many as are tried one by one before all are taken to be locked.
+    fn rotate(&mut self) {
+        let rows = FIRST_TRIED.min(self.settlements.len());
+        self.settlements.rotate_left(rows);
+        self.after.rotate_left(rows);
     }
 
     /// Takes the verdicts behind the first `rows` away.

@@ -306,7 +306,7 @@ impl Queue {
         let mut unconfirmed = self.unconfirmed().await?;
         let due = self.retrying(|| self.due_once(now, limit)).await?;
         let mut claims = Vec::with_capacity(due.len());
-        let (mut wait, mut locked) = (LockWait::Usual, 0);
+        let (mut wait, mut locked, mut busy) = (LockWait::Usual, 0, None);
         // The groups that are left, the first one on top.
         let mut groups: Vec<_> = due.chunks(GROUP).rev().collect();
         while let Some(group) = groups.pop() {
@@ -320,21 +320,29 @@ impl Queue {
                     self.retrying(|| self.undo_unlocked_once(token.as_str(), group)).await?;
                     unconfirmed.pop();
                     wait = LockWait::Short;
+                    tracing::debug!(queue = %self.name(), rows = group.len(), words, "due records are locked");
+                    busy = Some(words);
                     match group.split_at(group.len() / 2) {
-                        ([], _) if locked + 1 >= LOCKED_ENOUGH => break,
+                        ([], _) if locked == LOCKED_ENOUGH => break,
                         ([], _) => locked += 1,
                         (first, second) => groups.extend([second, first]),
                     }
-                    tracing::debug!(queue = %self.name(), rows = group.len(), words, "due records are locked");
+                    if locked == LOCKED_ENOUGH {
+                        last_first(&mut groups);
+                    }
                     continue;
                 }
                 Err(failure) => return Err(failure.into_error(self.name())),
             };
             unconfirmed.pop();
+            locked = 0;
             let won = group.iter().filter_map(|(_, id)| ours.remove(id));
             claims.extend(won.map(|record| Claim::of(self, record, &token)));
         }
-        Ok(claims)
+        match busy {
+            Some(words) if claims.is_empty() => Err(Failure::Busy(words).into_error(self.name())),
+            _ => Ok(claims),
+        }
     }
 
     /// Returns the due records, at least one, that together have no more than [`MOST_RECIPIENTS`]: their histories are
@@ -567,6 +575,15 @@ impl Queue {
         let marked = ids_of(connection.fetch(&sql, here_args).await?)?;
         Ok(rows.iter().map(|(claim, _)| marked.contains(&claim.record)).collect())
     }
+}
+
+/// Lets the last of all rows come next, alone: where it is locked like those before it, all are taken to be.
+fn last_first<'a>(groups: &mut Vec<&'a [(i64, RecordId)]>) {
+    let Some(bottom) = groups.first_mut() else { return };
+    let (rest, last) = bottom.split_at(bottom.len() - 1);
+    *bottom = rest;
+    groups.push(last);
+    groups.retain(|group| !group.is_empty());
 }
 
 fn ids_of(lines: Vec<DbRow>) -> Result<HashSet<RecordId>, Failure> {
