@@ -35,7 +35,9 @@ async fn a_daemon_of_sixty_queues_uses_a_fixed_number_of_connections(database: T
     let name = house.database.url.path().trim_start_matches('/').to_owned();
     let count = match session {
         Session::MariaDb(_) => format!("SELECT COUNT(*) FROM information_schema.processlist WHERE db = '{name}'"),
-        _ => format!("SELECT COUNT(*) FROM pg_stat_activity WHERE datname = '{name}'"),
+        _ => format!(
+            "SELECT COUNT(*) FROM pg_stat_activity WHERE datname = '{name}' AND backend_type = 'client backend'"
+        ),
     };
     // Those of the test.
     let before = session.number(&count).await.expect("count");

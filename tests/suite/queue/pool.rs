@@ -285,7 +285,11 @@ async fn connections(session: &mut Session, place: &Place) -> Vec<String> {
             let all = session.processes().await;
             format!("SELECT CAST(p.id AS CHAR) FROM {all} p WHERE p.db = '{name}' AND p.id <> CONNECTION_ID()")
         }
-        _ => format!("SELECT pid::text FROM pg_stat_activity WHERE datname = '{name}' AND pid <> pg_backend_pid()"),
+        // Autovacuum works in a database too.
+        _ => format!(
+            "SELECT pid::text FROM pg_stat_activity WHERE datname = '{name}' AND backend_type = 'client backend' \
+             AND pid <> pg_backend_pid()"
+        ),
     };
     session.lines(&sql).await
 }
