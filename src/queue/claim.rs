@@ -578,7 +578,7 @@ impl Queue {
 }
 
 /// Lets the last of all rows come next, alone: where it is locked like those before it, all are taken to be.
-fn last_first<'a>(groups: &mut Vec<&'a [(i64, RecordId)]>) {
+fn last_first(groups: &mut Vec<&[(i64, RecordId)]>) {
     let Some(bottom) = groups.first_mut() else { return };
     let (rest, last) = bottom.split_at(bottom.len() - 1);
     *bottom = rest;
