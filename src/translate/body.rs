@@ -314,9 +314,9 @@ struct Lost<'a> {
     body: &'a [u8],
 }
 
-/// Where a producer wrote only the first line of a folded Content-Type into the headers, the rest of it stands at the
-/// top of the body, with the headers that followed it. Only where a boundary is among it: all else is the text of the
-/// mail.
+/// Finds the rest of a Content-Type at the top of the body, with the headers that followed it: some producers write only
+/// the first line of a folded one into the headers. Returns `None` unless a boundary is among it: all else is the text
+/// of the mail.
 fn lost_boundary<'a>(body: &'a [u8], repairs: &mut Repairs) -> Result<Option<Lost<'a>>, Unreadable> {
     let mut rest = String::from(";");
     let mut others = Vec::new();

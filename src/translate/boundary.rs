@@ -1,5 +1,5 @@
-//! Boundaries of multiparts (RFC 2046 §5.1.1): which may stay, which is put in place of a bad one, and which a body has
-//! that nobody names.
+//! Boundaries of multiparts (RFC 2046 §5.1.1): those that may stay, the replacement of a bad one, and one that a body has
+//! and no header names.
 
 use std::fmt::Write;
 

@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use mailqueue::mail::{Columns, Fingerprint};
+use mailqueue::mail::{Columns, Fingerprint, RecordId};
 use mailqueue::outcome::{Fate, Reason, RecipientState, State};
-use mailqueue::queue::{Action, Filter, Outcome, Settled};
+use mailqueue::queue::{Action, Filter, Outcome, Queue, Settled};
 
 use super::on_each_server;
 use super::place::*;
@@ -172,13 +172,8 @@ on_each_server! {
     }
 
     async fn an_acceptance_is_not_forgotten_when_its_row_is_locked(place: Place) {
-        place.mails(1).await;
         let queue = place.dispatcher("a");
-        let mut rows = take_all(&queue).await;
-        send(&queue, &rows).await;
-        let row = rows.remove(0);
-        let (record, content, mid) = (*row.claim.record(), row.fingerprint, row.claim.id().mid);
-        assert_eq!(settle(&queue, row, deferred(at(600))).await, Settled::Done);
+        let (mid, record, content) = deferred_row(&place, &queue).await;
         let mut foreign = place.session().await;
         foreign.run(begin(&foreign)).await.unwrap();
         foreign.run(&format!("UPDATE {TABLE} SET mto = mto WHERE mid = {mid}")).await.unwrap();
@@ -191,19 +186,25 @@ on_each_server! {
     }
 
     async fn a_replayed_acceptance_leaves_the_next_attempt_of_a_deferred_row_as_it_is(place: Place) {
-        place.mails(1).await;
         let queue = place.dispatcher("a");
-        let mut rows = take_all(&queue).await;
-        send(&queue, &rows).await;
-        let row = rows.remove(0);
-        let (record, content, mid) = (*row.claim.record(), row.fingerprint, row.claim.id().mid);
-        assert_eq!(settle(&queue, row, deferred(at(600))).await, Settled::Done);
+        let (mid, record, content) = deferred_row(&place, &queue).await;
         let accepted = [recipient("a@example.org", RecipientState::Accepted)];
         assert_eq!(queue.replay(mid, &record, content, &accepted, None).await.unwrap(), Some(Settled::Done));
         let listed = place.listed(mid).await.unwrap();
         assert_eq!((listed.state, listed.next_attempt), (State::Deferred, Some(at(600))));
         assert_eq!(listed.history.recipients[0].state, RecipientState::Accepted);
     }
+}
+
+/// Defers a row until second 600. Returns its number, its record and the fingerprint of its content.
+async fn deferred_row(place: &Place, queue: &Queue) -> (i64, RecordId, Fingerprint) {
+    place.mails(1).await;
+    let mut rows = take_all(queue).await;
+    send(queue, &rows).await;
+    let row = rows.remove(0);
+    let (mid, record, content) = (row.claim.id().mid, *row.claim.record(), row.fingerprint);
+    assert_eq!(settle(queue, row, deferred(at(600))).await, Settled::Done);
+    (mid, record, content)
 }
 
 /// The words that begin a transaction which locks no more than the rows that it names.
