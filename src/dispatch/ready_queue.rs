@@ -1,6 +1,6 @@
 //! The ready queue: which of the mails that are ready goes next, so that the queues share the relay.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Mutex;
 
 use tokio::sync::Notify;
@@ -147,22 +147,18 @@ impl<T> ReadyQueue<T> {
     pub fn take<R: Ord>(&self, flow: usize, limit: usize, rank: impl Fn(&T) -> Option<R>) -> Vec<T> {
         self.with(|flows| {
             let ready = &mut flows.flows[flow].ready;
-            let mut places: Vec<_> =
-                ready.iter().enumerate().filter_map(|(at, item)| Some((rank(item)?, at))).collect();
+            let ranked = ready.iter().enumerate().filter_map(|(place, item)| Some((rank(item)?, place)));
+            let mut places: Vec<_> = ranked.collect();
             places.sort();
             places.truncate(limit);
-            let order: HashMap<usize, usize> = places.iter().enumerate().map(|(place, (_, at))| (*at, place)).collect();
-            let mut taken: Vec<(usize, T)> = Vec::with_capacity(order.len());
-            let mut stay = VecDeque::with_capacity(ready.len());
-            for (at, item) in std::mem::take(ready).into_iter().enumerate() {
-                match order.get(&at) {
-                    Some(place) => taken.push((*place, item)),
-                    None => stay.push_back(item),
-                }
+            if places.iter().map(|(_, place)| *place).eq(0..places.len()) {
+                // The usual case, in which the mails that stay need not be moved.
+                return ready.drain(..places.len()).collect();
             }
-            *ready = stay;
-            taken.sort_by_key(|(place, _)| *place);
-            taken.into_iter().map(|(_, item)| item).collect()
+            let mut items: Vec<_> = std::mem::take(ready).into_iter().map(Some).collect();
+            let taken = places.iter().filter_map(|(_, place)| items[*place].take()).collect();
+            ready.extend(items.into_iter().flatten());
+            taken
         })
     }
 
