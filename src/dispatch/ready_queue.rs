@@ -152,7 +152,7 @@ impl<T> ReadyQueue<T> {
             places.sort();
             places.truncate(limit);
             if places.iter().map(|(_, place)| *place).eq(0..places.len()) {
-                // The usual case, in which the mails that stay need not be moved.
+                // The mails to be taken are the first ones, as they usually are: the others need not be moved.
                 return ready.drain(..places.len()).collect();
             }
             let mut items: Vec<_> = std::mem::take(ready).into_iter().map(Some).collect();

@@ -169,6 +169,18 @@ fn a_number_of_mails_is_taken_from_one_queue_those_of_the_lowest_rank_first() {
     assert_eq!((queue.len(0), queue.len(1)), (1, 1));
 }
 
+#[test]
+fn mails_that_are_not_taken_keep_their_order() {
+    let queue = ReadyQueue::new([1]);
+    for item in ["b1", "b2", "a1", "b3", "a2", "b4"] {
+        queue.push(0, item);
+    }
+    assert_eq!(queue.take(0, 2, |item| item.chars().next()), ["a1", "a2"]);
+    assert_eq!(queue.take(0, 2, |_| Some(())), ["b1", "b2"]);
+    assert_eq!(queue.take(0, 0, |_| Some(())), [""; 0]);
+    assert_eq!(queue.drain(0), ["b3", "b4"]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn who_waits_for_a_mail_looks_again_when_stirred() {
     let queue = ReadyQueue::new([1]);
